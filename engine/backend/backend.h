@@ -1,0 +1,118 @@
+// The operations a transformer forward needs, on memory that belongs to the backend. The forward
+// (model/transformer.cpp) is written once against this interface; a backend decides about layouts,
+// threads and kernels. Activations are float32, row-major.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "core/dtype.h"
+#include "core/types.h"
+#include "format/gguf.h"
+#include "model/batch.h"
+
+namespace sbd {
+
+// A weight matrix [rows = out_features, cols = in_features] in the backend's own layout.
+class Weight {
+ public:
+  Weight(DType dtype, int rows, int cols) : dtype_(dtype), rows_(rows), cols_(cols) {}
+  virtual ~Weight() = default;
+  DType dtype() const { return dtype_; }
+  int rows() const { return rows_; }
+  int cols() const { return cols_; }
+
+ private:
+  DType dtype_;
+  int rows_;
+  int cols_;
+};
+
+// Keys and values of one sequence, all layers, room for n_ctx positions; pages are touched lazily.
+class KvStorage {
+ public:
+  virtual ~KvStorage() = default;
+};
+
+using Buffer = std::shared_ptr<float>;  // floats in the backend's memory
+
+struct HeadShape {
+  int num_attention_heads;
+  int num_key_value_heads;
+  int head_dim;
+};
+
+// The rows of one sequence are consecutive in a forward.
+struct SequenceRows {
+  KvStorage* kv;
+  int first_row;
+  int n_rows;
+};
+
+struct ForwardRows {
+  std::span<const TokenId> tokens;  // [rows]
+  std::span<const int> positions;   // [rows], absolute in the row's sequence
+  std::span<const int> kv_end;      // [rows], keys the row sees: positions [0, kv_end)
+  std::span<const SequenceRows> sequences;
+};
+
+// out [rows, weight.rows] (+)= x [rows, weight.cols] weight^T + bias
+struct Linear {
+  const Weight* weight;
+  const float* bias;  // [weight.rows] or nullptr
+  float* out;
+};
+
+// A row whose statistics are wanted.
+struct OutputRow {
+  int row;
+  int position;
+  Sampling sampling;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual std::string description() const = 0;  // such as "cpu (avx512_bf16)"
+  virtual int n_threads() const = 0;
+  virtual double read_bandwidth() = 0;  // measured, bytes per second
+
+  // Memory. A weight that holds NaN or infinity is an error that names the tensor.
+  virtual std::unique_ptr<Weight> load_weight(const Tensor& tensor) = 0;
+  virtual Buffer allocate(std::size_t n_floats) = 0;
+  virtual Buffer upload(std::span<const float> values) = 0;
+  virtual std::unique_ptr<KvStorage> allocate_kv(int n_layers, const HeadShape& heads, int n_ctx,
+                                                 DType dtype) = 0;
+
+  // Starts a forward: the operations below work on these rows until the next begin(). The rows'
+  // memory stays valid as long. inverse_frequencies: RoPE's, [head_dim / 2].
+  virtual void begin(const ForwardRows& rows, std::span<const float> inverse_frequencies,
+                     bool rope_interleaved) = 0;
+  // out [rows, weight.cols] = the rows' token embeddings
+  virtual void embed(const Weight& table, float* out) = 0;
+  // out[i] = RMSNorm of x[rows[i]] (of every row in order where `rows` is empty), [*, cols]
+  virtual void rms_norm(const float* x, std::span<const int> rows, const float* weight, float eps,
+                        int cols, float* out) = 0;
+  // Several weights on the same input x [n_rows, cols]; accumulate: out += instead of out =
+  virtual void linear(const float* x, int n_rows, std::span<const Linear> linears,
+                      bool accumulate) = 0;
+  // RMSNorm of each head (where the norms are not nullptr), RoPE, keys and values into the cache.
+  // q [rows, heads * head_dim] in place; k, v [rows, kv_heads * head_dim]
+  virtual void rotate_and_cache(int layer, const HeadShape& heads, const float* q_norm,
+                                const float* k_norm, float eps, float* q, float* k,
+                                const float* v) = 0;
+  // out [rows, heads * head_dim] = softmax(q K^T / sqrt(head_dim)) V over the keys each row sees
+  virtual void attention(int layer, const HeadShape& heads, const float* q, float* out) = 0;
+  // gate [rows, cols] = silu(gate) * up
+  virtual void swiglu(float* gate, const float* up, int cols) = 0;
+  // Statistics of x [outputs.size(), head.cols] times the LM head, in one pass over the vocabulary;
+  // the mask token (-1: none) is left out.
+  virtual void head_stats(const float* x, const Weight& head, std::span<const OutputRow> outputs,
+                          TokenId mask_token, std::span<RowStats> stats) = 0;
+  // Host logits [n_rows, head.rows] as computed.
+  virtual void head_logits(const float* x, int n_rows, const Weight& head, float* logits) = 0;
+};
+
+}  // namespace sbd

@@ -1,0 +1,98 @@
+// The CPU backend: operations split into tasks for a thread pool, inner loops from a kernel table.
+#pragma once
+
+#include <vector>
+
+#include "backend/backend.h"
+#include "backend/cpu/kernels.h"
+#include "backend/cpu/memory.h"
+#include "backend/cpu/thread_pool.h"
+
+namespace sbd::cpu {
+
+// Per layer and key-value head: keys [n_ctx / 16][head_dim][16], then values [n_ctx][padded_dim].
+class CpuKv : public KvStorage {
+ public:
+  CpuKv(int n_layers, const HeadShape& heads, int n_ctx, DType dtype);
+
+  DType dtype() const { return dtype_; }
+  std::uint8_t* keys(int layer, int head) const;
+  std::uint8_t* values(int layer, int head) const;
+  int padded_dim() const { return padded_dim_; }
+
+ private:
+  DType dtype_;
+  int n_heads_;
+  int padded_dim_;
+  Index keys_bytes_;  // of one head
+  Index values_bytes_;
+  Pages pages_;
+};
+
+// Queries of one key-value head in a few rows of a sequence, which share every pass over its keys.
+struct QueryTile {
+  const CpuKv* kv;
+  int kv_head;
+  int first_row;
+  int n_rows;
+  int key_end;      // the most keys any of the rows sees
+  int first_split;  // index of the first partial result
+};
+
+class CpuBackend : public Backend {
+ public:
+  explicit CpuBackend(int n_threads);
+
+  std::string description() const override;
+  int n_threads() const override { return pool_.size(); }
+  double read_bandwidth() override;
+
+  std::unique_ptr<Weight> load_weight(const Tensor& tensor) override;
+  Buffer allocate(std::size_t n_floats) override;
+  Buffer upload(std::span<const float> values) override;
+  std::unique_ptr<KvStorage> allocate_kv(int n_layers, const HeadShape& heads, int n_ctx,
+                                         DType dtype) override;
+
+  void begin(const ForwardRows& rows, std::span<const float> inverse_frequencies,
+             bool rope_interleaved) override;
+  void embed(const Weight& table, float* out) override;
+  void rms_norm(const float* x, std::span<const int> rows, const float* weight, float eps, int cols,
+                float* out) override;
+  void linear(const float* x, int n_rows, std::span<const Linear> linears,
+              bool accumulate) override;
+  void rotate_and_cache(int layer, const HeadShape& heads, const float* q_norm, const float* k_norm,
+                        float eps, float* q, float* k, const float* v) override;
+  void attention(int layer, const HeadShape& heads, const float* q, float* out) override;
+  void swiglu(float* gate, const float* up, int cols) override;
+  void head_stats(const float* x, const Weight& head, std::span<const OutputRow> outputs,
+                  TokenId mask_token, std::span<RowStats> stats) override;
+  void head_logits(const float* x, int n_rows, const Weight& head, float* logits) override;
+
+ private:
+  int n_rows() const { return static_cast<int>(rows_.tokens.size()); }
+  // x in the forms that the weights' types need; they live until the next call.
+  Activations prepare(const float* x, int n_rows, std::span<const Linear> linears);
+
+  ThreadPool pool_;
+  const Kernels& kernels_;
+
+  ForwardRows rows_;
+  bool rope_interleaved_ = false;
+  std::vector<float> cos_;  // [rows][head_dim / 2]
+  std::vector<float> sin_;
+
+  // Scratch, grown to the largest forward seen.
+  std::vector<std::uint16_t> bf16_;
+  std::vector<std::int8_t> quants_;
+  std::vector<float> scales_;
+  std::vector<std::int32_t> sums_;
+  std::vector<QueryTile> tiles_of_queries_;
+  std::vector<int> tile_of_split_;
+  std::vector<float> partials_;            // of attention, one for each split
+  std::vector<RunStats> run_stats_;        // [vocabulary runs][rows]
+  std::vector<std::vector<float>> tiles_;  // per thread: logits of one run
+  std::vector<Index> kept_;                // per row: where its logits are, or -1
+  std::vector<float> logits_;              // of the rows that are sampled
+};
+
+}  // namespace sbd::cpu

@@ -1,0 +1,119 @@
+// The CPU's inner loops, one table per instruction set. The same source (*_inl.h) is compiled once
+// per table with other compiler flags and another 16-lane vector type (vec_*.h); these plain
+// structs are all that crosses the border, so that no inline function is shared with baseline code.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/dtype.h"
+
+namespace sbd::cpu {
+
+using Index = std::ptrdiff_t;  // offsets are computed in it: products of int counts overflow an int
+
+inline constexpr int kLanes = 16;        // output features per panel, keys per cached block
+inline constexpr int kMaxQueries = 32;   // queries that share a pass over keys
+inline constexpr int kKeysPerStep = 64;  // keys between two rescalings of the online softmax
+inline constexpr float kMinusInfinity = -1e30f;  // finite: differences with it stay numbers
+
+// Weights in panels of 16 output features, inputs interleaved so that one load holds a step of all
+// 16:
+//   f32, f16  [cols][16]                             bf16  [cols / 2][16][2]
+//   q8_0      [cols / 4][16][4] as value + 128, then scales [groups][16]
+//   q4_0      [groups][4][16][4] with a group's steps 0-3 in low and 4-7 in high nibbles, then
+//   scales
+struct PackedMatrix {
+  DType dtype;
+  int rows;           // output features
+  int cols;           // input features
+  Index panel_bytes;  // a multiple of 64
+  const std::uint8_t* data;
+};
+
+// Input rows in the forms the weights' types need; unused ones are null.
+struct Activations {
+  const float* values;        // [rows][cols], for f32 and f16 weights
+  const std::uint16_t* bf16;  // [rows][cols rounded up to 2], for bf16
+  const std::int8_t* quants;  // [rows][cols], for q8_0 and q4_0, values = quants * scales
+  const float* scales;        // [rows][groups]
+  const std::int32_t* sums;   // [rows][groups], sums of quants
+  int first_row;              // where the task's rows start in all of them
+};
+
+struct LinearTask {
+  PackedMatrix weight;
+  Activations x;
+  int n_rows;
+  const float* bias;  // [weight.rows] or null
+  float* out;         // row 0 at the first feature of the first panel
+  Index out_stride;
+  bool accumulate;
+};
+
+// Queries of one key-value head against the keys [key_begin, key_end) of one sequence; query i sees
+// those below kv_end[i]. Unnormalised result: exp(scores - max) V, their sum and the max.
+struct AttentionTask {
+  const float* queries[kMaxQueries];
+  int kv_end[kMaxQueries];
+  int n_queries;
+  int head_dim;
+  int padded_dim;  // head_dim rounded up to 16
+  DType kv_dtype;
+  const void* keys;    // [n_ctx / 16][head_dim][16]
+  const void* values;  // [n_ctx][padded_dim]
+  int key_begin;       // a multiple of kKeysPerStep
+  int key_end;
+  float scale;
+  float* maxima;  // [n_queries]
+  float* sums;    // [n_queries]
+  float* out;     // [n_queries][padded_dim]
+};
+
+// Softmax statistics of a run of logits.
+struct RunStats {
+  float max;
+  float second;         // the next highest logit, equal to max where two share it
+  float sum;            // of exp(l - max)
+  float weighted_sum;   // of (l - max) exp(l - max)
+  float not_finite;     // 0, or NaN where a logit is not a number or infinite
+  std::int32_t argmax;  // lowest index
+};
+
+struct Kernels {
+  const char* name;
+  void (*linear)(const LinearTask&, int panel_begin, int panel_end);
+  void (*attention)(const AttentionTask&);
+  // n is a multiple of 16.
+  void (*run_stats)(const float* logits, int n, RunStats* stats);
+  // Sum of exp((x - highest) * scale); n need not be a multiple of 16.
+  float (*exp_sum)(const float* x, Index n, float highest, float scale);
+  void (*rms_norm)(const float* x, const float* weight, float eps, int n, float* out);
+  void (*swiglu)(float* gate, const float* up, int n);
+  // Pairs (i, i + dim / 2), or (2i, 2i + 1) where interleaved, turned by cos and sin [dim / 2].
+  void (*rotate)(float* x, const float* cos, const float* sin, int dim, bool interleaved);
+  void (*quantize)(const float* x, int n, std::int8_t* quants, float* scales, std::int32_t* sums);
+  void (*to_bf16)(const float* x, int n, std::uint16_t* out);
+  void (*to_half)(const float* x, int n, std::uint16_t* out);
+  // Reads n bytes (a multiple of 256) and returns something that depends on all.
+  std::uint64_t (*read)(const std::uint8_t* p, Index n);
+};
+
+namespace scalar {
+extern const Kernels kernels;
+}
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
+namespace avx512_bf16 {
+extern const Kernels kernels;
+}
+
+// The best table this CPU runs, or the one that the environment variable SBD_ISA names ("scalar",
+// "avx2", "avx512", "avx512_bf16"); a name that is unknown, or not supported here, is an error.
+const Kernels& select_kernels();
+
+}  // namespace sbd::cpu

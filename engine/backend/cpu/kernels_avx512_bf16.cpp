@@ -1,0 +1,4 @@
+#define SBD_ISA avx512_bf16
+#include "backend/cpu/vec_avx512.h"
+
+#include "backend/cpu/kernels_inl.h"

@@ -1,0 +1,37 @@
+// The kernel table of one instruction set: a unit defines SBD_ISA, includes its vec_*.h and then
+// this. No standard header with inline functions may be included here: the linker could pick this
+// unit's copy, compiled for instructions the machine lacks, for baseline code.
+#include "backend/cpu/kernels.h"
+
+namespace sbd::cpu::SBD_ISA {
+
+#define SBD_STRING_OF(x) #x
+#define SBD_STRING(x) SBD_STRING_OF(x)
+
+// Internal linkage for all that follows, templates included.
+namespace {
+
+#include "backend/cpu/linear_inl.h"
+
+#include "backend/cpu/math_inl.h"
+
+#include "backend/cpu/attention_inl.h"
+
+}  // namespace
+
+const Kernels kernels = {
+    SBD_STRING(SBD_ISA),
+    linear,
+    attention,
+    run_stats,
+    exp_sum,
+    rms_norm,
+    swiglu,
+    rotate,
+    quantize,
+    to_bf16,
+    to_half,
+    read,
+};
+
+}  // namespace sbd::cpu::SBD_ISA

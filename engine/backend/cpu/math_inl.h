@@ -1,0 +1,183 @@
+// Vector functions and the small row operations around the matmuls.
+
+// Relative error below 2e-7 on [-87, 88]; exactly 0 below, exactly 1 at 0. Cody-Waite reduction to
+// |r| <= ln(2) / 2 and a polynomial for exp(r).
+static inline F exp(F x) {
+  const F limit = set1(-87.0f);
+  const F clamped = min(max(x, limit), set1(88.0f));
+  const F n = round(mul(clamped, set1(1.44269504f)));
+  F r = fma(n, set1(-0.693359375f), clamped);
+  r = fma(n, set1(2.12194440e-4f), r);
+  F p = set1(1.9875691500e-4f);
+  p = fma(p, r, set1(1.3981999507e-3f));
+  p = fma(p, r, set1(8.3334519073e-3f));
+  p = fma(p, r, set1(4.1665795894e-2f));
+  p = fma(p, r, set1(1.6666665459e-1f));
+  p = fma(p, r, set1(5.0000001201e-1f));
+  p = fma(mul(p, r), r, add(r, set1(1.0f)));
+  return zero_below(scale_by_power(p, n), x, limit);
+}
+
+static inline float reduce_add(F x) {
+  float v[16];
+  store(v, x);
+  for (int width = 8; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) v[i] += v[i + width];
+  }
+  return v[0];
+}
+
+static inline float reduce_max(F x) {
+  float v[16];
+  store(v, x);
+  float m = v[0];
+  for (int i = 1; i < 16; ++i) m = v[i] > m ? v[i] : m;
+  return m;
+}
+
+static void rms_norm(const float* x, const float* weight, float eps, int n, float* out) {
+  F squares = zero();
+  for (int i = 0; i < n; i += 16) {
+    const F v = load_some(x + i, n - i);
+    squares = fma(v, v, squares);
+  }
+  const float mean = reduce_add(squares) / static_cast<float>(n);
+  const F scale = set1(1.0f / __builtin_sqrtf(mean + eps));
+  for (int i = 0; i < n; i += 16) {
+    const F v = mul(load_some(x + i, n - i), scale);
+    store_some(out + i, mul(v, load_some(weight + i, n - i)), n - i);
+  }
+}
+
+static void swiglu(float* gate, const float* up, int n) {
+  for (int i = 0; i < n; i += 16) {
+    const F g = load_some(gate + i, n - i);
+    const F silu = div(g, add(set1(1.0f), exp(sub(zero(), g))));
+    store_some(gate + i, mul(silu, load_some(up + i, n - i)), n - i);
+  }
+}
+
+static void rotate(float* x, const float* cos, const float* sin, int dim, bool interleaved) {
+  const int half = dim / 2;
+  const int step = interleaved ? 2 : 1;
+  const int other = interleaved ? 1 : half;
+  for (int i = 0; i < half; ++i) {
+    const float a = x[i * step];
+    const float b = x[i * step + other];
+    x[i * step] = a * cos[i] - b * sin[i];
+    x[i * step + other] = a * sin[i] + b * cos[i];
+  }
+}
+
+static void quantize(const float* x, int n, std::int8_t* quants, float* scales,
+                     std::int32_t* sums) {
+  for (int g = 0; g < n / kGroupSize; ++g, x += kGroupSize, quants += kGroupSize) {
+    const F a = load(x);
+    const F b = load(x + 16);
+    const float top = reduce_max(max(abs(a), abs(b)));
+    const F inverse = set1(top > 0.0f ? 127.0f / top : 0.0f);
+    store_int8(quants, mul(a, inverse));
+    store_int8(quants + 16, mul(b, inverse));
+    std::int32_t sum = 0;
+    for (int i = 0; i < kGroupSize; ++i) sum += quants[i];
+    scales[g] = top / 127.0f;
+    sums[g] = sum;
+  }
+}
+
+// To nearest, ties to even; NaN stays NaN.
+static void to_bf16(const float* x, int n, std::uint16_t* out) {
+  for (int i = 0; i < n; ++i) {
+    std::uint32_t u;
+    __builtin_memcpy(&u, x + i, 4);
+    const bool nan = (u & 0x7fffffffu) > 0x7f800000u;
+    const std::uint32_t rounded = (u + 0x7fffu + (u >> 16 & 1u)) >> 16;
+    out[i] = static_cast<std::uint16_t>(nan ? 0x7fc0u : rounded);
+  }
+}
+
+static void to_half(const float* x, int n, std::uint16_t* out) {
+  int i = 0;
+  for (; i + 16 <= n; i += 16) store_half(out + i, load(x + i));
+  if (i < n) {
+    std::uint16_t lanes[16];
+    store_half(lanes, load_some(x + i, n - i));
+    __builtin_memcpy(out + i, lanes, static_cast<std::size_t>(n - i) * sizeof(std::uint16_t));
+  }
+}
+
+static void run_stats(const float* logits, int n, RunStats* stats) {
+  F top = set1(kMinusInfinity);
+  F next = set1(kMinusInfinity);
+  F not_finite = zero();
+  for (int i = 0; i < n; i += 16) {
+    const F l = load(logits + i);
+    not_finite = fma(l, zero(), not_finite);
+    next = max(next, min(top, l));
+    top = max(top, l);
+  }
+  float tops[16];
+  store(tops, top);
+  const float highest = reduce_max(top);
+  float second = reduce_max(next);
+  bool seen = false;  // the lane of the maximum gives way once; its second is already in `next`
+  for (const float t : tops) {
+    if (t == highest && !seen) {
+      seen = true;
+    } else if (t > second) {
+      second = t;
+    }
+  }
+  std::int32_t argmax = 0;
+  const F highest_lanes = set1(highest);
+  for (int i = 0; i < n; i += 16) {
+    const std::uint32_t mask = equal_mask(load(logits + i), highest_lanes);
+    if (mask != 0) {
+      argmax = i + __builtin_ctz(mask);
+      break;
+    }
+  }
+  F sum = zero();
+  F weighted = zero();
+  for (int i = 0; i < n; i += 16) {
+    const F below = sub(load(logits + i), highest_lanes);
+    const F e = exp(below);
+    sum = add(sum, e);
+    weighted = fma(below, e, weighted);
+  }
+  *stats = {highest, second, reduce_add(sum), reduce_add(weighted), reduce_add(not_finite), argmax};
+}
+
+static float exp_sum(const float* x, Index n, float highest, float scale) {
+  F sum = zero();
+  for (Index i = 0; i < n; i += 16) {
+    F l = set1(kMinusInfinity);
+    if (n - i >= 16) {
+      l = load(x + i);
+    } else {
+      float lanes[16];
+      store(lanes, l);
+      __builtin_memcpy(lanes, x + i, static_cast<std::size_t>(n - i) * sizeof(float));
+      l = load(lanes);
+    }
+    sum = add(sum, exp(mul(sub(l, set1(highest)), set1(scale))));
+  }
+  return reduce_add(sum);
+}
+
+static std::uint64_t read(const std::uint8_t* p, Index n) {
+  I sums[4] = {set1_int(0), set1_int(0), set1_int(0), set1_int(0)};
+  const I x = set1_int(1);
+  for (Index i = 0; i + 256 <= n; i += 256) {
+    prefetch(p + i + 4096);
+    prefetch(p + i + 4096 + 64);
+    prefetch(p + i + 4096 + 128);
+    prefetch(p + i + 4096 + 192);
+    for (int j = 0; j < 4; ++j) {
+      sums[j] = dot_bytes(sums[j], load_weights(p + i + j * 64), x);
+    }
+  }
+  std::uint64_t total = 0;
+  for (const I& sum : sums) total += static_cast<std::uint64_t>(reduce_add(to_float(sum)));
+  return total;
+}

@@ -1,0 +1,101 @@
+#include "backend/cpu/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <vector>
+
+#include "core/random.h"
+
+namespace sbd::cpu {
+
+namespace {
+
+// -log(-log(u)) of the largest u that uniform() returns, 1 - 2^-25, rounded up.
+constexpr float kHighestGumbel = 17.4f;
+
+struct Candidates {
+  std::vector<TokenId> ids;
+  float mass;  // sum of exp((logit - highest) / temperature)
+};
+
+// Most probable first; equal logits: the lower id first.
+struct LessProbable {
+  const float* logits;
+  bool operator()(TokenId a, TokenId b) const {
+    return logits[a] < logits[b] || (logits[a] == logits[b] && a > b);
+  }
+};
+
+Candidates filter(std::span<const float> logits, const Sampling& sampling, float mass,
+                  float inverse_temperature, float highest) {
+  const auto weight = [&](TokenId id) {
+    return std::exp((logits[id] - highest) * inverse_temperature);
+  };
+  std::vector<TokenId> heap(logits.size());
+  std::iota(heap.begin(), heap.end(), 0);
+  const LessProbable less{logits.data()};
+  const bool limit_k = sampling.top_k > 0 && static_cast<std::size_t>(sampling.top_k) < heap.size();
+  if (limit_k) {
+    const auto last = heap.begin() + sampling.top_k;
+    std::nth_element(heap.begin(), last, heap.end(),
+                     [&](TokenId a, TokenId b) { return less(b, a); });
+    heap.erase(last, heap.end());
+    // In one order whatever nth_element did, so that the sum below has one value.
+    std::sort(heap.begin(), heap.end());
+    mass = std::accumulate(heap.begin(), heap.end(), 0.0f,
+                           [&](float sum, TokenId id) { return sum + weight(id); });
+  }
+  if (sampling.top_p >= 1.0f) return {std::move(heap), mass};
+
+  // A heap gives the few most probable ones without sorting the vocabulary.
+  std::make_heap(heap.begin(), heap.end(), less);
+  Candidates kept{{}, 0.0f};
+  while (!heap.empty() && (kept.ids.empty() || kept.mass < sampling.top_p * mass)) {
+    std::pop_heap(heap.begin(), heap.end(), less);
+    kept.ids.push_back(heap.back());
+    kept.mass += weight(heap.back());
+    heap.pop_back();
+  }
+  return kept;
+}
+
+}  // namespace
+
+Sample sample(const Kernels& kernels, std::span<const float> logits, const Sampling& sampling,
+              int position) {
+  std::uint64_t key = combine(sampling.seed, sampling.sample_index);
+  key = combine(key, static_cast<std::uint64_t>(position));
+  key = combine(key, sampling.draw);
+
+  // Bounded, so that 0 times it is 0 at the smallest temperatures too.
+  const float inverse_temperature = std::min(1.0f / sampling.temperature, 1e30f);
+  const float highest = *std::max_element(logits.begin(), logits.end());
+  const float mass = kernels.exp_sum(logits.data(), static_cast<Index>(logits.size()), highest,
+                                     inverse_temperature);
+
+  Sample best{-1, 0};
+  float best_score = kMinusInfinity;
+  float kept_mass = mass;
+  const auto consider = [&](TokenId id) {
+    const float scaled = (logits[id] - highest) * inverse_temperature;
+    if (scaled + kHighestGumbel < best_score) return;  // cannot win: most of the vocabulary
+    const float u = uniform(key, static_cast<std::uint64_t>(id));
+    const float score = scaled - std::log(-std::log(u));
+    if (score > best_score) {
+      best_score = score;
+      best = {id, scaled};
+    }
+  };
+  if (sampling.top_k > 0 || sampling.top_p < 1.0f) {
+    const Candidates kept = filter(logits, sampling, mass, inverse_temperature, highest);
+    kept_mass = kept.mass;
+    for (const TokenId id : kept.ids) consider(id);
+  } else {
+    for (TokenId id = 0; id < static_cast<TokenId>(logits.size()); ++id) consider(id);
+  }
+  best.probability = std::exp(best.probability) / kept_mass;
+  return best;
+}
+
+}  // namespace sbd::cpu

@@ -1,0 +1,74 @@
+#include "backend/cpu/thread_pool.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace sbd::cpu {
+
+namespace {
+
+// Busy waiting for about 50 microseconds, longer than any gap inside a forward; from the start it
+// lets other threads have the core now and then, as there may be fewer cores than threads.
+constexpr int kSpins = 2000;
+
+void pause(int spin) {
+  if (spin % 64 == 63) {
+    std::this_thread::yield();
+  } else {
+#if defined(__x86_64__)
+    _mm_pause();
+#endif
+  }
+}
+
+}  // namespace
+
+ThreadPool::ThreadPool(int n_threads) {
+  for (int thread = 1; thread < n_threads; ++thread) {
+    workers_.emplace_back([this, thread] { worker_loop(thread); });
+  }
+}
+
+ThreadPool::~ThreadPool() {
+  stopping_ = true;
+  ++epoch_;
+  epoch_.notify_all();
+  for (std::thread& worker : workers_) worker.join();
+}
+
+// A worker enters (inside_ + 1) before it looks whether the job is open, and the caller closes the
+// job before it looks whether anyone is inside. All are sequentially consistent, so one of the two
+// sees the other: nobody touches a job after run() has returned.
+void ThreadPool::start(const Job& job) {
+  job_ = job;
+  next_task_ = 0;
+  open_ = true;
+  ++epoch_;
+  epoch_.notify_all();
+  work(0);
+  open_ = false;
+  for (int spin = 0; inside_ != 0; ++spin) pause(spin);
+}
+
+void ThreadPool::work(int thread) {
+  const Job job = job_;
+  for (int task = next_task_++; task < job.n_tasks; task = next_task_++) {
+    job.call(job.body, task, thread);
+  }
+}
+
+void ThreadPool::worker_loop(int thread) {
+  std::uint32_t seen = 0;
+  while (true) {
+    for (int spin = 0; spin < kSpins && epoch_ == seen; ++spin) pause(spin);
+    epoch_.wait(seen);
+    seen = epoch_;
+    if (stopping_) return;
+    ++inside_;
+    if (open_) work(thread);
+    --inside_;
+  }
+}
+
+}  // namespace sbd::cpu

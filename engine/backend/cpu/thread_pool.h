@@ -1,0 +1,58 @@
+// Threads that stay awake through a forward: an operation is handed out by one store and ended by
+// one counter, which costs microseconds where a fork would cost tens.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+namespace sbd::cpu {
+
+class ThreadPool {
+ public:
+  explicit ThreadPool(int n_threads);  // the caller of run() is one of them
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int size() const { return static_cast<int>(workers_.size()) + 1; }
+
+  // Calls fn(task, thread) for every task in [0, n_tasks), thread in [0, size()), and returns when
+  // all have ended. Tasks are taken one at a time by whichever thread is free, so a thread that the
+  // system has put aside delays only the task it holds. fn must not throw.
+  template <typename Fn>
+  void run(int n_tasks, Fn&& fn) {
+    if (n_tasks == 1 || workers_.empty()) {
+      for (int task = 0; task < n_tasks; ++task) fn(task, 0);
+      return;
+    }
+    using Body = std::remove_reference_t<Fn>;
+    start({[](const void* body, int task, int thread) {
+             (*static_cast<Body*>(const_cast<void*>(body)))(task, thread);
+           },
+           &fn, n_tasks});
+  }
+
+ private:
+  struct Job {
+    void (*call)(const void* body, int task, int thread);
+    const void* body;
+    int n_tasks;
+  };
+
+  void start(const Job& job);
+  void work(int thread);
+  void worker_loop(int thread);
+
+  Job job_{};
+  alignas(64) std::atomic<int> next_task_{0};
+  alignas(64) std::atomic<std::uint32_t> epoch_{0};  // grows by one with every job
+  alignas(64) std::atomic<bool> open_{false};        // workers may enter the job
+  alignas(64) std::atomic<int> inside_{0};           // workers that may be touching it
+  std::atomic<bool> stopping_{false};
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace sbd::cpu

@@ -1,0 +1,133 @@
+// 16 lanes in two AVX2 registers. Included by kernel units only, which name SBD_ISA.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace sbd::cpu::SBD_ISA {
+
+struct F {  // 16 floats
+  __m256 a, b;
+};
+struct I {  // 16 int32
+  __m256i a, b;
+};
+struct W {  // 64 bytes of packed weights, 4 for each lane
+  __m256i a, b;
+};
+
+// 16 registers carry 2 x 3 integer and 2 x 3 float accumulators of one panel.
+constexpr int kPanelTile = 1;
+constexpr int kRowTile = 3;
+
+static inline F zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+static inline F set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+static inline F load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+static inline void store(float* p, F x) {
+  _mm256_storeu_ps(p, x.a);
+  _mm256_storeu_ps(p + 8, x.b);
+}
+static inline F load_half(const std::uint16_t* p) {
+  const auto* q = reinterpret_cast<const __m128i*>(p);
+  return {_mm256_cvtph_ps(_mm_loadu_si128(q)), _mm256_cvtph_ps(_mm_loadu_si128(q + 1))};
+}
+static inline void store_half(std::uint16_t* p, F x) {
+  auto* q = reinterpret_cast<__m128i*>(p);
+  _mm_storeu_si128(q, _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128(q + 1, _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT));
+}
+static inline F add(F x, F y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+static inline F sub(F x, F y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+static inline F mul(F x, F y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+static inline F div(F x, F y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
+static inline F max(F x, F y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+static inline F min(F x, F y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+static inline F abs(F x) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
+}
+static inline F fma(F x, F y, F z) {  // x * y + z
+  return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+}
+static inline F round(F x) {
+  constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  return {_mm256_round_ps(x.a, mode), _mm256_round_ps(x.b, mode)};
+}
+// value where x >= limit, else 0
+static inline F zero_below(F value, F x, F limit) {
+  return {_mm256_and_ps(value.a, _mm256_cmp_ps(x.a, limit.a, _CMP_GE_OQ)),
+          _mm256_and_ps(value.b, _mm256_cmp_ps(x.b, limit.b, _CMP_GE_OQ))};
+}
+// x * 2^n for integral n with a normal result
+static inline F scale_by_power(F x, F n) {
+  const __m256i a = _mm256_slli_epi32(_mm256_cvtps_epi32(n.a), 23);
+  const __m256i b = _mm256_slli_epi32(_mm256_cvtps_epi32(n.b), 23);
+  return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x.a), a)),
+          _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x.b), b))};
+}
+// bit i: x[i] == y[i]
+static inline std::uint32_t equal_mask(F x, F y) {
+  const auto a =
+      static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(x.a, y.a, _CMP_EQ_OQ)));
+  const auto b =
+      static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(x.b, y.b, _CMP_EQ_OQ)));
+  return a | b << 8;
+}
+
+static inline I set1_int(std::int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+static inline F to_float(I x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+// Rounded to nearest, saturated to int8.
+static inline void store_int8(std::int8_t* p, F x) {
+  const __m256i words = _mm256_permute4x64_epi64(
+      _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)), 0xd8);
+  const __m128i bytes =
+      _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+}
+
+static inline W load_weights(const std::uint8_t* p) {
+  const auto* q = reinterpret_cast<const __m256i*>(p);
+  return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
+}
+static inline W low_nibbles(W w) {
+  const __m256i mask = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(w.a, mask), _mm256_and_si256(w.b, mask)};
+}
+static inline W high_nibbles(W w) {
+  const __m256i mask = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(_mm256_srli_epi16(w.a, 4), mask),
+          _mm256_and_si256(_mm256_srli_epi16(w.b, 4), mask)};
+}
+// sum += unsigned weight bytes times signed activation bytes, four products a lane. maddubs would
+// saturate (2 * 255 * 127 > 32767), so even and odd bytes are widened to 16 bits and multiplied
+// there.
+static inline __m256i dot_half(__m256i sum, __m256i w, __m256i x) {
+  const __m256i w_even = _mm256_and_si256(w, _mm256_set1_epi16(255));
+  const __m256i w_odd = _mm256_srli_epi16(w, 8);
+  const __m256i x_even = _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8);
+  const __m256i x_odd = _mm256_srai_epi16(x, 8);
+  sum = _mm256_add_epi32(sum, _mm256_madd_epi16(w_even, x_even));
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(w_odd, x_odd));
+}
+static inline I dot_bytes(I sum, W w, I x) {
+  return {dot_half(sum.a, w.a, x.a), dot_half(sum.b, w.b, x.b)};
+}
+
+// sum += two bf16 weights times two bf16 activations a lane
+static inline __m256 dot_bf16_half(__m256 sum, __m256i w, __m256i x) {
+  const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+  sum = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(w, 16)),
+                        _mm256_castsi256_ps(_mm256_slli_epi32(x, 16)), sum);
+  return _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_and_si256(w, high)),
+                         _mm256_castsi256_ps(_mm256_and_si256(x, high)), sum);
+}
+static inline F dot_bf16(F sum, W w, I x) {
+  return {dot_bf16_half(sum.a, w.a, x.a), dot_bf16_half(sum.b, w.b, x.b)};
+}
+
+static inline void prefetch(const void* p) {
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
+}
+
+}  // namespace sbd::cpu::SBD_ISA

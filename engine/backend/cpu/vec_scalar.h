@@ -1,0 +1,173 @@
+// 16 lanes in plain C++: the reference that every CPU runs. Included by kernel units only, which
+// name SBD_ISA.
+#pragma once
+
+#include <cstdint>
+
+namespace sbd::cpu::SBD_ISA {
+
+struct F {
+  float v[16];
+};
+struct I {
+  std::int32_t v[16];
+};
+struct W {  // 64 bytes of packed weights, 4 for each lane
+  std::uint8_t v[64];
+};
+
+constexpr int kPanelTile = 1;
+constexpr int kRowTile = 2;
+
+template <typename To, typename From>
+static inline To bits(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  __builtin_memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+template <typename Op>
+static inline F lanes(Op op) {
+  F r;
+  for (int i = 0; i < 16; ++i) r.v[i] = op(i);
+  return r;
+}
+
+static inline float half_to_float(std::uint16_t h) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(h & 0x8000u) << 16;
+  const std::uint32_t magnitude = h & 0x7fffu;
+  if (magnitude >= 0x7c00u) return bits<float>(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
+  if (magnitude >= 0x0400u) return bits<float>(sign | ((magnitude << 13) + (112u << 23)));
+  return bits<float>(sign | bits<std::uint32_t>(static_cast<float>(magnitude) * 0x1p-24f));
+}
+// To nearest, ties to even; beyond the range: infinity.
+static inline std::uint16_t float_to_half(float x) {
+  const std::uint32_t u = bits<std::uint32_t>(x);
+  const auto sign = static_cast<std::uint16_t>(u >> 16 & 0x8000u);
+  const std::uint32_t magnitude = u & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return static_cast<std::uint16_t>(sign | 0x7e00u);
+  if (magnitude >= 0x477ff000u) return static_cast<std::uint16_t>(sign | 0x7c00u);
+  if (magnitude < 0x38800000u) {  // subnormal: adding 0.5 lets the FPU round at 2^-24
+    const std::uint32_t rounded = bits<std::uint32_t>(bits<float>(magnitude) + 0.5f) - 0x3f000000u;
+    return static_cast<std::uint16_t>(sign | rounded);
+  }
+  const std::uint32_t odd = magnitude >> 13 & 1u;
+  return static_cast<std::uint16_t>(sign | (magnitude - (112u << 23) + 0xfffu + odd) >> 13);
+}
+// To nearest, ties to even, for |x| < 2^22.
+static inline float round_to_int(float x) { return (x + 0x1.8p23f) - 0x1.8p23f; }
+
+static inline F zero() {
+  return lanes([](int) { return 0.0f; });
+}
+static inline F set1(float x) {
+  return lanes([&](int) { return x; });
+}
+static inline F load(const float* p) {
+  return lanes([&](int i) { return p[i]; });
+}
+static inline void store(float* p, const F& a) { __builtin_memcpy(p, a.v, sizeof(a.v)); }
+static inline F load_half(const std::uint16_t* p) {
+  return lanes([&](int i) { return half_to_float(p[i]); });
+}
+static inline void store_half(std::uint16_t* p, const F& a) {
+  for (int i = 0; i < 16; ++i) p[i] = float_to_half(a.v[i]);
+}
+static inline F add(const F& a, const F& b) {
+  return lanes([&](int i) { return a.v[i] + b.v[i]; });
+}
+static inline F sub(const F& a, const F& b) {
+  return lanes([&](int i) { return a.v[i] - b.v[i]; });
+}
+static inline F mul(const F& a, const F& b) {
+  return lanes([&](int i) { return a.v[i] * b.v[i]; });
+}
+static inline F div(const F& a, const F& b) {
+  return lanes([&](int i) { return a.v[i] / b.v[i]; });
+}
+static inline F max(const F& a, const F& b) {
+  return lanes([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
+static inline F min(const F& a, const F& b) {
+  return lanes([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+}
+static inline F abs(const F& a) {
+  return lanes([&](int i) { return a.v[i] < 0 ? -a.v[i] : a.v[i]; });
+}
+// Unfused: without an FMA unit a fused one would be a library call.
+static inline F fma(const F& a, const F& b, const F& c) {
+  return lanes([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+}
+static inline F round(const F& a) {
+  return lanes([&](int i) { return round_to_int(a.v[i]); });
+}
+// value where x >= limit, else 0
+static inline F zero_below(const F& value, const F& x, const F& limit) {
+  return lanes([&](int i) { return x.v[i] >= limit.v[i] ? value.v[i] : 0.0f; });
+}
+// a * 2^n for integral n with a normal result
+static inline F scale_by_power(const F& a, const F& n) {
+  return lanes([&](int i) {
+    const auto shift = static_cast<std::uint32_t>(static_cast<std::int32_t>(n.v[i])) << 23;
+    return bits<float>(bits<std::uint32_t>(a.v[i]) + shift);
+  });
+}
+// bit i: a[i] == b[i]
+static inline std::uint32_t equal_mask(const F& a, const F& b) {
+  std::uint32_t mask = 0;
+  for (int i = 0; i < 16; ++i) mask |= static_cast<std::uint32_t>(a.v[i] == b.v[i]) << i;
+  return mask;
+}
+
+static inline I set1_int(std::int32_t x) {
+  I r;
+  for (int i = 0; i < 16; ++i) r.v[i] = x;
+  return r;
+}
+static inline F to_float(const I& a) {
+  return lanes([&](int i) { return static_cast<float>(a.v[i]); });
+}
+// Rounded to nearest; the kernels pass values within int8.
+static inline void store_int8(std::int8_t* p, const F& a) {
+  for (int i = 0; i < 16; ++i) p[i] = static_cast<std::int8_t>(round_to_int(a.v[i]));
+}
+
+static inline W load_weights(const std::uint8_t* p) {
+  W w;
+  __builtin_memcpy(w.v, p, sizeof(w.v));
+  return w;
+}
+static inline W low_nibbles(W w) {
+  for (auto& b : w.v) b &= 15;
+  return w;
+}
+static inline W high_nibbles(W w) {
+  for (auto& b : w.v) b = static_cast<std::uint8_t>(b >> 4);
+  return w;
+}
+// sum += unsigned weight bytes times signed activation bytes, four products a lane
+static inline I dot_bytes(I sum, const W& w, const I& x) {
+  for (int i = 0; i < 16; ++i) {
+    const auto u = static_cast<std::uint32_t>(x.v[i]);
+    for (int j = 0; j < 4; ++j) {
+      sum.v[i] += w.v[4 * i + j] * static_cast<std::int8_t>(u >> (8 * j));
+    }
+  }
+  return sum;
+}
+// sum += two bf16 weights times two bf16 activations a lane
+static inline F dot_bf16(F sum, const W& w, const I& x) {
+  for (int i = 0; i < 16; ++i) {
+    std::uint32_t pair;
+    __builtin_memcpy(&pair, w.v + 4 * i, 4);
+    const auto u = static_cast<std::uint32_t>(x.v[i]);
+    sum.v[i] += bits<float>(pair << 16) * bits<float>(u << 16);
+    sum.v[i] += bits<float>(pair & 0xffff0000u) * bits<float>(u & 0xffff0000u);
+  }
+  return sum;
+}
+
+static inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+
+}  // namespace sbd::cpu::SBD_ISA

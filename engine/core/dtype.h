@@ -1,0 +1,72 @@
+// Storage types of weights and of the KV cache, with GGUF's block layouts.
+#pragma once
+
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+namespace sbd {
+
+enum class DType : std::uint8_t { f32, f16, bf16, q8_0, q4_0 };
+
+inline constexpr int kGroupSize = 32;  // weights that share a scale in Q8_0 and Q4_0
+
+struct BlockQ8_0 {      // w[i] = scale * quants[i]
+  std::uint16_t scale;  // IEEE half
+  std::int8_t quants[kGroupSize];
+};
+static_assert(sizeof(BlockQ8_0) == 34);
+
+struct BlockQ4_0 {  // w[i] = scale * ((nibbles[i] & 15) - 8), w[i + 16] = scale * ((nibbles[i] >>
+                    // 4) - 8)
+  std::uint16_t scale;
+  std::uint8_t nibbles[kGroupSize / 2];
+};
+static_assert(sizeof(BlockQ4_0) == 18);
+
+// Values that are stored together: one for the float types, a group for the quantised ones.
+constexpr int values_per_block(DType type) {
+  return type == DType::q8_0 || type == DType::q4_0 ? kGroupSize : 1;
+}
+
+constexpr std::size_t bytes_per_block(DType type) {
+  switch (type) {
+    case DType::f32: return 4;
+    case DType::f16: return 2;
+    case DType::bf16: return 2;
+    case DType::q8_0: return sizeof(BlockQ8_0);
+    case DType::q4_0: return sizeof(BlockQ4_0);
+  }
+  return 0;
+}
+
+constexpr std::string_view name(DType type) {
+  switch (type) {
+    case DType::f32: return "f32";
+    case DType::f16: return "f16";
+    case DType::bf16: return "bf16";
+    case DType::q8_0: return "q8_0";
+    case DType::q4_0: return "q4_0";
+  }
+  return "?";
+}
+
+constexpr float bf16_to_float(std::uint16_t bits) {
+  return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
+}
+
+constexpr float half_to_float(std::uint16_t bits) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x8000u) << 16;
+  const std::uint32_t magnitude = bits & 0x7fffu;
+  if (magnitude >= 0x7c00u) {  // infinity, NaN
+    return std::bit_cast<float>(sign | 0x7f800000u | ((magnitude & 0x3ffu) << 13));
+  }
+  if (magnitude >= 0x0400u) {  // normal: the exponent's bias goes from 15 to 127
+    return std::bit_cast<float>(sign | ((magnitude << 13) + (112u << 23)));
+  }
+  const float value = static_cast<float>(magnitude) * 0x1p-24f;  // subnormal and zero
+  return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(value));
+}
+
+}  // namespace sbd

@@ -1,0 +1,9 @@
+#pragma once
+
+#include <cstdint>
+
+namespace sbd {
+
+using TokenId = std::int32_t;
+
+}  // namespace sbd

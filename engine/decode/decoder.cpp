@@ -1,0 +1,39 @@
+#include "decode/decoder.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/error.h"
+
+namespace sbd {
+
+int DecodeTask::tokens_wanted() const {
+  return std::min(max_tokens, n_ctx - static_cast<int>(prompt.size()));
+}
+
+bool DecodeTask::is_eos(TokenId token) const {
+  return std::ranges::find(eos_token_ids, token) != eos_token_ids.end();
+}
+
+TokenId DecodeTask::choose(const RowStats& row) const {
+  return sampling.temperature > 0.0f ? row.sampled : row.argmax;
+}
+
+void check_task(const DecodeTask& task) {
+  SBD_CHECK(!task.prompt.empty(), "expected a prompt of at least one token, got an empty one");
+  SBD_CHECK(static_cast<int>(task.prompt.size()) < task.n_ctx,
+            "expected a prompt shorter than the context of {} tokens, got {} tokens: shorten it or "
+            "raise n_ctx",
+            task.n_ctx, task.prompt.size());
+  SBD_CHECK(task.max_tokens >= 1, "expected max_tokens >= 1, got {}", task.max_tokens);
+  const Sampling& sampling = task.sampling;
+  SBD_CHECK(sampling.temperature >= 0.0f && std::isfinite(sampling.temperature),
+            "expected a finite temperature >= 0 (0 takes the most probable token), got {}",
+            sampling.temperature);
+  SBD_CHECK(sampling.top_k >= 0, "expected top_k >= 0 (0 keeps all tokens), got {}",
+            sampling.top_k);
+  SBD_CHECK(sampling.top_p > 0.0f && sampling.top_p <= 1.0f,
+            "expected top_p above 0 and at most 1 (1 keeps all tokens), got {}", sampling.top_p);
+}
+
+}  // namespace sbd

@@ -1,0 +1,64 @@
+// A decoder is a pure state machine: plan() says which rows the next forward computes, absorb()
+// takes their statistics and decides tokens. It never sees a tensor, a backend or a file.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "core/types.h"
+#include "model/batch.h"
+
+namespace sbd {
+
+enum class FinishReason {
+  stop,    // an end-of-sequence token was decided
+  length,  // max_tokens or the context is full
+};
+
+// A token decided at a position of the new text (0 is the first position after the prompt). With
+// several positions decided out of order, revealed ones may lie beyond the committed prefix.
+struct Reveal {
+  int position;
+  TokenId token;
+};
+
+struct Events {
+  std::vector<Reveal> revealed;
+  std::vector<TokenId> committed;  // the text's next tokens, final; a closing EOS included
+  std::optional<FinishReason> finished;
+};
+
+// What every decoder needs to know about its task.
+struct DecodeTask {
+  std::vector<TokenId> prompt;         // at least one token, fewer than n_ctx
+  int max_tokens = 256;                // new tokens wanted, at least 1
+  int n_ctx = 0;                       // positions the KV cache has room for
+  std::vector<TokenId> eos_token_ids;  // empty: end-of-sequence tokens are ordinary ones
+  Sampling sampling;
+  int prefill_rows = 512;  // prompt rows per forward at most
+
+  // New tokens that both max_tokens and the context allow.
+  int tokens_wanted() const;
+  bool is_eos(TokenId token) const;
+  // The token a row decides: its argmax at temperature 0, else the sampled one.
+  TokenId choose(const RowStats& row) const;
+};
+
+// Refuses a task outside the ranges above, its sampling included.
+void check_task(const DecodeTask& task);
+
+class Decoder {
+ public:
+  virtual ~Decoder() = default;
+
+  // The segments of the next forward, in order of position, starting where the last commit ended.
+  virtual std::vector<Segment> plan() = 0;
+
+  // Takes the statistics of every wanted row of the last plan, in order. A forward with revealed
+  // positions is one NFE (number of function evaluations). Once finished, neither is called again.
+  virtual Events absorb(std::span<const RowStats> stats) = 0;
+};
+
+}  // namespace sbd

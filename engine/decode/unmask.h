@@ -1,0 +1,44 @@
+// Unmasking rules: which masked positions of a block are decided after a forward.
+#pragma once
+
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "model/batch.h"
+
+namespace sbd {
+
+enum class UnmaskRule {
+  entropy_bounded,  // EB-Sampler, arXiv 2505.24857; SBD eq. 8, and eq. 18 with a proxy
+  factor,           // Fast-dLLM: the largest n with (n + 1)(1 - c_n) < factor
+  confidence,       // Fast-dLLM: all with confidence > threshold
+  top_n,            // a fixed number
+};
+
+enum class Proxy { entropy, confidence, margin };  // the order of eq. 18
+
+struct Unmask {
+  UnmaskRule rule = UnmaskRule::entropy_bounded;
+  float gamma = 0.35f;  // nats; infinity: the whole block
+  Proxy proxy = Proxy::entropy;
+  float factor = 1.0f;
+  float confidence_threshold = 0.9f;
+  int top_n = 1;
+};
+
+// Errors name the rules (proxies) there are.
+UnmaskRule unmask_rule(const std::string& name);
+Proxy unmask_proxy(const std::string& name);
+std::string_view name(UnmaskRule rule);
+std::string_view name(Proxy proxy);
+
+// Refuses parameters outside their ranges, those of the other rules included.
+void check_unmask(const Unmask& unmask);
+
+// Indices into `candidates` (statistics of the masked positions, in order of position) of those to
+// decide now: at least one, ascending. Ties go to the lower position, a NaN comes last.
+std::vector<int> select_unmasked(const Unmask& unmask, std::span<const RowStats> candidates);
+
+}  // namespace sbd

@@ -1,0 +1,213 @@
+#include "engine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <thread>
+
+#include "backend/cpu/cpu_backend.h"
+#include "core/error.h"
+#include "core/random.h"
+#include "decode/registry.h"
+#include "format/gguf.h"
+#include "model/transformer.h"
+
+namespace sbd {
+
+namespace {
+
+constexpr int kMaxThreads = 1024;
+constexpr int kPrefillRows = 512;  // per forward: bounds the activations' memory and Ctrl-C's wait
+
+std::unique_ptr<Backend> make_backend(const EngineOptions& options) {
+  SBD_CHECK(options.device == "auto" || options.device == "cpu",
+            "device \"{}\": expected auto or cpu, this build has no other backend", options.device);
+  SBD_CHECK(options.n_threads >= 0 && options.n_threads <= kMaxThreads,
+            "n_threads must be between 1 and {}, got {}", kMaxThreads, options.n_threads);
+  const int available = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  return std::make_unique<cpu::CpuBackend>(options.n_threads > 0 ? options.n_threads : available);
+}
+
+int choose_n_ctx(const ModelConfig& config, int wanted) {
+  const int limit = config.max_position_embeddings;
+  const int window = config.sliding_window > 0 ? std::min(config.sliding_window, limit) : limit;
+  SBD_CHECK(wanted >= 0 && wanted <= limit, "n_ctx must be between 1 and the model's {}, got {}",
+            limit, wanted);
+  SBD_CHECK(wanted <= window,
+            "n_ctx {} is beyond the model's sliding window of {}, which this engine does not "
+            "compute: use at most {}",
+            wanted, window, window);
+  return wanted > 0 ? wanted : window;
+}
+
+}  // namespace
+
+struct Engine::Sequence {
+  KvCache kv;
+  std::unique_ptr<Decoder> decoder;
+  int prompt_tokens;
+};
+
+Engine::Engine(const std::filesystem::path& path, const EngineOptions& options)
+    : backend_(make_backend(options)), kv_dtype_(options.kv_dtype) {
+  const GgufFile file(path);
+  metadata_ = file.metadata();
+  config_ = read_model_config(metadata_);
+  defaults_ = read_decode_defaults(metadata_, config_);
+  n_ctx_ = choose_n_ctx(config_, options.n_ctx);
+  FileTensors tensors(file);
+  model_ = std::make_unique<Transformer>(config_, tensors, *backend_);
+  tensors.check_all_used();
+}
+
+Engine::Engine(const Metadata& metadata, DType dtype, bool tie_word_embeddings,
+               const EngineOptions& options)
+    : backend_(make_backend(options)), kv_dtype_(options.kv_dtype), metadata_(metadata) {
+  config_ = read_model_config(metadata_);
+  defaults_ = read_decode_defaults(metadata_, config_);
+  n_ctx_ = choose_n_ctx(config_, options.n_ctx);
+  RandomTensors tensors(dtype, tie_word_embeddings);
+  model_ = std::make_unique<Transformer>(config_, tensors, *backend_);
+}
+
+Engine::~Engine() = default;
+
+const Metadata& Engine::metadata() const { return metadata_; }
+const ModelConfig& Engine::config() const { return config_; }
+const DecodeDefaults& Engine::defaults() const { return defaults_; }
+int Engine::n_ctx() const { return n_ctx_; }
+int Engine::n_threads() const { return backend_->n_threads(); }
+std::string Engine::device() const { return backend_->description(); }
+std::string Engine::auto_decoder() const { return defaults_.decoders.front(); }
+double Engine::read_bandwidth() { return backend_->read_bandwidth(); }
+
+std::unique_ptr<Decoder> Engine::make_decoder(const Request& request) const {
+  DecodeTask task;
+  task.prompt = request.prompt;
+  task.max_tokens = request.max_tokens;
+  task.n_ctx = n_ctx_;
+  if (!request.ignore_eos) task.eos_token_ids = config_.eos_token_ids;
+  task.sampling = {.temperature = request.temperature,
+                   .top_k = request.top_k,
+                   .top_p = request.top_p,
+                   .seed = request.seed,
+                   .sample_index = request.sample_index};
+  task.prefill_rows = kPrefillRows;
+
+  DecoderOptions options;
+  options.block_size = request.block_size.value_or(defaults_.block_size);
+  options.mask_token_id = config_.mask_token_id;
+  options.unmask.rule = unmask_rule(request.unmask.value_or(defaults_.unmask));
+  options.unmask.proxy = unmask_proxy(request.proxy.value_or(defaults_.proxy));
+  options.unmask.gamma = request.gamma.value_or(defaults_.gamma);
+  options.unmask.factor = request.factor.value_or(defaults_.factor);
+  options.unmask.confidence_threshold =
+      request.confidence_threshold.value_or(defaults_.confidence_threshold);
+  options.unmask.top_n = request.top_n.value_or(defaults_.top_n);
+  return sbd::make_decoder(request.decoder == "auto" ? auto_decoder() : request.decoder,
+                           std::move(task), options);
+}
+
+SequenceId Engine::add(const Request& request) {
+  for (const TokenId token : request.prompt) {
+    SBD_CHECK(token >= 0 && token < config_.vocab_size,
+              "token id {} is outside the vocabulary of {}", token, config_.vocab_size);
+  }
+  std::unique_ptr<Decoder> decoder = make_decoder(request);
+  sequences_.emplace(next_id_, std::make_unique<Sequence>(
+                                   Sequence{model_->make_kv(n_ctx_, kv_dtype_), std::move(decoder),
+                                            static_cast<int>(request.prompt.size())}));
+  return next_id_++;
+}
+
+void Engine::remove(SequenceId id) { sequences_.erase(id); }
+
+std::vector<SequenceEvents> Engine::step() {
+  Batch batch;
+  std::vector<std::size_t> n_outputs;
+  std::vector<SequenceEvents> result;
+  for (auto& [id, sequence] : sequences_) {
+    batch.sequences.push_back({&sequence->kv, sequence->decoder->plan()});
+    std::size_t outputs = 0;
+    for (const Segment& segment : batch.sequences.back().segments)
+      outputs += segment.outputs.size();
+    n_outputs.push_back(outputs);
+    result.push_back({id, {}, -std::min(sequence->kv.length(), sequence->prompt_tokens)});
+  }
+  if (batch.sequences.empty()) return result;
+
+  const std::vector<RowStats> stats = model_->forward(batch);
+
+  std::span<const RowStats> rest = stats;
+  for (std::size_t i = 0; i < result.size(); ++i) {
+    Sequence& sequence = *sequences_.at(result[i].id);
+    result[i].events = sequence.decoder->absorb(rest.first(n_outputs[i]));
+    result[i].prompt_rows += std::min(sequence.kv.length(), sequence.prompt_tokens);
+    rest = rest.subspan(n_outputs[i]);
+  }
+  for (const SequenceEvents& events : result) {
+    if (events.events.finished) sequences_.erase(events.id);
+  }
+  return result;
+}
+
+std::vector<float> Engine::forward(const std::vector<TokenId>& tokens, int block) {
+  const int n = static_cast<int>(tokens.size());
+  SBD_CHECK(n >= 1, "forward needs at least one token id");
+  SBD_CHECK(n <= n_ctx_, "{} token ids exceed the context of {}: raise n_ctx", n, n_ctx_);
+  SBD_CHECK(block >= 0 && block <= n, "block must be between 0 and the {} token ids, got {}", n,
+            block);
+  KvCache kv = model_->make_kv(n_ctx_, kv_dtype_);
+  std::vector<float> logits;
+  // The causal rows in chunks, which bounds the activations' memory, then the block in one.
+  for (int begin = 0; begin < n;) {
+    const int causal_end = n - block;
+    const bool causal = begin < causal_end;
+    const int end = causal ? std::min(begin + kPrefillRows, causal_end) : n;
+    Segment segment;
+    segment.tokens.assign(tokens.begin() + begin, tokens.begin() + end);
+    segment.attention = causal ? Attention::causal : Attention::block;
+    for (int i = 0; i < end - begin; ++i) segment.outputs.push_back(i);
+    const std::vector<float> part = model_->forward_logits({{{&kv, {segment}}}});
+    logits.insert(logits.end(), part.begin(), part.end());
+    begin = end;
+  }
+  return logits;
+}
+
+std::vector<double> Engine::time_forward(int rows, int context, int repeats) {
+  SBD_CHECK(rows >= 1 && context >= 0 && rows + context <= n_ctx_,
+            "{} rows behind a context of {} exceed the model's context of {}", rows, context,
+            n_ctx_);
+  const auto random_tokens = [&](int n, Kv kv_use, Attention attention) {
+    Segment segment;
+    segment.kv = kv_use;
+    segment.attention = attention;
+    for (int i = 0; i < n; ++i) {
+      const std::uint64_t bits =
+          combine(static_cast<std::uint64_t>(n), static_cast<std::uint64_t>(i));
+      segment.tokens.push_back(
+          static_cast<TokenId>(bits % static_cast<std::uint64_t>(config_.vocab_size)));
+    }
+    return segment;
+  };
+  KvCache kv = model_->make_kv(n_ctx_, kv_dtype_);
+  while (kv.length() < context) {
+    const int n = std::min(kPrefillRows, context - kv.length());
+    model_->forward({{{&kv, {random_tokens(n, Kv::commit, Attention::causal)}}}});
+  }
+  Segment block = random_tokens(rows, Kv::scratch, Attention::block);
+  for (int i = 0; i < rows; ++i) block.outputs.push_back(i);
+  const Batch batch{{{&kv, {block}}}};
+  model_->forward(batch);  // warms caches and grows buffers
+  std::vector<double> milliseconds;
+  for (int i = 0; i < repeats; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    model_->forward(batch);
+    const std::chrono::duration<double, std::milli> elapsed =
+        std::chrono::steady_clock::now() - start;
+    milliseconds.push_back(elapsed.count());
+  }
+  return milliseconds;
+}
+
+}  // namespace sbd

@@ -1,0 +1,109 @@
+// The engine: a loaded model, the sequences it decodes, and the scheduler step that runs one
+// forward over all of them. The only place that names a concrete backend.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/dtype.h"
+#include "decode/decoder.h"
+#include "decode/unmask.h"
+#include "format/model_config.h"
+
+namespace sbd {
+
+class Backend;
+class Transformer;
+
+struct EngineOptions {
+  std::string device = "auto";  // "auto", "cpu"
+  int n_threads = 0;            // 0: one per available core
+  int n_ctx = 0;                // 0: the model's
+  DType kv_dtype = DType::f16;  // f16 or f32
+};
+
+// One text to generate. Unset options are the model file's defaults.
+struct Request {
+  std::vector<TokenId> prompt;
+  int max_tokens = 256;
+  std::string decoder = "auto";
+  std::optional<int> block_size;
+  std::optional<std::string> unmask;
+  std::optional<std::string> proxy;
+  std::optional<float> gamma;
+  std::optional<float> factor;
+  std::optional<float> confidence_threshold;
+  std::optional<int> top_n;
+  float temperature = 0.0f;
+  float top_p = 1.0f;
+  int top_k = 0;
+  std::uint64_t seed = 0;
+  std::uint64_t sample_index = 0;
+  bool ignore_eos = false;
+};
+
+using SequenceId = std::int64_t;
+
+struct SequenceEvents {
+  SequenceId id;
+  Events events;
+  int prompt_rows;  // prompt tokens whose keys and values this forward computed
+};
+
+class Engine {
+ public:
+  Engine(const std::filesystem::path& path, const EngineOptions& options);
+  // A model of random weights, every matrix in `dtype`: any shape can be timed without a file.
+  Engine(const Metadata& metadata, DType dtype, bool tie_word_embeddings,
+         const EngineOptions& options);
+  ~Engine();
+
+  const Metadata& metadata() const;
+  const ModelConfig& config() const;
+  const DecodeDefaults& defaults() const;
+  int n_ctx() const;
+  int n_threads() const;
+  std::string device() const;  // the backend and its instruction set, such as "cpu (avx512)"
+
+  // What "auto" stands for with this file: "sbd" or "ntp".
+  std::string auto_decoder() const;
+
+  // Checks the request and adds its sequence; it lives until it has finished or is removed.
+  SequenceId add(const Request& request);
+  void remove(SequenceId id);
+  // One forward over all living sequences: what happened to each. Finished ones are gone.
+  std::vector<SequenceEvents> step();
+
+  // Raw logits [tokens, vocab_size] of an uncached forward: the last `block` rows are one block,
+  // the rest causal.
+  std::vector<float> forward(const std::vector<TokenId>& tokens, int block);
+
+  // Times `repeats` forwards of one block of `rows`, statistics wanted on every row, behind a KV
+  // cache of `context` positions: milliseconds each.
+  std::vector<double> time_forward(int rows, int context, int repeats);
+
+  // Measured by reading memory with every thread: bytes per second.
+  double read_bandwidth();
+
+ private:
+  struct Sequence;
+
+  std::unique_ptr<Decoder> make_decoder(const Request& request) const;
+
+  std::unique_ptr<Backend> backend_;
+  DType kv_dtype_;
+  Metadata metadata_;
+  ModelConfig config_;
+  DecodeDefaults defaults_;
+  std::unique_ptr<Transformer> model_;
+  int n_ctx_ = 0;
+  SequenceId next_id_ = 1;
+  std::map<SequenceId, std::unique_ptr<Sequence>> sequences_;
+};
+
+}  // namespace sbd

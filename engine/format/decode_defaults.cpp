@@ -1,0 +1,86 @@
+// The `sbd.*` keys: how a model file wants to be decoded.
+#include <algorithm>
+#include <climits>
+#include <cmath>
+#include <initializer_list>
+#include <limits>
+#include <string_view>
+
+#include "core/error.h"
+#include "format/key_reader.h"
+#include "format/model_config.h"
+#include "format/text.h"
+
+namespace sbd {
+namespace {
+
+using Names = std::initializer_list<std::string_view>;
+
+// What some block-diffusion families need and the decoders do not do: such a file is refused, as
+// its text would be wrong.
+void refuse_missing_features(const KeyReader& reader) {
+  constexpr std::string_view kMend = "this engine cannot decode such a model yet";
+  for (const std::string_view name : {"logit_shift", "seed_slot"}) {
+    const int value = reader.integer(name, 0, 1, 0);
+    reader.check(value == 0, name, value, "0", kMend);
+  }
+  constexpr std::string_view kStrings[][2] = {
+      {"prompt_attention", "causal"}, {"commit_attention", "causal"}, {"block_origin", "prompt"}};
+  for (const auto& [name, expected] : kStrings) {
+    const std::string value = reader.string(name, expected);
+    reader.check(value == expected, name, quote(value), quote(expected), kMend);
+  }
+}
+
+std::vector<std::string> read_decoders(const KeyReader& reader, const ModelConfig& config) {
+  constexpr std::string_view kDecoders = "decoders";
+  if (!reader.has(kDecoders)) {
+    const bool sbd = reader.has("block_size") && config.mask_token_id.has_value();
+    return sbd ? std::vector<std::string>{"sbd", "ntp"} : std::vector<std::string>{"ntp"};
+  }
+  const auto& decoders = reader.metadata().strings(reader.key(kDecoders));
+  reader.check(!decoders.empty(), kDecoders, "an empty array", "at least one name");
+  for (auto decoder = decoders.begin(); decoder != decoders.end(); ++decoder) {
+    reader.check_one_of(*decoder, kDecoders, Names{"ntp", "sbd"});
+    reader.check(std::find(decoders.begin(), decoder, *decoder) == decoder, kDecoders,
+                 format("{} twice", quote(*decoder)), "each name once");
+    reader.check(*decoder != "sbd" || config.mask_token_id.has_value(), kDecoders, "'sbd'",
+                 "'ntp', as there is no mask token",
+                 "convert the checkpoint again with --mask-token");
+  }
+  return decoders;
+}
+
+}  // namespace
+
+DecodeDefaults read_decode_defaults(const Metadata& metadata, const ModelConfig& config) {
+  const KeyReader reader(metadata, "sbd.");
+  refuse_missing_features(reader);
+
+  DecodeDefaults defaults;
+  defaults.decoders = read_decoders(reader, config);
+  defaults.block_size =
+      reader.integer("block_size", 1, config.max_position_embeddings, defaults.block_size);
+  defaults.unmask = reader.string("unmask", defaults.unmask);
+  reader.check_one_of(defaults.unmask, "unmask",
+                      Names{"entropy_bounded", "factor", "confidence", "top_n"});
+  defaults.proxy = reader.string("proxy", defaults.proxy);
+  reader.check_one_of(defaults.proxy, "proxy", Names{"entropy", "confidence", "margin"});
+
+  constexpr double kLargest = std::numeric_limits<float>::max();
+  const double gamma = reader.number("gamma", defaults.gamma);
+  reader.check(gamma >= 0, "gamma", gamma, "0 or more nats, or infinity",
+               "convert the checkpoint again with another --gamma");
+  defaults.gamma =
+      gamma > kLargest ? std::numeric_limits<float>::infinity() : static_cast<float>(gamma);
+  const double factor = reader.number("factor", defaults.factor);
+  reader.check(factor > 0 && factor <= kLargest, "factor", factor, "a finite number above 0");
+  defaults.factor = static_cast<float>(factor);
+  const double threshold = reader.number("threshold", defaults.confidence_threshold);
+  reader.check(threshold >= 0 && threshold <= 1, "threshold", threshold, "0 to 1");
+  defaults.confidence_threshold = static_cast<float>(threshold);
+  defaults.top_n = reader.integer("top_n", 1, INT_MAX, defaults.top_n);
+  return defaults;
+}
+
+}  // namespace sbd

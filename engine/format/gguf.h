@@ -1,0 +1,57 @@
+// GGUF reader (versions 2 and 3, little-endian). The file is memory-mapped and trusted in nothing:
+// every count, length, offset, type, shape and product is checked against the file's size before it
+// is used or allocated.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/dtype.h"
+#include "format/metadata.h"
+
+namespace sbd {
+
+struct Tensor {
+  std::string name;
+  DType dtype;
+  // Row-major, [out_features, in_features] for a weight: GGUF's order reversed.
+  std::vector<std::int64_t> shape;
+  std::span<const std::byte> data;
+};
+
+struct GgufContents {
+  Metadata metadata;
+  std::vector<Tensor> tensors;  // in file order; names are unique
+};
+
+// Parses a whole file image; the tensors' data are views into it. `source` names the file in
+// errors.
+GgufContents parse_gguf(std::span<const std::byte> image, std::string_view source);
+
+class GgufFile {
+ public:
+  explicit GgufFile(const std::filesystem::path& path);
+  ~GgufFile();
+  GgufFile(const GgufFile&) = delete;
+  GgufFile& operator=(const GgufFile&) = delete;
+
+  const Metadata& metadata() const { return contents_.metadata; }
+  const std::vector<Tensor>& tensors() const { return contents_.tensors; }
+  const Tensor* find(std::string_view name) const;  // nullptr where there is none
+
+  // Lets the kernel drop the tensor's pages: its data was copied and will hardly be read again.
+  void release(const Tensor& tensor) const;
+
+ private:
+  explicit GgufFile(std::span<const std::byte> image) : image_(image) {}  // takes the mapping
+
+  std::span<const std::byte> image_;
+  GgufContents contents_;
+};
+
+}  // namespace sbd

@@ -1,0 +1,211 @@
+#include "format/model_config.h"
+
+#include <algorithm>
+#include <climits>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/error.h"
+#include "format/key_reader.h"
+
+namespace sbd {
+namespace {
+
+struct Architecture {
+  std::string_view name;
+  bool rope_interleaved;
+  bool attention_bias;
+  bool qk_norm;
+};
+
+constexpr Architecture kArchitectures[] = {
+    {"llama", true, false, false},
+    {"qwen2", false, true, false},
+    {"qwen3", false, false, true},
+};
+
+// Several times what the largest models have, and small enough that the cache's size in bytes,
+// 2 * layers * context * (kv heads * head_dim) * 4 <= 2^60, and every row fit their integers.
+constexpr int kMostLayers = 1 << 12;
+constexpr int kMostHidden = 1 << 18;  // also of heads * head_dim
+constexpr int kMostIntermediate = 1 << 20;
+constexpr int kMostVocab = 1 << 22;
+constexpr int kMostContext = 1 << 27;
+
+// Operations that a file may ask for and the forward does not have: the keys, and the value with
+// which they do nothing.
+struct MissingOperation {
+  std::string_view key;
+  double neutral;
+};
+
+constexpr MissingOperation kMissingOperations[] = {
+    {"expert_count", 0},
+    {"logit_scale", 1},
+    {"residual_scale", 1},
+    {"embedding_scale", 1},
+    {"attention.scale", 0},
+    {"attention.clamp_kqv", 0},
+    {"attention.max_alibi_bias", 0},
+    {"attn_logit_softcapping", 0},
+    {"final_logit_softcapping", 0},
+    {"rope.scaling.attn_factor", 1},
+};
+
+const Architecture& find_architecture(const Metadata& metadata) {
+  const KeyReader reader(metadata, "general.");
+  const std::string& name = metadata.string("general.architecture");
+  std::vector<std::string_view> names;
+  for (const Architecture& architecture : kArchitectures) {
+    names.push_back(architecture.name);
+  }
+  reader.check_one_of(name, "architecture", names);
+  return *std::ranges::find(kArchitectures, name, &Architecture::name);
+}
+
+void refuse_missing_operations(const KeyReader& reader) {
+  constexpr std::string_view kMend = "the engine lacks the operation: give another model";
+  for (const MissingOperation& operation : kMissingOperations) {
+    const double value = reader.number(operation.key, operation.neutral);
+    reader.check(value == operation.neutral, operation.key, value, operation.neutral, kMend);
+  }
+  reader.check(reader.boolean("attention.causal", true), "attention.causal", "false", "true",
+               kMend);
+}
+
+void read_heads(const KeyReader& reader, ModelConfig& config) {
+  const int heads = reader.integer("attention.head_count", 1, kMostHidden);
+  const int kv_heads = reader.integer("attention.head_count_kv", 1, kMostHidden, heads);
+  reader.check(heads % kv_heads == 0, "attention.head_count_kv", kv_heads,
+               format("a divisor of the {} heads", heads));
+  reader.check(reader.has("attention.key_length") || config.hidden_size % heads == 0,
+               "attention.head_count", heads,
+               format("a divisor of embedding_length {}", config.hidden_size));
+
+  const int most = kMostHidden / heads;
+  const int head_dim = reader.integer("attention.key_length", 1, most, config.hidden_size / heads);
+  reader.check(head_dim % 2 == 0, "attention.key_length", head_dim, "an even number");
+  for (const std::string_view same : {"attention.value_length", "rope.dimension_count"}) {
+    const int size = reader.integer(same, 1, most, head_dim);
+    reader.check(size == head_dim, same, size, format("{} as the head's size", head_dim));
+  }
+  config.num_attention_heads = heads;
+  config.num_key_value_heads = kv_heads;
+  config.head_dim = head_dim;
+}
+
+void read_vocab_size(const KeyReader& reader, ModelConfig& config) {
+  constexpr std::string_view kTokens = "tokenizer.ggml.tokens";
+  const Metadata& metadata = reader.metadata();
+  const std::size_t tokens = metadata.contains(kTokens) ? metadata.strings(kTokens).size() : 0;
+  SBD_CHECK(tokens <= kMostVocab,
+            "{}: key '{}' has {} tokens, expected at most {}; convert the checkpoint again",
+            metadata.source(), kTokens, tokens, kMostVocab);
+  const int count = static_cast<int>(tokens);
+  config.vocab_size = count == 0 ? reader.integer("vocab_size", 1, kMostVocab)
+                                 : reader.integer("vocab_size", 1, kMostVocab, count);
+  reader.check(count <= config.vocab_size, "vocab_size", config.vocab_size,
+               format("at least the tokenizer's {} tokens", count));
+}
+
+void read_rope(const KeyReader& reader, ModelConfig& config) {
+  config.rope_theta = reader.number("rope.freq_base", 10000);
+  reader.check(config.rope_theta >= 1 && std::isfinite(config.rope_theta), "rope.freq_base",
+               config.rope_theta, "a finite number of at least 1");
+
+  // A factor without a type means linear scaling: old files have it alone, under an older name.
+  constexpr std::string_view kType = "rope.scaling.type";
+  const std::string type = reader.string(kType, "linear");
+  reader.check_one_of(type, kType, std::initializer_list<std::string_view>{"none", "linear"});
+  if (type == "linear") {
+    const std::string_view factor =
+        reader.has("rope.scale_linear") ? "rope.scale_linear" : "rope.scaling.factor";
+    reader.check(reader.has(factor) || !reader.has(kType), kType, "'linear'",
+                 format("'none', or the key '{}' too", reader.key(factor)));
+    config.rope_linear_factor = reader.number(factor, 1);
+    reader.check(config.rope_linear_factor > 0 && std::isfinite(config.rope_linear_factor), factor,
+                 config.rope_linear_factor, "a finite number above 0");
+  }
+}
+
+void read_eos_token_ids(const Metadata& metadata, ModelConfig& config) {
+  const std::int64_t last = config.vocab_size - 1;
+  const auto add = [&](std::string_view key, std::int64_t id) {
+    SBD_CHECK(id >= 0 && id <= last,
+              "{}: key '{}' has token id {}, expected 0 to {}; convert the checkpoint again",
+              metadata.source(), key, id, last);
+    auto& ids = config.eos_token_ids;
+    const auto token = static_cast<TokenId>(id);
+    if (std::find(ids.begin(), ids.end(), token) == ids.end()) {
+      ids.push_back(token);
+    }
+  };
+  constexpr std::string_view kOurs = "sbd.eos_token_ids";
+  if (metadata.contains(kOurs)) {
+    for (const std::int64_t id : metadata.integers(kOurs)) {
+      add(kOurs, id);
+    }
+    return;
+  }
+  // The end of the text, of a turn and of a message.
+  for (const std::string_view key : {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id",
+                                     "tokenizer.ggml.eom_token_id"}) {
+    if (metadata.contains(key)) {
+      add(key, metadata.integer(key, INT64_MIN, INT64_MAX));
+    }
+  }
+}
+
+void read_mask_token_id(const Metadata& metadata, ModelConfig& config) {
+  for (const std::string_view key : {"sbd.mask_token_id", "tokenizer.ggml.mask_token_id"}) {
+    if (!metadata.contains(key)) {
+      continue;
+    }
+    const auto mask = static_cast<TokenId>(metadata.integer(key, 0, config.vocab_size - 1));
+    const auto& eos = config.eos_token_ids;
+    SBD_CHECK(std::find(eos.begin(), eos.end(), mask) == eos.end(),
+              "{}: key '{}' is {}, expected a token that does not end the text; convert the "
+              "checkpoint again with another --mask-token",
+              metadata.source(), key, mask);
+    config.mask_token_id = mask;
+    return;
+  }
+}
+
+}  // namespace
+
+ModelConfig read_model_config(const Metadata& metadata) {
+  const Architecture& architecture = find_architecture(metadata);
+  ModelConfig config;
+  config.architecture = architecture.name;
+  config.rope_interleaved = architecture.rope_interleaved;
+  config.attention_bias = architecture.attention_bias;
+  config.qk_norm = architecture.qk_norm;
+
+  const KeyReader reader(metadata, config.architecture + ".");
+  refuse_missing_operations(reader);
+  config.num_hidden_layers = reader.integer("block_count", 1, kMostLayers);
+  config.hidden_size = reader.integer("embedding_length", 1, kMostHidden);
+  config.intermediate_size = reader.integer("feed_forward_length", 1, kMostIntermediate);
+  config.max_position_embeddings = reader.integer("context_length", 1, kMostContext);
+  config.sliding_window = reader.integer("attention.sliding_window", 0, INT_MAX, 0);
+
+  constexpr std::string_view kEps = "attention.layer_norm_rms_epsilon";
+  const double eps = metadata.number(reader.key(kEps));
+  reader.check(eps >= 1e-12 && eps < 1, kEps, eps, "1e-12 to 1");
+  config.rms_norm_eps = static_cast<float>(eps);
+
+  read_heads(reader, config);
+  read_vocab_size(reader, config);
+  read_rope(reader, config);
+  read_eos_token_ids(metadata, config);
+  read_mask_token_id(metadata, config);
+  return config;
+}
+
+}  // namespace sbd

@@ -1,0 +1,53 @@
+// What a decoder asks of a forward and what it gets back. Every decoding method here is the same
+// forward over rows (token positions), and a row's attention is one integer: how many keys it sees.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "core/types.h"
+
+namespace sbd {
+
+enum class Attention {
+  causal,  // a row at position p sees the keys [0, p + 1)
+  block,   // every row sees the keys [0, end of its segment)
+};
+
+enum class Kv {
+  commit,   // the rows' keys and values are kept: the cache grows
+  scratch,  // they are overwritten by the sequence's next forward
+};
+
+// How a token is drawn at a row: temperature, then top-k, then top-p, then Gumbel-max.
+struct Sampling {
+  float temperature = 0.0f;  // 0: the argmax
+  int top_k = 0;             // 0: all
+  float top_p = 1.0f;
+  std::uint64_t seed = 0;
+  std::uint64_t sample_index = 0;  // which sample of its own request, never a batch slot
+  std::uint64_t draw = 0;          // how often this position has been drawn before
+};
+
+// Consecutive positions of one sequence. A commit segment never follows a scratch segment.
+struct Segment {
+  std::vector<TokenId> tokens;
+  Attention attention = Attention::causal;
+  Kv kv = Kv::commit;
+  std::vector<int> outputs;  // ascending indices into tokens: the rows whose statistics are wanted
+  Sampling sampling;
+};
+
+// Statistics of one row's distribution, over the vocabulary without the mask token, untempered.
+struct RowStats {
+  TokenId argmax = 0;             // ties: the lowest id
+  float top_probability = 0;      // softmax probability of the argmax
+  float margin = 0;               // top_probability minus the second highest
+  float log_z = 0;                // log of the sum of exp(logit)
+  float entropy = 0;              // nats, never negative
+  TokenId sampled = 0;            // the argmax at temperature 0
+  float sampled_probability = 0;  // under the filtered, tempered distribution it was drawn from
+};
+
+}  // namespace sbd
