@@ -1,0 +1,86 @@
+"""One result, bit for bit, on any thread count, alone or in a batch, streamed or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from reference.random_model import RandomModel, random_model, write_checkpoint
+
+from sbd_engine import Engine
+from sbd_engine.convert import convert
+
+TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
+
+
+@pytest.fixture(scope="module", params=TYPES)
+def model_file(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[RandomModel, Path]:
+    model = random_model(7, multiple_of_32=True)
+    folder = tmp_path_factory.mktemp("determinism")
+    path = folder / "model.bin"
+    checkpoint = write_checkpoint(model, folder / "checkpoint")
+    convert([checkpoint], path, type=request.param, warn=lambda _: None)
+    return model, path
+
+
+def requests(model: RandomModel) -> list[dict[str, Any]]:
+    """Different methods, lengths and ways to draw, side by side."""
+    shared = {"ignore_eos": True}
+    return [
+        {"prompt": model.prompt(3), "decoder": "ntp", "max_tokens": 30, **shared},
+        {"prompt": model.prompt(150), "decoder": "sbd", "max_tokens": 41, "gamma": 0.5, **shared},
+        {"prompt": model.prompt(1), "decoder": "sbd", "block_size": 5, "gamma": 0.0, **shared},
+        {"prompt": model.prompt(40), "decoder": "sbd", "temperature": 0.8, "seed": 1, **shared},
+        {
+            "prompt": model.prompt(17),
+            "decoder": "sbd",
+            "unmask": "top_n",
+            "top_n": 4,
+            "temperature": 1.2,
+            "top_k": 20,
+            "top_p": 0.9,
+            "seed": 2,
+            **shared,
+        },
+        {"prompt": model.prompt(9), "decoder": "ntp", "temperature": 1.0, "seed": 3, **shared},
+    ]
+
+
+def test_threads_batches_and_streams_change_nothing(model_file: tuple[RandomModel, Path]) -> None:
+    model, path = model_file
+    calls = requests(model)
+    with Engine(path, n_threads=1) as engine:
+        alone = [engine.generate(**{"max_tokens": 64, **call}) for call in calls]
+        logits = engine.forward(model.prompt(90), block=16)
+    for n_threads in (1, 2, 3):
+        with Engine(path, n_threads=n_threads) as engine:
+            assert np.array_equal(engine.forward(model.prompt(90), block=16), logits)
+            batch = engine.generate_batch([{"max_tokens": 64, **call} for call in calls])
+            for one, together, call in zip(alone, batch, calls, strict=True):
+                assert together.tokens == one.tokens, call
+                assert together.stats.nfe == one.stats.nfe, call
+                streamed: list[int] = []
+                for chunk in engine.stream(**{"max_tokens": 64, **call}):
+                    streamed += chunk.tokens
+                assert streamed == one.tokens, call
+    assert len({tuple(one.tokens) for one in alone}) == len(alone)
+
+
+def test_seeds(model_file: tuple[RandomModel, Path]) -> None:
+    model, path = model_file
+    with Engine(path) as engine:
+
+        def draw(**options: Any) -> list[int]:
+            return engine.generate(
+                model.prompt(10), max_tokens=24, temperature=4.0, ignore_eos=True, **options
+            ).tokens
+
+        for decoder in ("ntp", "sbd"):
+            assert draw(seed=5, decoder=decoder) == draw(seed=5, decoder=decoder)
+            texts = {tuple(draw(seed=seed, decoder=decoder)) for seed in range(8)}
+            assert len(texts) == 8
+            assert model.mask_id not in {token for text in texts for token in text}
