@@ -2,13 +2,12 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstring>
 #include <optional>
-#include <ostream>
 #include <set>
 #include <utility>
 
 #include "core/error.h"
+#include "format/gguf_cursor.h"
 #include "format/text.h"
 
 namespace sbd {
@@ -26,8 +25,6 @@ constexpr std::uint64_t kSmallestString = 8;   // its length
 // largest tokenizers have is enough, and bounds both in a huge hostile file too.
 constexpr std::uint64_t kMostKeyValues = 1 << 16;
 constexpr std::uint64_t kMostArrayElements = 1 << 24;  // of all arrays together
-
-constexpr std::string_view kAgain = "the file is damaged: download or convert it again";
 
 enum class ValueType : std::uint32_t {
   u8,
@@ -87,61 +84,9 @@ constexpr TensorType kTensorTypes[] = {
     {40, "NVFP4"},
 };
 
-// What is being read, for errors.
-struct Place {
-  std::string_view kind;
-  std::string_view name = {};
-};
-
-std::ostream& operator<<(std::ostream& out, const Place& place) {
-  out << place.kind;
-  return place.name.empty() ? out : out << " " << quote(place.name);
-}
-
 std::uint64_t align_up(std::uint64_t value, std::uint64_t alignment) {
   return (value + alignment - 1) / alignment * alignment;
 }
-
-// Walks the image; nothing is read past its end.
-class Cursor {
- public:
-  Cursor(std::span<const std::byte> image, std::string_view source)
-      : image_(image), source_(source) {}
-
-  std::uint64_t at() const { return at_; }
-  std::uint64_t remaining() const { return image_.size() - at_; }
-
-  template <typename T>
-  T read(const Place& place) {
-    T value;
-    std::memcpy(&value, take(sizeof value, place), sizeof value);
-    return value;
-  }
-
-  std::string_view read_string(const Place& place) {
-    const std::uint64_t start = at_;
-    const auto length = read<std::uint64_t>(place);
-    SBD_CHECK(length <= remaining(), "{}: {}: a string of {} bytes at byte {}, but {} are left; {}",
-              source_, place, length, start, remaining(), kAgain);
-    const std::string_view text(take(length, place), length);
-    SBD_CHECK(is_utf8(text), "{}: {}: the string {} at byte {} is not UTF-8; {}", source_, place,
-              quote(text), start, kAgain);
-    return text;
-  }
-
- private:
-  const char* take(std::uint64_t size, const Place& place) {
-    SBD_CHECK(size <= remaining(), "{}: {}: wants {} bytes at byte {}, but the file ends at {}; {}",
-              source_, place, size, at_, image_.size(), kAgain);
-    const auto* start = reinterpret_cast<const char*>(image_.data()) + at_;
-    at_ += size;
-    return start;
-  }
-
-  std::span<const std::byte> image_;
-  std::string_view source_;
-  std::uint64_t at_ = 0;
-};
 
 class Parser {
  public:
@@ -156,6 +101,9 @@ class Parser {
       read_key_value();
     }
     alignment_ = read_alignment();
+    cursor_.check_count({"the header"}, "tensors", tensor_count_, kSmallestTensor);
+    contents_.tensors.reserve(tensor_count_);
+    extents_.reserve(tensor_count_);
     for (std::uint64_t i = 0; i < tensor_count_; ++i) {
       read_tensor();
     }
@@ -189,8 +137,7 @@ class Parser {
               version);
     tensor_count_ = cursor_.read<std::uint64_t>(header);
     key_value_count_ = cursor_.read<std::uint64_t>(header);
-    check_count(header, "keys", key_value_count_, kSmallestKeyValue);
-    check_count(header, "tensors", tensor_count_, kSmallestTensor);
+    cursor_.check_count(header, "keys", key_value_count_, kSmallestKeyValue);
     SBD_CHECK(key_value_count_ <= kMostKeyValues, "{}: {} keys, expected at most {}; {}", source_,
               key_value_count_, kMostKeyValues, kAgain);
   }
@@ -215,13 +162,6 @@ class Parser {
     }
     fail(ErrorKind::value, "{}: not a GGUF model: it starts with {}, expected 'GGUF': {}; {}",
          source_, quote(text.substr(0, 4)), found, mend);
-  }
-
-  void check_count(const Place& place, std::string_view things, std::uint64_t count,
-                   std::uint64_t smallest) const {
-    SBD_CHECK(count <= cursor_.remaining() / smallest,
-              "{}: {}: {} {} of at least {} bytes each, but {} bytes are left; {}", source_, place,
-              count, things, smallest, cursor_.remaining(), kAgain);
   }
 
   void read_key_value() {
@@ -307,7 +247,7 @@ class Parser {
   template <typename T, typename Read>
   std::vector<T> read_elements(std::uint64_t length, std::uint64_t smallest, const Place& place,
                                Read read) {
-    check_count(place, "array elements", length, smallest);
+    cursor_.check_count(place, "array elements", length, smallest);
     SBD_CHECK(length <= kMostArrayElements - array_elements_,
               "{}: {}: {} array elements, but {} is the most of all arrays together; {}", source_,
               place, array_elements_ + length, kMostArrayElements, kAgain);

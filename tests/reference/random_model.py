@@ -239,7 +239,7 @@ def write_checkpoint(model: RandomModel, folder: Path) -> Path:
         "model": {
             "type": "WordLevel",
             "vocab": {name: i for i, name in enumerate(names)},
-            "unk_token": "t0",
+            "unk_token": next(name for name in names if name.startswith("t")),
         },
     }
     tokenizer_config = {

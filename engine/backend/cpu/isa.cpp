@@ -57,4 +57,11 @@ const Kernels& select_kernels() {
   fail(ErrorKind::value, "SBD_ISA={}: unknown instruction set, expected one of {}", wanted, known);
 }
 
+const Kernels* supported_kernels(int i) {
+  for (const Entry& entry : kTable) {
+    if (entry.supported() && i-- == 0) return entry.kernels;
+  }
+  return nullptr;
+}
+
 }  // namespace sbd::cpu

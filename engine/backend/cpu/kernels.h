@@ -116,4 +116,7 @@ extern const Kernels kernels;
 // "avx2", "avx512", "avx512_bf16"); a name that is unknown, or not supported here, is an error.
 const Kernels& select_kernels();
 
+// The tables this CPU runs, best first: the i-th, nullptr behind the last.
+const Kernels* supported_kernels(int i);
+
 }  // namespace sbd::cpu

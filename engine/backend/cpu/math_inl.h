@@ -1,10 +1,11 @@
 // Vector functions and the small row operations around the matmuls.
 
 // Relative error below 2e-7 on [-87, 88]; exactly 0 below, exactly 1 at 0. Cody-Waite reduction to
-// |r| <= ln(2) / 2 and a polynomial for exp(r).
+// |r| <= ln(2) / 2 and a polynomial for exp(r). NaN stays NaN, so that no damage goes unseen: of
+// max and min, the second operand is the result where one is not a number.
 static inline F exp(F x) {
   const F limit = set1(-87.0f);
-  const F clamped = min(max(x, limit), set1(88.0f));
+  const F clamped = min(set1(88.0f), max(limit, x));
   const F n = round(mul(clamped, set1(1.44269504f)));
   F r = fma(n, set1(-0.693359375f), clamped);
   r = fma(n, set1(2.12194440e-4f), r);
@@ -75,12 +76,14 @@ static void quantize(const float* x, int n, std::int8_t* quants, float* scales,
     const F a = load(x);
     const F b = load(x + 16);
     const float top = reduce_max(max(abs(a), abs(b)));
-    const F inverse = set1(top > 0.0f ? 127.0f / top : 0.0f);
+    const F inverse = set1(top > 1e-36f ? 127.0f / top : 0.0f);  // of less it would be infinite
     store_int8(quants, mul(a, inverse));
     store_int8(quants + 16, mul(b, inverse));
     std::int32_t sum = 0;
     for (int i = 0; i < kGroupSize; ++i) sum += quants[i];
-    scales[g] = top / 127.0f;
+    // The maximum may have passed over a NaN.
+    const bool numbers = (equal_mask(a, a) & equal_mask(b, b)) == 0xffffu;
+    scales[g] = numbers ? top / 127.0f : __builtin_nanf("");
     sums[g] = sum;
   }
 }

@@ -68,8 +68,9 @@ Sample sample(const Kernels& kernels, std::span<const float> logits, const Sampl
   key = combine(key, static_cast<std::uint64_t>(position));
   key = combine(key, sampling.draw);
 
-  // Bounded, so that 0 times it is 0 at the smallest temperatures too.
-  const float inverse_temperature = std::min(1.0f / sampling.temperature, 1e30f);
+  // Bounded, so that at the smallest temperatures 0 times it is 0, and at the highest an excluded
+  // token stays excluded.
+  const float inverse_temperature = std::clamp(1.0f / sampling.temperature, 1e-20f, 1e30f);
   const float highest = *std::max_element(logits.begin(), logits.end());
   const float mass = kernels.exp_sum(logits.data(), static_cast<Index>(logits.size()), highest,
                                      inverse_temperature);

@@ -8,12 +8,15 @@ namespace sbd::cpu {
 
 namespace {
 
-// Busy waiting for about 50 microseconds, longer than any gap inside a forward; from the start it
-// lets other threads have the core now and then, as there may be fewer cores than threads.
-constexpr int kSpins = 2000;
+// A pause is about 20 nanoseconds. Waits inside a forward are mostly shorter than kPatience of them;
+// after that the core is offered to other threads now and then, as there may be fewer cores than
+// threads. Offering it at once would hand it to another program in the middle of a forward. After
+// kSpins a worker sleeps: the forward is over.
+constexpr int kPatience = 2000;
+constexpr int kSpins = 5000;
 
 void pause(int spin) {
-  if (spin % 64 == 63) {
+  if (spin > kPatience && spin % 64 == 0) {
     std::this_thread::yield();
   } else {
 #if defined(__x86_64__)

@@ -54,10 +54,10 @@ static inline F round(F x) {
   constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   return {_mm256_round_ps(x.a, mode), _mm256_round_ps(x.b, mode)};
 }
-// value where x >= limit, else 0
+// 0 where x < limit, else value
 static inline F zero_below(F value, F x, F limit) {
-  return {_mm256_and_ps(value.a, _mm256_cmp_ps(x.a, limit.a, _CMP_GE_OQ)),
-          _mm256_and_ps(value.b, _mm256_cmp_ps(x.b, limit.b, _CMP_GE_OQ))};
+  return {_mm256_and_ps(value.a, _mm256_cmp_ps(x.a, limit.a, _CMP_NLT_UQ)),
+          _mm256_and_ps(value.b, _mm256_cmp_ps(x.b, limit.b, _CMP_NLT_UQ))};
 }
 // x * 2^n for integral n with a normal result
 static inline F scale_by_power(F x, F n) {

@@ -37,9 +37,9 @@ static inline F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }  // a * 
 static inline F round(F a) {
   return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-// value where x >= limit, else 0
+// 0 where x < limit, else value
 static inline F zero_below(F value, F x, F limit) {
-  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_GE_OQ), value);
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_NLT_UQ), value);
 }
 // a * 2^n for integral n with a normal result
 static inline F scale_by_power(F a, F n) {

@@ -55,8 +55,10 @@ static inline std::uint16_t float_to_half(float x) {
   const std::uint32_t odd = magnitude >> 13 & 1u;
   return static_cast<std::uint16_t>(sign | (magnitude - (112u << 23) + 0xfffu + odd) >> 13);
 }
-// To nearest, ties to even, for |x| < 2^22.
+// To nearest, ties to even, for |x| < 2^22: at 2^23 the FPU rounds to whole numbers, and their low
+// bits are those of an int. Unlike a cast, this is defined for NaN too.
 static inline float round_to_int(float x) { return (x + 0x1.8p23f) - 0x1.8p23f; }
+static inline std::uint32_t low_bits_of_int(float x) { return bits<std::uint32_t>(x + 0x1.8p23f); }
 
 static inline F zero() {
   return lanes([](int) { return 0.0f; });
@@ -102,15 +104,14 @@ static inline F fma(const F& a, const F& b, const F& c) {
 static inline F round(const F& a) {
   return lanes([&](int i) { return round_to_int(a.v[i]); });
 }
-// value where x >= limit, else 0
+// 0 where x < limit, else value
 static inline F zero_below(const F& value, const F& x, const F& limit) {
-  return lanes([&](int i) { return x.v[i] >= limit.v[i] ? value.v[i] : 0.0f; });
+  return lanes([&](int i) { return x.v[i] < limit.v[i] ? 0.0f : value.v[i]; });
 }
 // a * 2^n for integral n with a normal result
 static inline F scale_by_power(const F& a, const F& n) {
   return lanes([&](int i) {
-    const auto shift = static_cast<std::uint32_t>(static_cast<std::int32_t>(n.v[i])) << 23;
-    return bits<float>(bits<std::uint32_t>(a.v[i]) + shift);
+    return bits<float>(bits<std::uint32_t>(a.v[i]) + (low_bits_of_int(n.v[i]) << 23));
   });
 }
 // bit i: a[i] == b[i]
@@ -130,7 +131,7 @@ static inline F to_float(const I& a) {
 }
 // Rounded to nearest; the kernels pass values within int8.
 static inline void store_int8(std::int8_t* p, const F& a) {
-  for (int i = 0; i < 16; ++i) p[i] = static_cast<std::int8_t>(round_to_int(a.v[i]));
+  for (int i = 0; i < 16; ++i) p[i] = static_cast<std::int8_t>(low_bits_of_int(a.v[i]));
 }
 
 static inline W load_weights(const std::uint8_t* p) {

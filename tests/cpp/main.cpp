@@ -1,0 +1,33 @@
+// Runs the tests whose name contains the argument (all without one). Exit code 1 on a failure or
+// where nothing matches.
+#include <cstdio>
+#include <string_view>
+
+#include "check.h"
+
+int main(int argc, char** argv) {
+  const std::string_view filter = argc > 1 ? argv[1] : "";
+  int run = 0;
+  int failed = 0;
+  for (const auto& test : sbd::test::tests()) {
+    if (std::string_view(test.name).find(filter) == std::string_view::npos) {
+      continue;
+    }
+    ++run;
+    const int before = sbd::test::failed_checks;
+    try {
+      test.body();
+    } catch (const std::exception& error) {
+      sbd::test::report(test.name, 0, std::string("unexpected exception: ") + error.what());
+    }
+    if (sbd::test::failed_checks != before) {
+      ++failed;
+      std::fprintf(stderr, "FAILED %s\n", test.name);
+    }
+  }
+  std::printf("%d tests, %d failed\n", run, failed);
+  if (run == 0) {
+    std::fprintf(stderr, "no test's name contains '%s'\n", argc > 1 ? argv[1] : "");
+  }
+  return run == 0 || failed > 0 ? 1 : 0;
+}

@@ -1,0 +1,348 @@
+// Metadata to ModelConfig and DecodeDefaults: defaults, families, and each disagreement's own line.
+#include <cmath>
+#include <map>
+
+#include "check.h"
+#include "decode/unmask.h"
+#include "format/model_config.h"
+
+namespace {
+
+using namespace sbd;
+
+using Changes = std::map<std::string, MetadataValue>;
+using Strings = std::vector<std::string>;
+using Integers = std::vector<std::int64_t>;
+
+std::int64_t operator""_i(unsigned long long value) { return static_cast<std::int64_t>(value); }
+
+// A complete file's keys ("*." stands for the architecture), with changes; `without` is left out.
+Metadata metadata(const Changes& changes = {}, const std::string& without = "",
+                  const std::string& architecture = "llama") {
+  Changes keys = {
+      {"general.architecture", architecture},
+      {"*.block_count", 2_i},
+      {"*.embedding_length", 64_i},
+      {"*.feed_forward_length", 96_i},
+      {"*.context_length", 128_i},
+      {"*.attention.head_count", 4_i},
+      {"*.attention.layer_norm_rms_epsilon", 1e-5},
+      {"*.vocab_size", 100_i},
+  };
+  for (const auto& [key, value] : changes) {
+    keys.insert_or_assign(key, value);
+  }
+  Metadata out("model.bin");
+  for (const auto& [key, value] : keys) {
+    if (key != without) {
+      out.set(key.starts_with("*.") ? architecture + key.substr(1) : key, value);
+    }
+  }
+  return out;
+}
+
+ModelConfig read(const Changes& changes = {}, const std::string& without = "") {
+  return read_model_config(metadata(changes, without));
+}
+
+// With a mask token.
+DecodeDefaults read_defaults(Changes changes = {}) {
+  changes.insert({"sbd.mask_token_id", 99_i});
+  const Metadata keys = metadata(changes);
+  return read_decode_defaults(keys, read_model_config(keys));
+}
+
+}  // namespace
+
+TEST(metadata_access_is_typed) {
+  Metadata keys("model.bin");
+  keys.set("whole", 3_i);
+  keys.set("half", 0.5);
+  keys.set("word", std::string("text"));
+  keys.set("words", Strings{"a", "b"});
+  keys.set("yes", true);
+  keys.set("ids", Integers{1, 2, 3});
+  CHECK_EQ(keys.integer("whole", 3, 3), 3);
+  CHECK_EQ(keys.number("whole"), 3.0);
+  CHECK_EQ(keys.number("half"), 0.5);
+  CHECK_EQ(keys.string("word"), "text");
+  CHECK_EQ(keys.strings("words").size(), 2);
+  CHECK_EQ(keys.integers("ids").back(), 3);
+  CHECK(keys.boolean("yes"));
+  CHECK(keys.contains("half"));
+  CHECK(!keys.contains("hal"));
+  CHECK_THROWS_WITH(keys.integer("none", 0, 1),
+                    "model.bin: key 'none' is missing, expected an integer");
+  CHECK_THROWS_WITH(keys.integer("whole", 4, 9), "model.bin: key 'whole' is 3, expected 4 to 9");
+  CHECK_THROWS_WITH(keys.integer("whole", 0, 2), "key 'whole' is 3, expected 0 to 2");
+  CHECK_THROWS_WITH(keys.integer("half", 0, 1), "key 'half' is the float 0.5, expected an integer");
+  CHECK_THROWS_WITH(keys.number("word"), "key 'word' is the string 'text', expected a number");
+  CHECK_THROWS_WITH(keys.string("words"),
+                    "key 'words' is an array of 2 strings, expected a string");
+  CHECK_THROWS_WITH(keys.strings("ids"),
+                    "key 'ids' is an array of 3 integers, expected an array of strings");
+  CHECK_THROWS_WITH(keys.integers("yes"),
+                    "key 'yes' is the boolean true, expected an array of integers");
+  CHECK_THROWS_WITH(keys.boolean("whole"), "key 'whole' is the integer 3, expected a boolean");
+  CHECK_THROWS_WITH(keys.set("yes", 1_i), "model.bin: key 'yes' appears twice, expected once");
+}
+
+TEST(config_reads_every_key) {
+  const ModelConfig config = read({{"*.attention.head_count_kv", 2_i},
+                                   {"*.attention.key_length", 32_i},
+                                   {"*.attention.value_length", 32_i},
+                                   {"*.rope.dimension_count", 32_i},
+                                   {"*.rope.freq_base", 1e6},
+                                   {"*.rope.scaling.type", std::string("linear")},
+                                   {"*.rope.scaling.factor", 4.0},
+                                   {"*.attention.sliding_window", 50_i},
+                                   {"sbd.eos_token_ids", Integers{5, 7, 5}},
+                                   {"sbd.mask_token_id", 99_i},
+                                   {"tokenizer.ggml.mask_token_id", 98_i},
+                                   {"tokenizer.ggml.eos_token_id", 6_i}});
+  CHECK_EQ(config.architecture, "llama");
+  CHECK_EQ(config.num_hidden_layers, 2);
+  CHECK_EQ(config.hidden_size, 64);
+  CHECK_EQ(config.intermediate_size, 96);
+  CHECK_EQ(config.num_attention_heads, 4);
+  CHECK_EQ(config.num_key_value_heads, 2);
+  CHECK_EQ(config.head_dim, 32);
+  CHECK_EQ(config.vocab_size, 100);
+  CHECK_EQ(config.max_position_embeddings, 128);
+  CHECK_EQ(config.sliding_window, 50);
+  CHECK_EQ(config.rms_norm_eps, 1e-5f);
+  CHECK_EQ(config.rope_theta, 1e6);
+  CHECK_EQ(config.rope_linear_factor, 4.0);
+  CHECK_EQ(config.eos_token_ids, (std::vector<TokenId>{5, 7}));
+  CHECK_EQ(config.mask_token_id.value_or(-1), 99);
+}
+
+TEST(config_defaults) {
+  const ModelConfig config = read();
+  CHECK_EQ(config.num_key_value_heads, 4);
+  CHECK_EQ(config.head_dim, 16);
+  CHECK_EQ(config.rope_theta, 10000.0);
+  CHECK_EQ(config.rope_linear_factor, 1.0);
+  CHECK_EQ(config.sliding_window, 0);
+  CHECK(config.eos_token_ids.empty());
+  CHECK(!config.mask_token_id.has_value());
+}
+
+TEST(config_families_differ_in_flags) {
+  const auto flags = [](const char* architecture) {
+    const ModelConfig config = read_model_config(metadata({}, "", architecture));
+    CHECK_EQ(config.architecture, architecture);
+    return std::vector<bool>{config.rope_interleaved, config.attention_bias, config.qk_norm};
+  };
+  CHECK_EQ(flags("llama"), (std::vector<bool>{true, false, false}));
+  CHECK_EQ(flags("qwen2"), (std::vector<bool>{false, true, false}));
+  CHECK_EQ(flags("qwen3"), (std::vector<bool>{false, false, true}));
+  CHECK_THROWS_WITH(
+      read({{"general.architecture", std::string("gemma3")}}),
+      "model.bin: key 'general.architecture' is 'gemma3', expected one of: llama, qwen2, "
+      "qwen3");
+  CHECK_THROWS_WITH(read({}, "general.architecture"), "key 'general.architecture' is missing");
+}
+
+TEST(config_names_missing_keys) {
+  for (const char* key :
+       {"block_count", "embedding_length", "feed_forward_length", "context_length",
+        "attention.head_count", "attention.layer_norm_rms_epsilon", "vocab_size"}) {
+    CHECK_THROWS_WITH(read({}, std::string("*.") + key), format("key 'llama.{}' is missing", key));
+  }
+}
+
+TEST(config_checks_ranges) {
+  const std::pair<const char*, std::int64_t> most[] = {{"block_count", 4096},
+                                                       {"embedding_length", 262144},
+                                                       {"feed_forward_length", 1048576},
+                                                       {"context_length", 134217728},
+                                                       {"attention.head_count", 262144},
+                                                       {"vocab_size", 4194304}};
+  for (const auto& [key, high] : most) {
+    for (const std::int64_t bad :
+         {std::int64_t{0}, std::int64_t{-1}, high + 1, INT64_MAX, INT64_MIN}) {
+      CHECK_THROWS_WITH(read({{std::string("*.") + key, bad}}),
+                        format("key 'llama.{}' is {}, expected 1 to {}", key, bad, high));
+    }
+  }
+  CHECK_THROWS_WITH(read({{"*.attention.sliding_window", INT64_MAX}}), "expected 0 to 2147483647");
+  for (const double bad : {0.0, -1e-5, 1.0, 1e-50, HUGE_VAL, std::nan("")}) {
+    CHECK_THROWS_WITH(read({{"*.attention.layer_norm_rms_epsilon", bad}}),
+                      "key 'llama.attention.layer_norm_rms_epsilon' is ");
+  }
+}
+
+TEST(config_checks_heads) {
+  CHECK_THROWS_WITH(read({{"*.attention.head_count_kv", 3_i}}),
+                    "key 'llama.attention.head_count_kv' is 3, expected a divisor of the 4 heads");
+  CHECK_THROWS_WITH(read({{"*.attention.head_count_kv", 8_i}}),
+                    "expected a divisor of the 4 heads");
+  CHECK_THROWS_WITH(
+      read({{"*.attention.head_count", 5_i}}),
+      "key 'llama.attention.head_count' is 5, expected a divisor of embedding_length 64");
+  CHECK_EQ(read({{"*.attention.head_count", 5_i}, {"*.attention.key_length", 16_i}}).head_dim, 16);
+  CHECK_THROWS_WITH(read({{"*.attention.key_length", 17_i}}),
+                    "key 'llama.attention.key_length' is 17, expected an even number");
+  CHECK_THROWS_WITH(read({{"*.attention.head_count", 64_i}}),
+                    "key 'llama.attention.key_length' is 1, expected an even number");
+  CHECK_THROWS_WITH(read({{"*.attention.key_length", 65538_i}}),
+                    "key 'llama.attention.key_length' is 65538, expected 1 to 65536");
+  CHECK_THROWS_WITH(read({{"*.attention.value_length", 32_i}}),
+                    "key 'llama.attention.value_length' is 32, expected 16 as the head's size");
+  CHECK_THROWS_WITH(read({{"*.rope.dimension_count", 8_i}}),
+                    "key 'llama.rope.dimension_count' is 8, expected 16 as the head's size");
+}
+
+TEST(config_checks_rope) {
+  for (const double bad : {0.0, -1.0, HUGE_VAL, std::nan("")}) {
+    CHECK_THROWS_WITH(read({{"*.rope.freq_base", bad}}), "key 'llama.rope.freq_base' is ");
+    CHECK_THROWS_WITH(read({{"*.rope.scaling.factor", bad}}),
+                      "key 'llama.rope.scaling.factor' is ");
+  }
+  CHECK_THROWS_WITH(read({{"*.rope.scaling.type", std::string("yarn")}}),
+                    "key 'llama.rope.scaling.type' is 'yarn', expected one of: none, linear");
+  CHECK_THROWS_WITH(read({{"*.rope.scaling.type", std::string("linear")}}),
+                    "expected 'none', or the key 'llama.rope.scaling.factor' too");
+  CHECK_EQ(read({{"*.rope.scaling.type", std::string("none")}}).rope_linear_factor, 1.0);
+  CHECK_EQ(read({{"*.rope.scaling.factor", 2_i}}).rope_linear_factor, 2.0);
+  CHECK_EQ(read({{"*.rope.scale_linear", 8.0}}).rope_linear_factor, 8.0);
+}
+
+TEST(config_reads_the_vocabulary_from_the_tokenizer) {
+  const Strings tokens(30, "t");
+  CHECK_EQ(read({{"tokenizer.ggml.tokens", tokens}}, "*.vocab_size").vocab_size, 30);
+  CHECK_EQ(read({{"tokenizer.ggml.tokens", tokens}}).vocab_size, 100);
+  CHECK_THROWS_WITH(read({{"tokenizer.ggml.tokens", tokens}, {"*.vocab_size", 29_i}}),
+                    "key 'llama.vocab_size' is 29, expected at least the tokenizer's 30 tokens");
+  CHECK_THROWS_WITH(read({{"tokenizer.ggml.tokens", std::string("t")}}),
+                    "expected an array of strings");
+}
+
+TEST(config_reads_special_tokens) {
+  const ModelConfig config = read({{"tokenizer.ggml.eos_token_id", 1_i},
+                                   {"tokenizer.ggml.eot_token_id", 3_i},
+                                   {"tokenizer.ggml.eom_token_id", 1_i},
+                                   {"tokenizer.ggml.mask_token_id", 4_i}});
+  CHECK_EQ(config.eos_token_ids, (std::vector<TokenId>{1, 3}));
+  CHECK_EQ(config.mask_token_id.value_or(-1), 4);
+  for (const std::int64_t bad : {std::int64_t{-1}, std::int64_t{100}, std::int64_t{4294967295}}) {
+    CHECK_THROWS_WITH(read({{"sbd.eos_token_ids", Integers{0, bad}}}),
+                      format("key 'sbd.eos_token_ids' has token id {}, expected 0 to 99", bad));
+    CHECK_THROWS_WITH(
+        read({{"tokenizer.ggml.eos_token_id", bad}}),
+        format("key 'tokenizer.ggml.eos_token_id' has token id {}, expected 0 to 99", bad));
+    CHECK_THROWS_WITH(read({{"sbd.mask_token_id", bad}}),
+                      format("key 'sbd.mask_token_id' is {}, expected 0 to 99", bad));
+  }
+  CHECK_THROWS_WITH(read({{"sbd.eos_token_ids", Integers{9}}, {"sbd.mask_token_id", 9_i}}),
+                    "key 'sbd.mask_token_id' is 9, expected a token that does not end the text");
+}
+
+TEST(config_refuses_operations_the_forward_lacks) {
+  CHECK_THROWS_WITH(read({{"*.expert_count", 8_i}}), "key 'llama.expert_count' is 8, expected 0");
+  CHECK_EQ(read({{"*.expert_count", 0_i}}).num_hidden_layers, 2);
+  CHECK_THROWS_WITH(read({{"*.logit_scale", 0.5}}), "key 'llama.logit_scale' is 0.5, expected 1");
+  CHECK_THROWS_WITH(read({{"*.final_logit_softcapping", 30.0}}),
+                    "key 'llama.final_logit_softcapping' is 30, expected 0");
+  CHECK_THROWS_WITH(read({{"*.attention.causal", false}}),
+                    "key 'llama.attention.causal' is false, expected true");
+  CHECK_EQ(read({{"*.attention.causal", true}}).num_hidden_layers, 2);
+}
+
+TEST(defaults_without_keys_are_ntp) {
+  const DecodeDefaults defaults = read_defaults();
+  CHECK_EQ(defaults.decoders, Strings{"ntp"});
+  CHECK_EQ(defaults.block_size, 16);
+  CHECK_EQ(defaults.unmask, "entropy_bounded");
+  CHECK_EQ(defaults.proxy, "entropy");
+  CHECK_EQ(defaults.gamma, 0.35f);
+  CHECK_EQ(defaults.factor, 1.0f);
+  CHECK_EQ(defaults.confidence_threshold, 0.9f);
+  CHECK_EQ(defaults.top_n, 1);
+}
+
+TEST(defaults_read_every_key) {
+  const DecodeDefaults defaults = read_defaults({{"sbd.decoders", Strings{"ntp", "sbd"}},
+                                                 {"sbd.block_size", 8_i},
+                                                 {"sbd.unmask", std::string("top_n")},
+                                                 {"sbd.proxy", std::string("margin")},
+                                                 {"sbd.gamma", HUGE_VAL},
+                                                 {"sbd.factor", 2_i},
+                                                 {"sbd.threshold", 0.5},
+                                                 {"sbd.top_n", 3_i},
+                                                 {"sbd.logit_shift", 0_i},
+                                                 {"sbd.seed_slot", 0_i},
+                                                 {"sbd.block_origin", std::string("prompt")},
+                                                 {"sbd.prompt_attention", std::string("causal")},
+                                                 {"sbd.commit_attention", std::string("causal")}});
+  CHECK_EQ(defaults.decoders, (Strings{"ntp", "sbd"}));
+  CHECK_EQ(defaults.block_size, 8);
+  CHECK_EQ(defaults.unmask, "top_n");
+  CHECK_EQ(defaults.proxy, "margin");
+  CHECK_EQ(defaults.gamma, HUGE_VALF);
+  CHECK_EQ(defaults.factor, 2.0f);
+  CHECK_EQ(defaults.confidence_threshold, 0.5f);
+  CHECK_EQ(defaults.top_n, 3);
+  CHECK_EQ(read_defaults({{"sbd.gamma", 1e300}}).gamma, HUGE_VALF);
+  CHECK_EQ(read_defaults({{"sbd.gamma", 0_i}}).gamma, 0.0f);
+}
+
+TEST(defaults_choose_sbd_where_block_size_and_mask_are_there) {
+  CHECK_EQ(read_defaults({{"sbd.block_size", 8_i}}).decoders, (Strings{"sbd", "ntp"}));
+  const Metadata no_mask = metadata({{"sbd.block_size", 8_i}});
+  CHECK_EQ(read_decode_defaults(no_mask, read_model_config(no_mask)).decoders, Strings{"ntp"});
+  const Metadata impossible = metadata({{"sbd.decoders", Strings{"sbd"}}});
+  CHECK_THROWS_WITH(read_decode_defaults(impossible, read_model_config(impossible)),
+                    "key 'sbd.decoders' is 'sbd', expected 'ntp', as there is no mask token");
+}
+
+TEST(defaults_check_ranges) {
+  for (const std::int64_t bad : {std::int64_t{0}, std::int64_t{-4}, std::int64_t{129}}) {
+    CHECK_THROWS_WITH(read_defaults({{"sbd.block_size", bad}}),
+                      format("key 'sbd.block_size' is {}, expected 1 to 128", bad));
+  }
+  for (const double bad : {-0.1, -HUGE_VAL, std::nan("")}) {
+    CHECK_THROWS_WITH(read_defaults({{"sbd.gamma", bad}}), "key 'sbd.gamma' is ");
+    CHECK_THROWS_WITH(read_defaults({{"sbd.factor", bad}}), "key 'sbd.factor' is ");
+    CHECK_THROWS_WITH(read_defaults({{"sbd.threshold", bad}}), "key 'sbd.threshold' is ");
+  }
+  CHECK_THROWS_WITH(read_defaults({{"sbd.factor", 0.0}}),
+                    "key 'sbd.factor' is 0, expected a finite");
+  CHECK_THROWS_WITH(read_defaults({{"sbd.threshold", 1.5}}),
+                    "key 'sbd.threshold' is 1.5, expected 0 to 1");
+  CHECK_THROWS_WITH(read_defaults({{"sbd.top_n", 0_i}}), "key 'sbd.top_n' is 0, expected 1 to");
+  CHECK_THROWS_WITH(
+      read_defaults({{"sbd.unmask", std::string("eb")}}),
+      "key 'sbd.unmask' is 'eb', expected one of: entropy_bounded, factor, confidence, top_n");
+  CHECK_THROWS_WITH(read_defaults({{"sbd.proxy", std::string("x")}}),
+                    "key 'sbd.proxy' is 'x', expected one of: entropy, confidence, margin");
+  CHECK_THROWS_WITH(read_defaults({{"sbd.decoders", Strings{"dmtd"}}}),
+                    "key 'sbd.decoders' is 'dmtd', expected one of: ntp, sbd");
+  CHECK_THROWS_WITH(read_defaults({{"sbd.decoders", Strings{"ntp", "ntp"}}}), "is 'ntp' twice");
+  CHECK_THROWS_WITH(read_defaults({{"sbd.decoders", Strings{}}}), "is an empty array");
+}
+
+TEST(defaults_know_the_names_that_the_decoders_know) {
+  for (const char* rule : {"entropy_bounded", "factor", "confidence", "top_n"}) {
+    const std::string name = read_defaults({{"sbd.unmask", std::string(rule)}}).unmask;
+    CHECK_EQ(static_cast<int>(unmask_rule(name)), static_cast<int>(unmask_rule(rule)));
+  }
+  for (const char* proxy : {"entropy", "confidence", "margin"}) {
+    const std::string name = read_defaults({{"sbd.proxy", std::string(proxy)}}).proxy;
+    CHECK_EQ(static_cast<int>(unmask_proxy(name)), static_cast<int>(unmask_proxy(proxy)));
+  }
+}
+
+TEST(defaults_refuse_features_the_decoders_lack) {
+  CHECK_THROWS_WITH(read_defaults({{"sbd.logit_shift", 1_i}}),
+                    "key 'sbd.logit_shift' is 1, expected 0");
+  CHECK_THROWS_WITH(read_defaults({{"sbd.seed_slot", 1_i}}),
+                    "key 'sbd.seed_slot' is 1, expected 0");
+  CHECK_THROWS_WITH(read_defaults({{"sbd.prompt_attention", std::string("block_causal")}}),
+                    "key 'sbd.prompt_attention' is 'block_causal', expected 'causal'");
+  CHECK_THROWS_WITH(read_defaults({{"sbd.commit_attention", std::string("block")}}),
+                    "key 'sbd.commit_attention' is 'block', expected 'causal'");
+  CHECK_THROWS_WITH(read_defaults({{"sbd.block_origin", std::string("absolute")}}),
+                    "key 'sbd.block_origin' is 'absolute', expected 'prompt'");
+}

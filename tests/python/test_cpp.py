@@ -1,0 +1,57 @@
+"""Builds the C++ tests, warnings as errors, and runs them on every instruction set."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ISAS = ("scalar", "avx2", "avx512", "avx512_bf16")
+
+
+@pytest.fixture(scope="module")
+def binaries() -> Path:
+    # Kept between runs: building again takes seconds.
+    build = ROOT / "build" / "tests"
+    configure = ["-S", ROOT, "-B", build, "-G", "Ninja"]
+    options = ["-DSBD_PYTHON=OFF", "-DSBD_TESTS=ON", "-DSBD_WERROR=ON"]
+    # cmake and ninja of the environment the tests run in come first.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    for command in (["cmake", *configure, *options], ["cmake", "--build", build]):
+        done = subprocess.run(
+            command, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    return build
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_cpp(isa: str, binaries: Path) -> None:
+    environment = {**os.environ, "SBD_ISA": isa}
+    done = subprocess.run(
+        [binaries / "sbd_tests"], env=environment, capture_output=True, text=True, check=False
+    )
+    if "this CPU does not support it" in done.stderr:
+        pytest.skip(f"this CPU has no {isa}")
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+
+
+def test_cpp_refuses_an_unknown_test(binaries: Path) -> None:
+    """The runner does not pass by running nothing."""
+    done = subprocess.run([binaries / "sbd_tests", "no such test"], capture_output=True, check=False)
+    assert done.returncode != 0
+
+
+def test_fuzz(binaries: Path) -> None:
+    """A short run; CI runs 100,000 mutations under AddressSanitizer."""
+    done = subprocess.run(
+        [binaries / "fuzz_gguf", "--iterations", "2000"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
