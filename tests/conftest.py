@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 
 # The reference's matrices are tiny: more BLAS threads only wait for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# For `training`, which is not installed. Behind everything else: the installed package comes first.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,0 +1,76 @@
+from collections import deque
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+class Event:
+    def __init__(
+        self,
+        committed: list[int] = ...,
+        revealed: list[tuple[int, int]] = ...,
+        finished: str | None = ...,
+        prompt_rows: int = ...,
+    ) -> None: ...
+    @property
+    def committed(self) -> list[int]: ...
+    @property
+    def revealed(self) -> list[tuple[int, int]]: ...
+    @property
+    def finished(self) -> str | None: ...
+    @property
+    def prompt_rows(self) -> int: ...
+
+class Request:
+    prompt: list[int]
+    max_tokens: int
+    decoder: str
+    block_size: int | None
+    unmask: str | None
+    proxy: str | None
+    gamma: float | None
+    factor: float | None
+    confidence_threshold: float | None
+    top_n: int | None
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+    sample_index: int
+    ignore_eos: bool
+
+class Engine:
+    def __init__(
+        self, path: str | PathLike[str], device: str, n_threads: int, n_ctx: int, kv_dtype: str
+    ) -> None: ...
+    @staticmethod
+    def random(
+        metadata: dict[str, Any],
+        dtype: str,
+        tie: bool,
+        device: str,
+        n_threads: int,
+        n_ctx: int,
+        kv_dtype: str,
+    ) -> Engine: ...
+    def metadata(self) -> dict[str, Any]: ...
+    def model_config(self) -> dict[str, Any]: ...
+    def defaults(self) -> dict[str, Any]: ...
+    @property
+    def n_ctx(self) -> int: ...
+    @property
+    def n_threads(self) -> int: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def auto_decoder(self) -> str: ...
+    def check(self, request: Request) -> None: ...
+    def add(self, request: Request) -> int: ...
+    def remove(self, id: int) -> None: ...
+    def step(self, inboxes: dict[int, deque[Event]]) -> None: ...
+    def forward(self, tokens: list[int], block: int) -> npt.NDArray[np.float32]: ...
+    def time_forward(self, rows: int, context: int, repeats: int) -> list[float]: ...
+    def read_bandwidth(self) -> float: ...
+
+def read_gguf(path: str | PathLike[str]) -> dict[str, Any]: ...

@@ -1,0 +1,1 @@
+"""The `sbd-engine` command: data on standard output, the rest on standard error."""

@@ -1,0 +1,69 @@
+"""The subcommands of `sbd-engine`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ..errors import SbdValueError
+from .bench import bench
+from .inspect import inspect
+from .run import run
+
+app = typer.Typer(
+    name="sbd-engine",
+    help="Set Block Decoding: several tokens per forward of an ordinary transformer.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(run)
+app.command()(inspect)
+app.command()(bench)
+
+# The parser's own errors: missing or malformed options. Typer has its base by no public name.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[2]
+
+
+def invoke(arguments: list[str]) -> int:
+    """Runs the command that the arguments name; returns its exit code. A usage error becomes an
+    SbdValueError."""
+    try:
+        code = app(arguments, prog_name="sbd-engine", standalone_mode=False)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except _UsageError as error:
+        raise SbdValueError(error.format_message()) from None  # type: ignore[attr-defined]
+    return code if isinstance(code, int) else 0
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def convert(context: typer.Context) -> object:
+    """Convert a Hugging Face checkpoint into one model file."""
+    # The converter's own command, loaded only here: its libraries cost other commands 0.2 s.
+    from ..convert.hf_to_sbd import app as converter
+
+    return converter(context.args, prog_name="sbd-engine convert", standalone_mode=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from .. import __version__
+
+        print(f"sbd-engine {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    pass

@@ -1,0 +1,156 @@
+"""`sbd-engine inspect`: what a model file holds and how it will be decoded."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+import typer
+
+from . import options
+from .options import print_json, terminal_safe
+
+
+def inspect(
+    model: options.Model = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Show what a model file holds and how it will be decoded."""
+    from .. import _core
+    from ..model_file import model_file
+
+    with model_file(model) as path:
+        summary = summarise(path.name, path.stat().st_size, _core.read_gguf(path), tensors)
+    if json:
+        print_json(summary)
+    else:
+        _print_summary(summary)
+
+
+def summarise(
+    name: str, file_bytes: int, contents: dict[str, Any], list_tensors: bool
+) -> dict[str, Any]:
+    """The report, as `--json` prints it."""
+    metadata, tensors = contents["metadata"], contents["tensors"]
+    config, defaults = contents["model_config"], contents["defaults"]
+    bytes_by_type: dict[str, int] = {}
+    for _, dtype, _, size in tensors:
+        bytes_by_type[dtype] = bytes_by_type.get(dtype, 0) + size
+    decoders = None
+    if config and defaults:  # what it can run, and first what `auto` takes
+        able = ["ntp"] if config["mask_token_id"] is None else ["ntp", "sbd"]
+        decoders = [d for d in defaults["decoders"] if d in able]
+        decoders += [d for d in able if d not in decoders]
+    summary: dict[str, Any] = {
+        "file": name,
+        "name": metadata.get("general.name"),
+        "file_bytes": file_bytes,
+        "parameters": sum(math.prod(shape) for _, _, shape, _ in tensors),
+        "bytes_by_type": bytes_by_type,
+        "architecture": metadata.get("general.architecture"),
+        "model_config": config,
+        "problem": contents["problem"],
+        "tokenizer": _tokenizer(metadata),
+        "chat_template": "tokenizer.chat_template" in metadata,
+        "sbd": {key: value for key, value in metadata.items() if key.startswith("sbd.")},
+        "decoders": decoders,
+        "defaults": defaults,
+        "n_tensors": len(tensors),
+    }
+    if list_tensors:
+        summary["tensors"] = [
+            {"name": name, "type": dtype, "shape": shape, "bytes": size}
+            for name, dtype, shape, size in tensors
+        ]
+    return summary
+
+
+def _tokenizer(metadata: dict[str, Any]) -> str | None:
+    if "tokenizer.huggingface.json" in metadata:
+        return "tokenizer.json"
+    kind = metadata.get("tokenizer.ggml.model")
+    return None if kind is None else f"{kind} (from tokenizer.ggml.*)"
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    lines = _lines(summary)
+    width = max(len(label) for label, _ in lines) + 2
+    for label, value in lines:
+        console.print(Text(label.ljust(width), "bold") + terminal_safe(value), soft_wrap=True)
+    if "tensors" in summary:
+        listing = Table("tensor", "type", "shape", "bytes", box=None, padding=(0, 2, 0, 0))
+        for tensor in summary["tensors"]:
+            shape = " x ".join(str(size) for size in tensor["shape"])
+            listing.add_row(Text(tensor["name"]), tensor["type"], shape, f"{tensor['bytes']:,}")
+        console.print()
+        console.print(listing)
+
+
+def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """Label and value of each line for people."""
+    types = ", ".join(f"{dtype} {_size(size)}" for dtype, size in summary["bytes_by_type"].items())
+    title = summary["file"] + (f" ({summary['name']})" if summary["name"] else "")
+    lines = [
+        ("file", f"{title}, {_size(summary['file_bytes'])}"),
+        ("parameters", f"{summary['parameters'] / 1e6:.1f} M in {summary['n_tensors']} tensors"),
+        ("types", types or "none"),
+        ("architecture", str(summary["architecture"])),
+    ]
+    config = summary["model_config"]
+    if config:
+        lines += [
+            ("layers", str(config["num_hidden_layers"])),
+            ("hidden / ffn", f"{config['hidden_size']} / {config['intermediate_size']}"),
+            (
+                "heads",
+                f"{config['num_attention_heads']} query, {config['num_key_value_heads']} "
+                f"key-value, {config['head_dim']} wide",
+            ),
+            ("vocabulary", str(config["vocab_size"])),
+            ("context", f"{config['max_position_embeddings']} tokens"),
+            ("mask token", str(config["mask_token_id"])),
+            ("end tokens", ", ".join(str(token) for token in config["eos_token_ids"]) or "none"),
+        ]
+    lines += [
+        ("tokenizer", summary["tokenizer"] or "none: prompts are token ids"),
+        ("chat template", "yes" if summary["chat_template"] else "no"),
+    ]
+    lines += [(key, str(value)) for key, value in summary["sbd"].items()]
+    if summary["decoders"]:
+        first, *others = summary["decoders"]
+        also = f"; also {', '.join(others)}" if others else ""
+        lines.append(("decoder", f"{first}{_with_defaults(first, summary['defaults'])}{also}"))
+    if summary["problem"]:
+        lines.append(("cannot run", summary["problem"]))
+    return lines
+
+
+def _size(n_bytes: int) -> str:
+    power = min(max(n_bytes.bit_length() - 1, 0) // 10, 3)
+    return f"{n_bytes / 1024**power:.{min(power, 1)}f} {('bytes', 'KiB', 'MiB', 'GiB')[power]}"
+
+
+# Which of the defaults each unmasking rule reads.
+_RULE_OPTIONS = {
+    "entropy_bounded": ("gamma", "proxy"),
+    "factor": ("factor",),
+    "confidence": ("confidence_threshold",),
+    "top_n": ("top_n",),
+}
+
+
+def _with_defaults(decoder: str, defaults: dict[str, Any]) -> str:
+    if decoder == "ntp":
+        return ""
+    shown = [f"block_size {defaults['block_size']}", f"unmask {defaults['unmask']}"]
+    for key in _RULE_OPTIONS.get(defaults["unmask"], ()):
+        value = defaults[key]
+        shown.append(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}")
+    return f" ({', '.join(shown)})"

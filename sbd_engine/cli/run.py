@@ -1,0 +1,241 @@
+"""`sbd-engine run`: text from a prompt, written as it becomes final."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import SbdFileError, SbdFileNotFoundError, SbdValueError
+from . import options
+from .options import print_json, terminal_safe
+
+if TYPE_CHECKING:
+    from ..completion import Completion
+    from ..engine import Engine, Stream
+    from ..parameters import Prompt
+
+_INPUT, _DECODING, _SAMPLING, _OUTPUT = "Prompt", "Decoding", "Sampling", "Output"
+
+
+def run(
+    model: options.Model = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt", "-p", help="The prompt; - reads standard input.", rich_help_panel=_INPUT
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", "-f", help="A file with the prompt.", rich_help_panel=_INPUT),
+    ] = None,
+    chat: Annotated[
+        bool,
+        typer.Option(
+            "--chat", help="Put the prompt into the model's chat template.", rich_help_panel=_INPUT
+        ),
+    ] = False,
+    max_tokens: Annotated[
+        int, typer.Option(help="New tokens at most.", rich_help_panel=_DECODING)
+    ] = 256,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="End before this string; may be repeated.", rich_help_panel=_DECODING),
+    ] = None,
+    ignore_eos: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-eos",
+            help="An end-of-sequence token does not end the text.",
+            rich_help_panel=_DECODING,
+        ),
+    ] = False,
+    decoder: Annotated[
+        str, typer.Option(help="auto, ntp or sbd.", rich_help_panel=_DECODING)
+    ] = "auto",
+    block_size: Annotated[
+        int | None,
+        typer.Option(help="Positions per block. Without: the model's.", rich_help_panel=_DECODING),
+    ] = None,
+    unmask: Annotated[
+        str | None,
+        typer.Option(
+            help="entropy_bounded, factor, confidence or top_n. Without: the model's.",
+            rich_help_panel=_DECODING,
+        ),
+    ] = None,
+    gamma: Annotated[
+        float | None,
+        typer.Option(
+            help="Bound of entropy_bounded, in nats: 0 decides one token per forward, inf "
+            "the whole block. Without: the model's.",
+            rich_help_panel=_DECODING,
+        ),
+    ] = None,
+    proxy: Annotated[
+        str | None,
+        typer.Option(
+            help="Order of entropy_bounded: entropy, confidence or margin.",
+            rich_help_panel=_DECODING,
+        ),
+    ] = None,
+    factor: Annotated[
+        float | None, typer.Option(help="Of unmask factor.", rich_help_panel=_DECODING)
+    ] = None,
+    confidence_threshold: Annotated[
+        float | None, typer.Option(help="Of unmask confidence.", rich_help_panel=_DECODING)
+    ] = None,
+    top_n: Annotated[
+        int | None, typer.Option(help="Of unmask top_n.", rich_help_panel=_DECODING)
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(help="0 takes the most probable token.", rich_help_panel=_SAMPLING)
+    ] = 0.0,
+    top_k: Annotated[
+        int, typer.Option(help="Keep the k most probable; 0: all.", rich_help_panel=_SAMPLING)
+    ] = 0,
+    top_p: Annotated[
+        float,
+        typer.Option(help="Keep the most probable up to this sum.", rich_help_panel=_SAMPLING),
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="Same seed, same text.", rich_help_panel=_SAMPLING)] = 0,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    n_ctx: options.NCtx = None,
+    kv_dtype: options.KvDtype = "f16",
+    show_blocks: Annotated[
+        bool,
+        typer.Option(
+            "--show-blocks",
+            help="Show each block filling in (on a terminal).",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = False,
+    json: Annotated[
+        bool,
+        typer.Option("--json", help="One JSON object on standard output.", rich_help_panel=_OUTPUT),
+    ] = False,
+    debug: options.Debug = False,
+) -> int:
+    """Generate text from a prompt.
+
+    The text is written as it becomes final; figures follow on standard error.
+    """
+    from ..engine import Engine
+
+    if show_blocks and json:
+        raise SbdValueError("expected --show-blocks or --json, got both")
+    text = _read_prompt(prompt, file)
+    with Engine(model, device=device, n_threads=threads, n_ctx=n_ctx, kv_dtype=kv_dtype) as engine:
+        stream = engine.stream(
+            _chat_prompt(engine, text) if chat else text,
+            max_tokens=max_tokens,
+            decoder=decoder,
+            block_size=block_size,
+            unmask=unmask,
+            gamma=gamma,
+            proxy=proxy,
+            factor=factor,
+            confidence_threshold=confidence_threshold,
+            top_n=top_n,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            stop=stop or (),
+            ignore_eos=ignore_eos,
+        )
+        if decoder == "auto" and engine.auto_decoder == "ntp":
+            _note("this model does not say that it can decode blocks: decoding with ntp")
+        if show_blocks and not sys.stdout.isatty():
+            show_blocks = False
+            _note("--show-blocks needs a terminal: writing plain text")
+        interrupted = False
+        with stream:
+            try:
+                if show_blocks:
+                    from .blocks import show
+
+                    blocks = (engine.auto_decoder if decoder == "auto" else decoder) != "ntp"
+                    default = engine.defaults["block_size"] if blocks else 1
+                    show(engine, stream, block_size or default)
+                else:
+                    _write(stream, quiet=json)
+            except KeyboardInterrupt:
+                interrupted = True
+        completion = stream.completion
+    if json:
+        print_json(completion.as_dict())
+    else:
+        _print_figures(completion)
+    return 130 if interrupted else 0
+
+
+def _write(stream: Stream, quiet: bool) -> None:
+    """Writes each chunk at once; after an interruption, all that was committed, and a line end."""
+    shown: Callable[[str], str] = terminal_safe if sys.stdout.isatty() else str
+    written = 0
+    try:
+        for chunk in stream:
+            if chunk.text and not quiet:
+                sys.stdout.write(shown(chunk.text))
+                sys.stdout.flush()
+                written += len(chunk.text)
+    finally:
+        if not quiet:
+            stream.close()
+            print(shown(stream.completion.text[written:]), flush=True)
+
+
+def _read_prompt(prompt: str | None, file: Path | None) -> str:
+    if prompt is not None and file is not None:
+        raise SbdValueError("expected the prompt from --prompt or --file, got both")
+    if file is not None:
+        try:
+            return _decoded(file.read_bytes(), str(file))
+        except FileNotFoundError:
+            raise SbdFileNotFoundError(f"{file}: no such file") from None
+        except OSError as error:
+            raise SbdFileError(f"{file}: cannot be read: {error.strerror}") from None
+    if prompt == "-" or (prompt is None and not sys.stdin.isatty()):
+        return _decoded(sys.stdin.buffer.read(), "standard input")
+    if prompt is None:
+        raise SbdValueError("expected a prompt: give --prompt TEXT, --file FILE, or pipe it in")
+    return prompt
+
+
+def _decoded(data: bytes, source: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise SbdValueError(
+            f"{source}: expected UTF-8 text, got byte 0x{data[error.start]:02x} "
+            f"at offset {error.start}"
+        ) from None
+
+
+def _chat_prompt(engine: Engine, text: str) -> Prompt:
+    tokenizer = engine.tokenizer
+    whole = tokenizer.apply_chat_template([{"role": "user", "content": text}])
+    return tokenizer.encode(whole, add_bos=False)
+
+
+def _note(message: str) -> None:
+    print("note:", message, file=sys.stderr)
+
+
+def _print_figures(completion: Completion) -> None:
+    from rich.console import Console
+
+    stats = completion.stats
+    count = len(completion.tokens)
+    line = (
+        f"{count} token{'s' if count != 1 else ''}, {stats.nfe} forwards (NFE), "
+        f"{stats.tokens_per_forward:.2f} tokens per forward, {stats.decode_tok_s:.1f} tok/s, "
+        f"first token after {stats.ttft_ms:.0f} ms"
+    )
+    Console(stderr=True, highlight=False).print(line, style="dim", soft_wrap=True)

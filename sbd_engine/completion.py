@@ -1,0 +1,62 @@
+"""What generation gives back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """How one completion was computed.
+
+    nfe: forwards that decided at least one token (number of function evaluations).
+    tokens_per_forward: new tokens / nfe.
+    ttft_ms: from the call to the first final token.
+    prefill_tok_s: prompt tokens per second, over the forwards that ran prompt rows.
+    decode_tok_s: tokens decided per second after those forwards; 0 where there were none.
+    """
+
+    prompt_tokens: int
+    nfe: int
+    tokens_per_forward: float
+    ttft_ms: float
+    prefill_tok_s: float
+    decode_tok_s: float
+
+
+@dataclass(frozen=True)
+class Completion:
+    """text: what was generated, without a closing end-of-sequence token or stop string.
+    tokens: the new token ids, a closing end-of-sequence token included; with a stop string, up to
+    and including the token that completes it.
+    finish_reason: "stop" (end of sequence or stop string), "length" (max_tokens or the context is
+    full), or "cancelled" (a stream closed before its end).
+    """
+
+    text: str
+    tokens: list[int]
+    finish_reason: FinishReason
+    stats: Stats
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What one forward added to a stream.
+
+    text: final text, "" where nothing became final. Joined, the chunks are the completion's text.
+    tokens: the token ids that became final.
+    revealed: (position in the new text, token id) of every token this forward decided; those behind
+    the final prefix belong to a block that is still filling in.
+    finish_reason: None in every chunk but the last.
+    """
+
+    text: str
+    tokens: list[int]
+    revealed: list[tuple[int, int]]
+    finish_reason: FinishReason | None = None

@@ -1,0 +1,316 @@
+"""The engine for callers: prompts in, text out."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .completion import Chunk, Completion
+from .errors import SbdError, SbdTypeError, SbdValueError
+from .model_file import ModelPath, model_file
+from .parameters import Parameters, Prompt, integer, one_of, parse, token_ids
+from .session import Session
+from .tokenizer import Tokenizer
+
+try:
+    from . import _core
+except ImportError as error:
+    raise ImportError(
+        f"the compiled engine does not load ({error}); in a clone's own folder install it with "
+        "pip install -e ., or start from another folder"
+    ) from error
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from typing_extensions import Unpack
+
+    from .parameters import Options
+
+_MAX_IN_FLIGHT = 16  # sequences of generate_batch that share a forward
+_REQUEST_FIELDS = [f.name for f in fields(Parameters) if f.name not in ("prompt", "stop")]
+
+
+class _Prepared(NamedTuple):
+    """A checked call, ready to start."""
+
+    parameters: Parameters
+    request: _core.Request
+    ids: list[int]  # the prompt's
+
+
+def engine_options(
+    device: str, n_threads: int | None, n_ctx: int | None, kv_dtype: str
+) -> dict[str, Any]:
+    """The core's options (0 is its default) after a check."""
+    if not isinstance(device, str):
+        raise SbdTypeError(f"expected device as a string, got {device!r}")
+    return {
+        "device": device,
+        "n_threads": 0 if n_threads is None else integer("n_threads", n_threads, 1),
+        "n_ctx": 0 if n_ctx is None else integer("n_ctx", n_ctx, 1),
+        "kv_dtype": one_of("kv_dtype", kv_dtype, ("f16", "f32")),
+    }
+
+
+class Engine:
+    """A loaded model.
+
+    path: a model file; None is the embedded demo model. device: "auto" or "cpu". n_threads: None is
+    one per available core. n_ctx: positions of the KV cache of each sequence; None is the model's.
+    kv_dtype: "f16" or "f32".
+
+    Safe to use from several threads: sequences that are alive at the same time share forwards, and
+    the result of one does not depend on the others.
+
+    Raises SbdFileError (an OSError), SbdValueError, SbdTypeError and SbdMemoryError.
+    """
+
+    def __init__(
+        self,
+        path: ModelPath | None = None,
+        device: str = "auto",
+        n_threads: int | None = None,
+        n_ctx: int | None = None,
+        kv_dtype: str = "f16",
+    ) -> None:
+        options = engine_options(device, n_threads, n_ctx, kv_dtype)
+        self._lock = threading.RLock()  # reentrant: a stream may be collected inside a step
+        self._inboxes: dict[int, deque[_core.Event]] = {}
+        self._core: _core.Engine | None = None
+        with model_file(path) as file:
+            self._core = _core.Engine(file, **options)
+
+    # ---- what the model is ----
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """All metadata of the model file, by key."""
+        return self._open().metadata()
+
+    @cached_property
+    def model_config(self) -> dict[str, Any]:
+        """Shapes and architecture, in the words of a Hugging Face config.json."""
+        return self._open().model_config()
+
+    @cached_property
+    def defaults(self) -> dict[str, Any]:
+        """What decoding takes from the file: block_size, unmask, gamma, ..."""
+        return self._open().defaults()
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The file's tokenizer. Raises SbdValueError where it has none."""
+        return Tokenizer(
+            self.config, self.model_config["eos_token_ids"], self.model_config["mask_token_id"]
+        )
+
+    @property
+    def auto_decoder(self) -> str:
+        """What decoder="auto" stands for with this file."""
+        return self._open().auto_decoder
+
+    @property
+    def device(self) -> str:
+        """The backend and its instruction set, such as "cpu (avx512)"."""
+        return self._open().device
+
+    @property
+    def n_threads(self) -> int:
+        return self._open().n_threads
+
+    @property
+    def n_ctx(self) -> int:
+        return self._open().n_ctx
+
+    # ---- generation ----
+
+    def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Completion:
+        """Generates up to max_tokens tokens after `prompt`, a string or token ids.
+
+        Options (None: the model file's default): max_tokens=256, decoder="auto" | "ntp" | "sbd",
+        block_size=None, unmask=None ("entropy_bounded" | "factor" | "confidence" | "top_n"),
+        gamma=None (nats), proxy=None ("entropy" | "confidence" | "margin"), factor=None,
+        confidence_threshold=None, top_n=None, temperature=0.0, top_p=1.0, top_k=0, seed=0,
+        stop=() (a string or several), ignore_eos=False, sample_index=0 (tells samples of one seed
+        apart). A file without a tokenizer takes token ids and gives no text.
+
+        Raises SbdTypeError for an unknown argument and SbdValueError for a bad value.
+        """
+        with self.stream(prompt, **options) as stream:
+            for _ in stream:
+                pass
+            return stream.completion
+
+    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
+        """Like `generate`, as an iterator: one Chunk for each forward that decided something.
+        Closing or dropping it frees its sequence; `completion` has the result and the stats."""
+        called = time.perf_counter()
+        return Stream(self, self._prepare({"prompt": prompt, **options}), called)
+
+    def generate_batch(self, prompts: Iterable[Prompt | Mapping[str, Any]]) -> list[Completion]:
+        """Generates for several prompts, or dicts of `generate`'s arguments, at once; the results
+        are in order and each is what `generate` gives alone. All are checked before any starts."""
+        if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Iterable):
+            raise SbdTypeError(
+                "expected a list of prompts, or of dicts of generate's arguments, "
+                f"got {type(prompts).__name__}"
+            )
+        waiting: deque[tuple[int, _Prepared]] = deque()
+        for index, item in enumerate(prompts):
+            try:
+                prepared = self._prepare(item if isinstance(item, Mapping) else {"prompt": item})
+                with self._lock:
+                    self._open().check(prepared.request)
+            except SbdError as error:
+                raise type(error)(f"prompt {index} of the batch: {error}") from None
+            waiting.append((index, prepared))
+
+        completions: dict[int, Completion] = {}
+        running: dict[int, Stream] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < _MAX_IN_FLIGHT:
+                    index, prepared = waiting.popleft()
+                    running[index] = Stream(self, prepared, time.perf_counter())
+                for index, stream in list(running.items()):
+                    if next(stream, None) is None:
+                        completions[index] = stream.completion
+                        del running[index]
+        finally:
+            for stream in running.values():
+                stream.close()
+        return [completions[index] for index in sorted(completions)]
+
+    def forward(self, ids: Sequence[int], block: int = 0) -> npt.NDArray[np.float32]:
+        """Raw logits [len(ids), vocab_size] of an uncached forward: the last `block` rows see each
+        other (one block), the rest are causal."""
+        tokens = token_ids(ids, self.model_config["vocab_size"])
+        block = integer("block", block, 0, len(tokens))
+        with self._lock:
+            return self._open().forward(tokens, block)
+
+    # ---- life ----
+
+    def close(self) -> None:
+        """Frees the model. Streams that are still open end with an error."""
+        with self._lock:
+            self._core = None
+            self._inboxes.clear()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open(self) -> _core.Engine:
+        if self._core is None:
+            raise SbdValueError("this engine is closed: make a new one")
+        return self._core
+
+    # ---- sequences, for Stream ----
+
+    def _prepare(self, arguments: Mapping[str, Any]) -> _Prepared:
+        parameters = parse(arguments)
+        if parameters.stop:
+            _ = self.tokenizer  # stop strings need text
+        if isinstance(parameters.prompt, str):
+            ids = self.tokenizer.encode(parameters.prompt)
+        else:
+            ids = token_ids(parameters.prompt, self.model_config["vocab_size"])
+        request = _core.Request()
+        request.prompt = ids
+        for name in _REQUEST_FIELDS:
+            setattr(request, name, getattr(parameters, name))
+        return _Prepared(parameters, request, ids)
+
+    def _add(self, request: _core.Request) -> tuple[int, deque[_core.Event]]:
+        inbox: deque[_core.Event] = deque()
+        with self._lock:
+            sequence = self._open().add(request)
+            self._inboxes[sequence] = inbox
+        return sequence, inbox
+
+    def _remove(self, sequence: int, finished: bool) -> None:
+        with self._lock:
+            if self._inboxes.pop(sequence, None) is not None and not finished:
+                self._open().remove(sequence)
+
+    def _next_event(self, inbox: deque[_core.Event]) -> _core.Event:
+        """A sequence's next event: from its inbox, or from as many forwards as that takes. They
+        move every living sequence on, whichever thread asked."""
+        while not inbox:
+            with self._lock:
+                core = self._open()
+                if not inbox:
+                    core.step(self._inboxes)
+        return inbox.popleft()
+
+    def _tokenizer_if_any(self) -> Tokenizer | None:
+        try:
+            return self.tokenizer
+        except SbdValueError:
+            return None
+
+
+class Stream(Iterator[Chunk]):
+    """The chunks of one generation. `completion` is the result: final once the stream has ended,
+    what there is so far before. Made by Engine.stream."""
+
+    _sequence: int | None = None  # None: ended, or never started
+
+    def __init__(self, engine: Engine, prepared: _Prepared, called: float) -> None:
+        self._engine = engine
+        self._session = Session(
+            prepared.ids, prepared.parameters.stop, engine._tokenizer_if_any(), called
+        )
+        self._sequence, self._inbox = engine._add(prepared.request)
+
+    @property
+    def completion(self) -> Completion:
+        return self._session.completion()
+
+    def __next__(self) -> Chunk:
+        while self._sequence is not None:
+            try:
+                event = self._engine._next_event(self._inbox)
+            except BaseException:  # a KeyboardInterrupt as well
+                self.close()
+                raise
+            chunk = self._session.absorb(event)
+            if chunk.finish_reason:
+                self._end(finished=event.finished is not None)
+            if event.revealed or chunk.finish_reason:
+                return chunk
+        raise StopIteration
+
+    def close(self) -> None:
+        """Ends the generation where it is; `completion` has all that was committed."""
+        finished = False
+        while self._sequence is not None and self._inbox and not self._session.finish_reason:
+            event = self._inbox.popleft()
+            self._session.absorb(event)
+            finished = event.finished is not None
+        if self._sequence is not None and not self._session.finish_reason:
+            self._session.cancel()
+        self._end(finished)
+
+    def _end(self, finished: bool) -> None:
+        sequence, self._sequence = self._sequence, None
+        if sequence is not None:
+            self._engine._remove(sequence, finished)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()

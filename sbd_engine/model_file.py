@@ -1,0 +1,35 @@
+"""Which file a model argument means."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from .errors import SbdFileError, SbdFileNotFoundError, SbdTypeError
+
+ModelPath = str | os.PathLike[str]
+
+
+def model_file(path: ModelPath | None) -> AbstractContextManager[Path]:
+    """The model file at `path`, or the embedded demo model for None, for use in a `with`."""
+    if path is None:
+        demo = files("sbd_engine") / "models" / "demo.bin"
+        if not demo.is_file():
+            raise SbdFileNotFoundError(
+                "this installation has no demo model (sbd_engine/models/demo.bin): "
+                "give a model file"
+            )
+        return as_file(demo)
+    if not isinstance(path, (str, os.PathLike)):
+        raise SbdTypeError(f"expected the model as a path, got {path!r}")
+    file = Path(path)
+    if not file.exists():
+        raise SbdFileNotFoundError(f"{file}: no such file")
+    if file.is_dir():
+        raise SbdFileError(
+            f"{file}: expected a model file, got a folder; make one from a checkpoint with: "
+            f"sbd-engine convert {file} -o model.bin"
+        )
+    return nullcontext(file)

@@ -1,0 +1,219 @@
+"""The arguments of one generation, checked before any work starts."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any, TypedDict
+
+from .errors import SbdTypeError, SbdValueError
+
+Prompt = str | Sequence[int]
+
+_INT32_MAX = 2**31 - 1
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments of Engine.generate and Engine.stream, for type checkers and editors."""
+
+    max_tokens: int
+    decoder: str
+    block_size: int | None
+    unmask: str | None
+    proxy: str | None
+    gamma: float | None
+    factor: float | None
+    confidence_threshold: float | None
+    top_n: int | None
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+    sample_index: int
+    stop: str | Sequence[str]
+    ignore_eos: bool
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """One request. None: the model file's default. What depends on the model the engine checks."""
+
+    prompt: Prompt
+    max_tokens: int = 256
+    decoder: str = "auto"
+    block_size: int | None = None
+    unmask: str | None = None
+    proxy: str | None = None
+    gamma: float | None = None
+    factor: float | None = None
+    confidence_threshold: float | None = None
+    top_n: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    sample_index: int = 0
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+
+def parse(arguments: Mapping[str, Any]) -> Parameters:
+    """Checks names, types and ranges; errors name the argument and what was expected."""
+    known = [field.name for field in fields(Parameters)]
+    for name in arguments:
+        if name not in known:
+            raise SbdTypeError(unknown("argument", str(name), known))
+    if "prompt" not in arguments:
+        raise SbdTypeError("expected a prompt: a string or a sequence of token ids, got none")
+    optional = {"block_size", "unmask", "proxy", "gamma", "factor", "confidence_threshold", "top_n"}
+    checked: dict[str, Any] = {
+        name: None if value is None and name in optional else _CHECKS[name](name, value)
+        for name, value in arguments.items()
+    }
+    return Parameters(**checked)
+
+
+def unknown(what: str, name: str, known: Sequence[str]) -> str:
+    """The one line for a name that is not there: near matches, else all names."""
+    near = get_close_matches(name, known, n=3, cutoff=0.6)
+    if near:
+        return f"unknown {what} {name!r}: did you mean {' or '.join(near)}?"
+    return f"unknown {what} {name!r}: expected one of {', '.join(known)}"
+
+
+def integer(name: str, value: Any, low: int, high: int = _INT32_MAX) -> int:
+    """`value` as an int in [low, high]; numpy's integers are welcome, True and 1.0 are not."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise SbdTypeError(f"expected an integer {name}, got {value!r}")
+    if number < low:
+        raise SbdValueError(f"expected {name} >= {low}, got {number}")
+    if number > high:
+        raise SbdValueError(f"expected {name} <= {high}, got {number}")
+    return number
+
+
+def one_of(name: str, value: Any, names: Sequence[str]) -> str:
+    if not isinstance(value, str):
+        raise SbdTypeError(f"expected {name} as a string, got {value!r}")
+    if value not in names:
+        raise SbdValueError(unknown(name, value, names))
+    return value
+
+
+def token_ids(prompt: Iterable[Any], vocab_size: int) -> list[int]:
+    """A prompt given as ids, each in [0, vocab_size)."""
+    ids = []
+    for position, item in enumerate(prompt):
+        try:
+            token = operator.index(item)
+        except TypeError:
+            raise SbdTypeError(
+                f"expected the prompt as a string or integer token ids, got {item!r} "
+                f"at position {position}"
+            ) from None
+        if not 0 <= token < vocab_size:
+            raise SbdValueError(
+                f"expected token ids from 0 to {vocab_size - 1}, got {token} at position {position}"
+            )
+        ids.append(token)
+    if not ids:
+        raise SbdValueError("expected a prompt of at least one token, got an empty one")
+    return ids
+
+
+def _prompt(_: str, value: Any) -> Prompt:
+    if isinstance(value, str):
+        if not value:
+            raise SbdValueError("expected a prompt of at least one character, got an empty one")
+        check_utf8("prompt", value)
+        return value
+    if isinstance(value, (bytes, Mapping)) or not isinstance(value, Iterable):
+        raise SbdTypeError(
+            "expected the prompt as a string or a sequence of token ids, "
+            f"got {type(value).__name__}"
+        )
+    return list(value)
+
+
+def check_utf8(name: str, text: str) -> None:
+    """A string from the command line or a careless decoder may hold bytes that are not text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise SbdValueError(
+            f"expected {name} as UTF-8 text, got an invalid character at position {error.start}"
+        ) from None
+
+
+def _stop(_: str, value: Any) -> tuple[str, ...]:
+    stops = (value,) if isinstance(value, str) else value
+    if not isinstance(stops, Iterable) or isinstance(stops, (bytes, Mapping)):
+        raise SbdTypeError(f"expected stop as a string or several, got {value!r}")
+    stops = tuple(stops)
+    for stop in stops:
+        if not isinstance(stop, str):
+            raise SbdTypeError(f"expected stop as a string or several, got {stop!r}")
+        if not stop:
+            raise SbdValueError("expected stop strings of at least one character, got an empty one")
+        check_utf8("stop", stop)
+    return stops
+
+
+def _number(name: str, value: Any, expected: str, holds: Callable[[float], bool]) -> float:
+    if isinstance(value, (str, bytes, bool)):
+        raise SbdTypeError(f"expected {name} as a number, got {value!r}")
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise SbdTypeError(f"expected {name} as a number, got {value!r}") from None
+    if not holds(number):  # written so that NaN fails
+        raise SbdValueError(f"expected {name} {expected}, got {number:g}")
+    return number
+
+
+def _boolean(name: str, value: Any) -> bool:
+    if value is True or value is False:
+        return bool(value)
+    raise SbdTypeError(f"expected {name} as True or False, got {value!r}")
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise SbdTypeError(f"expected {name} as a string, got {value!r}")
+    return value
+
+
+def _at_least(low: int, high: int = _INT32_MAX) -> Callable[[str, Any], int]:
+    return lambda name, value: integer(name, value, low, high)
+
+
+def _where(expected: str, holds: Callable[[float], bool]) -> Callable[[str, Any], float]:
+    return lambda name, value: _number(name, value, expected, holds)
+
+
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "prompt": _prompt,
+    "max_tokens": _at_least(1),
+    "decoder": _text,
+    "block_size": _at_least(1),
+    "unmask": _text,
+    "proxy": _text,
+    "gamma": _where(">= 0", lambda x: x >= 0),
+    "factor": _where("above 0", lambda x: x > 0),
+    "confidence_threshold": _where("from 0 to 1", lambda x: 0 <= x <= 1),
+    "top_n": _at_least(1),
+    "temperature": _where(">= 0 and finite", lambda x: 0 <= x < math.inf),
+    "top_p": _where("above 0 and at most 1", lambda x: 0 < x <= 1),
+    "top_k": _at_least(0),
+    "seed": _at_least(0, 2**64 - 1),
+    "sample_index": _at_least(0, 2**64 - 1),
+    "stop": _stop,
+    "ignore_eos": _boolean,
+}

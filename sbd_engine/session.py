@@ -1,0 +1,120 @@
+"""One generation on its way: what the engine decided becomes chunks, then a completion."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from .completion import Chunk, Completion, FinishReason, Stats
+from .detokenizer import Decodes, Detokenizer, StopStrings
+
+
+class Event(Protocol):
+    """What one forward did to one sequence."""
+
+    @property
+    def committed(self) -> list[int]: ...
+    @property
+    def revealed(self) -> list[tuple[int, int]]: ...
+    @property
+    def finished(self) -> str | None: ...
+    @property
+    def prompt_rows(self) -> int: ...
+
+
+class Session:
+    """Absorbs one sequence's events in order. Without a tokenizer all text is "".
+
+    `called` is when the call began, by `clock` (seconds): its time to first token counts from
+    there, its prefill from now.
+    """
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        stop: Sequence[str],
+        tokenizer: Decodes | None,
+        called: float,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.finish_reason: FinishReason | None = None
+        self._text: list[str] = []
+        self._tokens: list[int] = []
+        self._detokenizer = Detokenizer(tokenizer, prompt) if tokenizer else None
+        self._stops = StopStrings(stop)
+        self._prompt_tokens = len(prompt)
+        self._clock = clock
+        self._called = called
+        self._started = self._prefilled = self._now = clock()
+        self._first_token: float | None = None
+        self._nfe = 0
+        self._decided_in_prefill = 0
+
+    def absorb(self, event: Event) -> Chunk:
+        """What the event adds. After the chunk with a finish_reason no event may follow."""
+        self._now = self._clock()
+        self._nfe += bool(event.revealed)
+        if event.prompt_rows:
+            self._prefilled = self._now
+            self._decided_in_prefill += len(event.revealed)
+        if event.committed and self._first_token is None:
+            self._first_token = self._now
+
+        tokens: list[int] = []
+        pieces: list[str] = []
+        closes = event.finished == "stop"  # the last token is an end of sequence: it has no text
+        for index, token in enumerate(event.committed):
+            tokens.append(token)
+            if self._detokenizer and not (closes and index == len(event.committed) - 1):
+                pieces.append(self._stops.feed(self._detokenizer.feed(token)))
+            if self._stops.stopped:
+                self.finish_reason = "stop"
+                break
+        else:
+            if event.finished:
+                pieces.append(self._flush())
+                stopped = closes or self._stops.stopped
+                self.finish_reason = "stop" if stopped else "length"
+        text = "".join(pieces)
+        self._text.append(text)
+        self._tokens += tokens
+        return Chunk(text, tokens, event.revealed, self.finish_reason)
+
+    def cancel(self) -> Chunk:
+        """Ends it where it is; text that was held back is let out."""
+        text = self._flush()
+        self._text.append(text)
+        self.finish_reason = "cancelled"
+        return Chunk(text, [], [], "cancelled")
+
+    def completion(self) -> Completion:
+        """The result so far; final once there is a finish_reason."""
+        return Completion(
+            "".join(self._text),
+            list(self._tokens),
+            self.finish_reason or "cancelled",
+            self._stats(),
+        )
+
+    def _flush(self) -> str:
+        if self._detokenizer is None or self._stops.stopped:
+            return ""
+        text = self._stops.feed(self._detokenizer.flush())
+        return text if self._stops.stopped else text + self._stops.flush()
+
+    def _stats(self) -> Stats:
+        first = self._now if self._first_token is None else self._first_token
+        decoded = max(0, len(self._tokens) - self._decided_in_prefill)
+        return Stats(
+            prompt_tokens=self._prompt_tokens,
+            nfe=self._nfe,
+            tokens_per_forward=_ratio(len(self._tokens), self._nfe),
+            ttft_ms=1e3 * (first - self._called),
+            prefill_tok_s=_ratio(self._prompt_tokens, self._prefilled - self._started),
+            decode_tok_s=_ratio(decoded, self._now - self._prefilled),
+        )
+
+
+def _ratio(count: int, per: float) -> float:
+    return count / per if per > 0 else 0.0

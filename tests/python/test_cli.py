@@ -1,0 +1,415 @@
+"""The installed `sbd-engine` command: its output, its errors and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from python.tiny_model import EOS, MASK, byte_tokenizer, write_tiny_model
+
+from sbd_engine import Engine
+from sbd_engine.cli import main
+
+COMMAND = Path(sys.executable).parent / "sbd-engine"
+PROMPT = "Hello the world"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def plain_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """No mask token, no chat template."""
+    return write_tiny_model(tmp_path_factory.mktemp("plain"), sbd=False, chat=False)
+
+
+@pytest.fixture(scope="module")
+def engine(model: Path) -> Iterator[Engine]:
+    with Engine(model) as engine:
+        yield engine
+
+
+def run(*arguments: object, stdin: bytes = b"", **environment: str) -> Any:
+    """Exit code, standard output and standard error of one command, as `returncode` and so on."""
+    return subprocess.run(
+        [COMMAND, *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        timeout=60,
+        env=os.environ | {"COLUMNS": "200"} | environment,
+    )
+
+
+def run_here(capsys: pytest.CaptureFixture[str], *arguments: object) -> Any:
+    """The same without a process, which would take most of the time."""
+    code = main.run(
+        [a.decode(errors="surrogateescape") if isinstance(a, bytes) else str(a) for a in arguments]
+    )
+    captured = capsys.readouterr()
+    return subprocess.CompletedProcess(
+        arguments, code, captured.out.encode(), captured.err.encode()
+    )
+
+
+class TestRun:
+    def test_text_on_stdout_and_figures_on_stderr(self, engine: Engine, model: Path) -> None:
+        done = run("run", model, "-p", PROMPT, "--max-tokens", 30, "--ignore-eos")
+        expected = engine.generate(PROMPT, max_tokens=30, ignore_eos=True)
+        assert (done.returncode, done.stdout.decode()) == (0, expected.text + "\n")
+        nfe = expected.stats.nfe
+        assert f"30 tokens, {nfe} forwards (NFE), {30 / nfe:.2f} tokens per" in str(done.stderr)
+        assert "tok/s" in str(done.stderr)
+        assert b"\x1b[" not in done.stderr  # no colour where no terminal is
+
+    def test_json_is_the_completion(self, engine: Engine, model: Path) -> None:
+        done = run("run", model, "-p", PROMPT, "--max-tokens", 30, "--json")
+        expected = engine.generate(PROMPT, max_tokens=30)
+        values = json.loads(done.stdout)
+        assert values["text"] == expected.text
+        assert values["tokens"] == expected.tokens
+        assert values["finish_reason"] == expected.finish_reason
+        assert values["stats"]["nfe"] == expected.stats.nfe
+        assert set(values["stats"]) == {
+            "prompt_tokens",
+            "nfe",
+            "tokens_per_forward",
+            "ttft_ms",
+            "prefill_tok_s",
+            "decode_tok_s",
+        }
+        assert done.stderr == b""
+
+    def test_every_option_of_generate_has_its_flag(self, engine: Engine, model: Path) -> None:
+        options: dict[str, Any] = {
+            "max_tokens": 25,
+            "decoder": "sbd",
+            "block_size": 7,
+            "unmask": "entropy_bounded",
+            "gamma": 1.5,
+            "proxy": "margin",
+            "factor": 1.25,
+            "confidence_threshold": 0.5,
+            "top_n": 3,
+            "temperature": 0.75,
+            "top_p": 0.9,
+            "top_k": 40,
+            "seed": 11,
+            "stop": "never seen",
+        }
+        flags = [x for k, v in options.items() for x in (f"--{k.replace('_', '-')}", v)]
+        done = run("run", model, "-p", PROMPT, *flags, "--ignore-eos", "--json")
+        expected = engine.generate(PROMPT, ignore_eos=True, **options)
+        assert json.loads(done.stdout)["tokens"] == expected.tokens
+        assert expected.tokens != engine.generate(PROMPT, max_tokens=25, ignore_eos=True).tokens
+
+    def test_prompts_from_everywhere(self, model: Path, tmp_path: Path) -> None:
+        flags = ["--max-tokens", 8, "--json", "--threads", 1, "--n-ctx", 100, "--kv-dtype", "f16"]
+        file = tmp_path / "prompt.txt"
+        file.write_text(PROMPT)
+        outputs = [
+            json.loads(done.stdout)["tokens"]
+            for done in (
+                run("run", model, "-p", PROMPT, *flags),
+                run("run", model, "-f", file, *flags),
+                run("run", model, "-p", "-", *flags, stdin=PROMPT.encode()),
+                run("run", model, *flags, stdin=PROMPT.encode()),
+            )
+        ]
+        assert outputs == [outputs[0]] * 4
+
+    def test_chat_uses_the_template(self, engine: Engine, model: Path) -> None:
+        done = run("run", model, "-p", "hi", "--chat", "--max-tokens", 8, "--json")
+        tokenizer = engine.tokenizer
+        text = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}])
+        expected = engine.generate(tokenizer.encode(text, add_bos=False), max_tokens=8)
+        assert json.loads(done.stdout)["tokens"] == expected.tokens
+
+    def test_ntp_comes_with_a_note(self, plain_model: Path) -> None:
+        done = run("run", plain_model, "-p", PROMPT, "--max-tokens", 4, "--ignore-eos")
+        assert done.returncode == 0
+        assert "note: " in done.stderr.decode()
+        asked = run("run", plain_model, "-p", PROMPT, "--max-tokens", 4, "--decoder", "ntp")
+        assert "note: " not in asked.stderr.decode()
+
+    def test_stdout_that_closes_early_is_no_error(self, model: Path) -> None:
+        command = [COMMAND, "run", model, "-p", PROMPT, "--max-tokens", "400", "--ignore-eos"]
+        reading, writing = os.pipe()
+        os.close(reading)
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, timeout=60)
+        os.close(writing)
+        assert b"error" not in done.stderr
+        assert b"Traceback" not in done.stderr
+
+    def test_a_terminal_without_utf8(self, model: Path) -> None:
+        done = run("run", model, "-p", PROMPT, "--max-tokens", 40, PYTHONIOENCODING="ascii")
+        assert done.returncode == 0
+        assert b"?" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A command that generates for minutes."""
+    model = write_tiny_model(tmp_path_factory.mktemp("endless"), n_ctx=200_000)
+    flags = ["--max-tokens", "190000", "--ignore-eos", "--decoder", "ntp"]
+    return [str(COMMAND), "run", str(model), "-p", PROMPT, *flags]
+
+
+class TestInterrupt:
+    def test_what_was_committed_then_130(self, endless: list[str]) -> None:
+        process = subprocess.Popen(endless, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout
+        begun = process.stdout.read(20)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=20)
+        assert process.returncode == 130
+        assert (begun + output).endswith(b"\n")
+        assert len(begun + output) > 20
+        tokens = int(re.findall(r"(\d+) tokens, ", errors.decode())[0])
+        assert 10 <= tokens < 190_000
+        assert b"Traceback" not in errors
+
+    def test_json(self, endless: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        done = run_here(capsys, *endless[1:], "--json")
+        assert done.returncode == 130
+        values = json.loads(done.stdout)
+        assert values["finish_reason"] == "cancelled"
+        assert values["tokens"]
+        assert done.stderr == b""
+
+
+class TestShowBlocks:
+    def test_on_a_terminal(self, engine: Engine, model: Path) -> None:
+        main, child = pty.openpty()
+        process = subprocess.Popen(
+            [COMMAND, "run", model, "-p", PROMPT, "--max-tokens", "40", "--show-blocks"],
+            stdin=child,
+            stdout=child,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"TERM": "xterm", "COLUMNS": "300"},
+        )
+        os.close(child)
+        output = b""
+        try:
+            while data := os.read(main, 65536):
+                output += data
+        except OSError:  # how Linux says that the other end has closed
+            pass
+        os.close(main)
+        assert process.wait(timeout=20) == 0
+        screen = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.decode())
+        assert "\x1b" not in screen  # the model's text has some
+        assert "\u2591" * 7 in screen  # masks of the first block
+        assert MASK not in screen
+        last = engine.generate(PROMPT, max_tokens=40).text.splitlines()[-1]
+        visible = "".join(c for c in last if c.isprintable())
+        assert visible in screen
+
+    def test_elsewhere_it_is_plain_text(self, engine: Engine, model: Path) -> None:
+        done = run("run", model, "-p", PROMPT, "--max-tokens", 30, "--show-blocks")
+        assert done.stdout.decode() == engine.generate(PROMPT, max_tokens=30).text + "\n"
+        assert "note: --show-blocks needs a terminal" in done.stderr.decode()
+
+
+class TestInspect:
+    def test_json(self, model: Path) -> None:
+        done = run("inspect", model, "--json", "--tensors")
+        values = json.loads(done.stdout)
+        assert values["file"] == "tiny.bin"
+        assert values["file_bytes"] == model.stat().st_size
+        assert values["architecture"] == "qwen3"
+        assert values["decoders"] == ["sbd", "ntp"]
+        assert values["defaults"]["block_size"] == values["sbd"]["sbd.block_size"] == 16
+        assert values["defaults"]["gamma"] == 0.35
+        assert values["model_config"]["max_position_embeddings"] == 512
+        assert values["model_config"]["mask_token_id"] == byte_tokenizer().token_to_id(MASK)
+        assert values["model_config"]["eos_token_ids"] == [byte_tokenizer().token_to_id(EOS)]
+        assert values["tokenizer"] == "tokenizer.json"
+        assert values["chat_template"] is True
+        assert values["problem"] is None
+        assert len(values["tensors"]) == values["n_tensors"] > 10
+        embedding = next(t for t in values["tensors"] if t["name"] == "token_embd.weight")
+        assert embedding["type"] == "f32"
+        assert embedding["shape"] == [272, values["model_config"]["hidden_size"]]
+        assert embedding["bytes"] == 4 * 272 * values["model_config"]["hidden_size"]
+        assert sum(t["bytes"] for t in values["tensors"]) == sum(values["bytes_by_type"].values())
+
+    def test_for_people(self, model: Path, plain_model: Path) -> None:
+        text = run("inspect", model, "--tensors").stdout.decode()
+        for part in ("tiny.bin", "qwen3", "sbd (block_size 16, unmask entropy_bounded", "also ntp"):
+            assert part in text
+        assert "token_embd.weight" in text
+        assert "blk.0.attn_q_norm.weight" in text
+        plain = run("inspect", plain_model).stdout.decode()
+        assert re.search(r"decoder +ntp\n", plain)
+        assert "token_embd.weight" not in plain
+
+
+class TestBench:
+    def test_config(self, model: Path) -> None:
+        config = model.parent / "checkpoint" / "config.json"
+        done = run(
+            *("bench", "--config", config, "--type", "f16", "--rows", "32,1,16"),
+            *("--context", "8,20", "--repeats", 3, "--nfe-reduction", 4, "--threads", 1, "--json"),
+        )
+        values = json.loads(done.stdout)
+        results = {(r["context"], r["rows"]): r for r in values["results"]}
+        assert set(results) == {(c, r) for c in (8, 20) for r in (1, 16, 32)}
+        for (context, _), result in results.items():
+            one = results[context, 1]["ms_per_forward"]
+            assert result["ms_per_forward"] > 0
+            assert result["ratio_to_one_row"] == result["ms_per_forward"] / one
+        implied = values["implied_speedup"]
+        assert (implied["block_size"], implied["nfe_reduction"]) == (16, 4)
+        for speedup in implied["results"]:
+            time = {n: results[speedup["context"], n]["ms_per_forward"] for n in (1, 16, 32)}
+            expected = 16 * time[1] / (time[32] + 3 * time[16])
+            assert speedup["speedup"] == pytest.approx(expected)
+        assert values["n_threads"] == 1
+        assert values["read_bandwidth_gb_s"] > 0.1
+        # Tied: the embedding is read as the head. 2 bytes a weight, 4 in norms, and the KV cache.
+        shape = json.loads(config.read_text())
+        heads, width = shape["num_attention_heads"], shape["head_dim"]
+        kv, hidden = shape["num_key_value_heads"] * width, shape["hidden_size"]
+        mlp = 3 * hidden * shape["intermediate_size"]
+        layer = 2 * (2 * hidden * heads * width + 2 * hidden * kv + mlp) + 4 * 2 * (hidden + width)
+        layers = shape["num_hidden_layers"]
+        total = 2 * 272 * hidden + 4 * hidden + layers * (layer + 2 * 8 * kv * 2)
+        assert values["one_row"]["bytes_read"] == total
+
+    def test_model(self, model: Path) -> None:
+        done = run("bench", model, "--rows", "1,2", "--context", "16", "--repeats", 1)
+        assert done.returncode == 0
+        assert "GB/s" in done.stdout.decode()
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("flags", "complaint"),
+        [
+            (["-p", ""], "empty"),
+            (["-p", b"\xff"], "UTF-8"),
+            (["-p", "x" * 600], "512"),
+            (["-p", "x", "-f", "y"], "got both"),
+            (["-f", "missing.txt"], "missing.txt: no such file"),
+            (["-f", "/"], "cannot be read"),
+            (["-p", "x", "--block-size", 0], "block_size >= 1, got 0"),
+            (["-p", "x", "--block-size", 513], "513"),
+            (["-p", "x", "--gamma", -1], "gamma >= 0, got -1"),
+            (["-p", "x", "--gamma", "nan"], "got nan"),
+            (["-p", "x", "--gamma", "much"], "--gamma"),
+            (["-p", "x", "--temperature", -1], "temperature"),
+            (["-p", "x", "--top-p", 0], "top_p"),
+            (["-p", "x", "--top-p", 1.01], "top_p"),
+            (["-p", "x", "--top-k", -1], "top_k"),
+            (["-p", "x", "--max-tokens", 0], "max_tokens >= 1, got 0"),
+            (["-p", "x", "--threads", 0], "n_threads >= 1, got 0"),
+            (["-p", "x", "--n-ctx", 0], "n_ctx >= 1, got 0"),
+            (["-p", "x", "--n-ctx", 10**6], "n_ctx"),
+            (["-p", "x", "--device", "cuda"], "cuda"),
+            (["-p", "x", "--decoder", "sdb"], "sdb"),
+            (["-p", "x", "--unmask", "all"], "entropy_bounded"),
+            (["-p", "x", "--kv-dtype", "f64"], "kv_dtype"),
+            (["-p", "x", "--seed", -1], "seed"),
+            (["-p", "x", "--stop", ""], "stop"),
+            (["-p", "x", "--json", "--show-blocks"], "got both"),
+            (["-p", "x", "--no-such-flag"], "--no-such-flag"),
+            (["-p"], "requires an argument"),
+        ],
+    )
+    def test_run(
+        self, model: Path, flags: list[Any], complaint: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.check(run_here(capsys, "run", model, *flags), complaint)
+
+    @pytest.mark.parametrize("command", [["run", "-p", "x"], ["inspect"], ["bench"]])
+    def test_model_files(
+        self, command: list[str], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        bad = tmp_path / "bad.bin"
+        verb, *flags = command
+        self.check(run_here(capsys, verb, bad, *flags), "no such file")
+        self.check(run_here(capsys, verb, tmp_path, *flags), "folder")
+        whole = model.read_bytes()
+        for content in (b"", b"no gguf at all" * 10, whole[: len(whole) // 2], whole[:-1]):
+            bad.write_bytes(content)
+            self.check(run_here(capsys, verb, bad, *flags), "bad.bin")
+
+    def test_the_installed_command(self, model: Path) -> None:
+        self.check(run("run", "missing.bin", "-p", "x"), "missing.bin: no such file")
+        self.check(run("run", model, "-p", "x", "--gamma", "nan"), "gamma >= 0, got nan")
+        self.check(run("walk"), "walk")
+
+    def test_prompt_on_stdin(self, model: Path) -> None:
+        self.check(run("run", model, stdin=b""), "empty")
+        self.check(run("run", model, stdin=b"ab\xff"), "byte 0xff at offset 2")
+
+    def test_what_a_model_lacks(
+        self, plain_model: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        call = ("run", plain_model, "-p", "x")
+        self.check(run_here(capsys, *call, "--chat"), "no chat template")
+        self.check(run_here(capsys, *call, "--decoder", "sbd"), "mask")
+
+    @pytest.mark.parametrize(
+        ("flags", "complaint"),
+        [
+            (["--rows", "0"], "--rows"),
+            (["--rows", "1,x"], "'1,x'"),
+            (["--context", "-1"], "--context"),
+            (["--repeats", "0"], "--repeats >= 1, got 0"),
+            (["--nfe-reduction", "nan"], "--nfe-reduction"),
+            (["--context", "600"], "600"),
+            (["--config", "config.json"], "got both"),
+        ],
+    )
+    def test_bench(
+        self, model: Path, flags: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.check(run_here(capsys, "bench", model, *flags), complaint)
+
+    def test_bench_config(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        config = tmp_path / "config.json"
+        self.check(run_here(capsys, "bench", "--config", config), "no such file")
+        for content, complaint in (("{", "JSON"), ("[]", "no JSON object"), ("{}", "model_type")):
+            config.write_text(content)
+            self.check(run_here(capsys, "bench", "--config", config), complaint)
+
+    def test_debug_shows_where(self) -> None:
+        done = run("run", "missing.bin", "-p", "x", "--debug")
+        assert done.returncode != 0
+        assert b"Traceback" in done.stderr
+
+    @staticmethod
+    def check(done: Any, complaint: str) -> None:
+        output, errors = done.stdout.decode(), done.stderr.decode()
+        assert done.returncode == 2, errors
+        assert errors.startswith("error: ")
+        assert complaint in errors
+        assert errors.count("\n") == 1
+        assert output == ""
+
+
+def test_help_and_version() -> None:
+    assert run("--version").stdout.decode().startswith("sbd-engine ")
+    for arguments in ([], ["--help"]):
+        done = run(*arguments)
+        assert done.returncode == 0
+        for name in ("run", "inspect", "bench", "convert"):
+            assert name in done.stdout.decode()
+        assert done.stderr == b""
+    assert "--gamma" in run("run", "--help").stdout.decode()
+    assert "--mask-token" in run("convert", "--help").stdout.decode()
