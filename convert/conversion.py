@@ -1,0 +1,207 @@
+"""A checkpoint to a model file: opens the parts, checks that they agree, and writes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from gguf import GGML_QUANT_VERSION, LlamaFileType
+from gguf import GGMLQuantizationType as WeightType
+from numpy.typing import NDArray
+
+from .architectures import (
+    TensorSpec,
+    interleave_rotary,
+    model_metadata,
+    rope_freqs,
+    tensor_specs,
+)
+from .checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from .errors import ConvertError, listed
+from .lora import LoraAdapter, LowRank, load_lora
+from .quantize import encode, stored_type, weight_type
+from .settings import check_decoding, decoding_settings, end_tokens
+from .tokenizer import load_tokenizer, tokenizer_metadata
+from .writer import OutputTensor, write_gguf
+
+StrPath = str | PathLike[str]
+CHUNK = 1 << 20  # elements in hand at a time: 4 MiB of float32, a few times over while encoding
+FILE_TYPES = {
+    WeightType.F32: LlamaFileType.ALL_F32,
+    WeightType.F16: LlamaFileType.MOSTLY_F16,
+    WeightType.BF16: LlamaFileType.MOSTLY_BF16,
+    WeightType.Q8_0: LlamaFileType.MOSTLY_Q8_0,
+    WeightType.Q4_0: LlamaFileType.MOSTLY_Q4_0,
+}
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+# Buffers that old checkpoints store though they follow from the configuration.
+IGNORED = (".rotary_emb.inv_freq",)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was written, for the user to read."""
+
+    output: Path
+    n_bytes: int
+    n_tensors: int
+    type: str
+    decoders: list[str]
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def convert(
+    sources: StrPath | Sequence[StrPath],
+    output: StrPath,
+    *,
+    type: str = "q8_0",
+    mask_token: str | int | None = None,
+    block_size: int | None = None,
+    gamma: float | None = None,
+    lora: StrPath | None = None,
+    settings: Sequence[str] = (),
+    warn: Callable[[str], None] = _warn,
+    on_start: Callable[[int], None] = lambda _: None,
+    on_bytes: Callable[[int], None] = lambda _: None,
+) -> Conversion:
+    """Convert a Hugging Face checkpoint into one model file; the options are those of the CLI.
+
+    `on_start` hears the number of bytes of all tensors, `on_bytes` of each piece written.
+    Raises ConvertError, or OSError where the file cannot be written; `output` is then untouched.
+    """
+    wanted = weight_type(type)
+    output = Path(output)
+    if isinstance(sources, (str, PathLike)):
+        sources = [sources]
+    checkpoint = open_checkpoint([Path(source) for source in sources])
+    config = checkpoint.config
+    metadata = model_metadata(config)
+    specs, stored = _match(checkpoint, warn)
+    shapes = {spec.source: spec.shape for spec in specs}
+    adapter = LoraAdapter({}, {}) if lora is None else load_lora(Path(lora), shapes)
+    stored |= adapter.replacements
+    _check_shapes(specs, stored)
+    _check_output(output, checkpoint)
+
+    metadata["general.type"] = "model"
+    metadata["general.name"] = checkpoint.folder.resolve().name
+    metadata["general.file_type"] = int(FILE_TYPES[wanted])
+    metadata["general.quantization_version"] = GGML_QUANT_VERSION
+    tokenizer = load_tokenizer(checkpoint)
+    vocab_size = config["vocab_size"]
+    metadata |= tokenizer_metadata(tokenizer, vocab_size, warn)
+    metadata |= end_tokens(checkpoint, tokenizer, warn)
+    metadata |= decoding_settings(config, tokenizer, mask_token, block_size, gamma, settings, warn)
+    check_decoding(metadata, config)
+
+    tensors = [
+        _output_tensor(spec, stored[spec.source], adapter.changes.get(spec.source), wanted)
+        for spec in specs
+    ]
+    odd = [t.name for t in tensors if len(t.shape) > 1 and t.dtype != wanted]
+    if odd:
+        warn(f"{len(odd)} tensors stay F16, their rows are no multiple of 32: {listed(odd)}")
+    divisors = rope_freqs(config)
+    if divisors is not None:
+        chunks = [divisors]
+        tensors.append(
+            OutputTensor("rope_freqs.weight", divisors.shape, WeightType.F32, lambda: iter(chunks))
+        )
+    on_start(sum(tensor.nbytes for tensor in tensors))
+    write_gguf(output, metadata, tensors, on_bytes)
+    decoders = metadata["sbd.decoders"]
+    assert isinstance(decoders, list)
+    return Conversion(
+        output, output.stat().st_size, len(tensors), type, [str(name) for name in decoders]
+    )
+
+
+def _match(
+    checkpoint: Checkpoint, warn: Callable[[str], None]
+) -> tuple[list[TensorSpec], dict[str, StoredTensor]]:
+    """The tensors to write, and the checkpoint's: each side must have all of the other."""
+    stored = {
+        name: tensor for name, tensor in checkpoint.tensors.items() if not name.endswith(IGNORED)
+    }
+    tied = bool(checkpoint.config.get("tie_word_embeddings", False))
+    if tied and HEAD in stored and EMBEDDING in stored:
+        if _equal(stored[HEAD], stored[EMBEDDING]):
+            del stored[HEAD]
+        else:
+            tied = False
+            warn(f"tie_word_embeddings is true, but {HEAD} differs from {EMBEDDING}: both are kept")
+    specs = tensor_specs(checkpoint.config, tied=tied)
+    sources = [spec.source for spec in specs]
+    missing = [name for name in sources if name not in stored]
+    if missing:
+        raise ConvertError(
+            f"{checkpoint.folder}: {len(missing)} tensors of a {checkpoint.config['model_type']} "
+            f"model are missing: {listed(missing)}"
+        )
+    unmapped = sorted(stored.keys() - set(sources))
+    if unmapped:
+        raise ConvertError(
+            f"{checkpoint.folder}: {len(unmapped)} tensors are none of a "
+            f"{checkpoint.config['model_type']} model: {listed(unmapped)}"
+        )
+    return specs, stored
+
+
+def _equal(a: StoredTensor, b: StoredTensor) -> bool:
+    return a.shape == b.shape and all(
+        np.array_equal(a.rows(start, stop), b.rows(start, stop))
+        for start, stop in _row_ranges(a.shape, 1)
+    )
+
+
+def _check_shapes(specs: list[TensorSpec], stored: dict[str, StoredTensor]) -> None:
+    wrong = [
+        f"{spec.source}: expected {list(spec.shape)}, got {list(stored[spec.source].shape)}"
+        for spec in specs
+        if stored[spec.source].shape != spec.shape
+    ]
+    if wrong:
+        raise ConvertError(
+            f"{len(wrong)} tensors have not the shape that config.json says: {listed(wrong, 2)}"
+        )
+
+
+def _check_output(output: Path, checkpoint: Checkpoint) -> None:
+    if output.is_dir():
+        raise ConvertError(f"{output}: is a folder: expected the model file to write")
+    if not output.parent.is_dir():
+        raise ConvertError(f"{output.parent}: no such folder")
+    if output.exists() and any(output.samefile(path) for path in checkpoint.files):
+        raise ConvertError(f"{output}: is a file of the checkpoint itself")
+
+
+def _output_tensor(
+    spec: TensorSpec, stored: StoredTensor, change: LowRank | None, wanted: WeightType
+) -> OutputTensor:
+    dtype = stored_type(spec.shape, wanted)
+
+    def chunks() -> Iterator[NDArray[np.generic]]:
+        for start, stop in _row_ranges(spec.shape, spec.rotary_head_dim or 1):
+            rows = stored.rows(start, stop)
+            if change is not None:
+                rows += change.rows(start, stop)
+            if spec.rotary_head_dim:
+                rows = interleave_rotary(rows, spec.rotary_head_dim)
+            yield encode(rows, dtype, spec.source)
+
+    return OutputTensor(spec.name, spec.shape, dtype, chunks)
+
+
+def _row_ranges(shape: tuple[int, ...], multiple: int) -> Iterator[tuple[int, int]]:
+    """Ranges of about CHUNK elements, each a whole number of `multiple` rows."""
+    columns = int(np.prod(shape[1:]))
+    step = multiple * max(1, CHUNK // (columns * multiple))
+    for start in range(0, shape[0], step):
+        yield start, min(start + step, shape[0])

@@ -1,0 +1,134 @@
+"""The converter's command line: `python convert/hf_to_sbd.py`, and `sbd-engine convert`."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, cast
+
+if not __package__:  # run as a script, from a clone: its folder's modules become a package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    __package__ = Path(__file__).resolve().parent.name
+    __import__(__package__)
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from .conversion import Conversion, convert
+from .errors import ConvertError
+
+# Typer does not export it.
+UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
+ERROR_EXIT, INTERRUPTED_EXIT = 2, 130
+
+
+def convert_command(
+    checkpoint: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DIR_OR_FILES",
+            help="A Hugging Face checkpoint: its folder, or its .safetensors files.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The model file to write.")],
+    type: Annotated[
+        str, typer.Option(help="Of the weights: f32, f16, bf16, q8_0 or q4_0.")
+    ] = "q8_0",
+    mask_token: Annotated[
+        str | None,
+        typer.Option(help="The mask token, or its id. Default: the checkpoint's, if it has one."),
+    ] = None,
+    block_size: Annotated[
+        int | None,
+        typer.Option(help="The decode block the model was trained for; makes SBD the default."),
+    ] = None,
+    gamma: Annotated[
+        float | None, typer.Option(help="The entropy bound that the file asks for, in nats.")
+    ] = None,
+    lora: Annotated[
+        Path | None, typer.Option(help="The folder of a PEFT LoRA adapter to merge.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any sbd.* key; may be given again."),
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Convert a Hugging Face checkpoint into one model file."""
+    try:
+        with _progress() as progress:
+            task = progress.add_task(output.name, total=None)
+            done = convert(
+                checkpoint,
+                output,
+                type=type,
+                mask_token=mask_token,
+                block_size=block_size,
+                gamma=gamma,
+                lora=lora,
+                settings=set_ or (),
+                warn=lambda line: progress.console.print(
+                    f"warning: {line}", markup=False, highlight=False, soft_wrap=True
+                ),
+                on_start=lambda total: progress.update(task, total=total),
+                on_bytes=lambda n: progress.update(task, advance=n),
+            )
+    except (ConvertError, OSError) as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {_line(error)}", file=sys.stderr)
+        raise typer.Exit(ERROR_EXIT) from None
+    except KeyboardInterrupt:
+        print("interrupted: nothing written", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED_EXIT) from None
+    print(_summary(done))
+
+
+def _progress() -> Progress:
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    rates = (TransferSpeedColumn(), TimeRemainingColumn())
+    return Progress(
+        *columns, *rates, console=console, transient=True, disable=not console.is_terminal
+    )
+
+
+def _line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split())
+
+
+def _summary(done: Conversion) -> str:
+    return (
+        f"{done.output}: {done.n_tensors} tensors, {done.type}, {done.n_bytes / 1e6:.1f} MB, "
+        f"decoders: {', '.join(done.decoders)}"
+    )
+
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app.command()(convert_command)
+
+
+def main() -> None:
+    """Run the command alone. A wrong option is one line too, and the same exit code."""
+    try:
+        code = app(standalone_mode=False)
+    except UsageError as error:
+        print(f"error: {error.format_message()}", file=sys.stderr)
+        code = ERROR_EXIT
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

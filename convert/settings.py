@@ -1,0 +1,259 @@
+"""The `sbd.*` keys: how a model file wants to be decoded. `--set` takes any of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .architectures import Value
+from .checkpoint import Checkpoint
+from .errors import ConvertError
+from .tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Setting:
+    expected: str  # in words, for the error
+    parse: Callable[[str], Value]  # raises ValueError
+
+
+def _integer(low: int) -> Setting:
+    def parse(text: str) -> int:
+        value = int(text)
+        if not low <= value < 2**31:
+            raise ValueError
+        return value
+
+    return Setting(f"an integer from {low}", parse)
+
+
+def _number(low: float, high: float) -> Setting:
+    def parse(text: str) -> float:
+        value = float(text)
+        if not low <= value <= high:  # NaN too
+            raise ValueError
+        return value
+
+    return Setting(f"a number from {low:g} to {high:g}", parse)
+
+
+def _positive_number() -> Setting:
+    def parse(text: str) -> float:
+        value = float(text)
+        if not 0 < value < math.inf:
+            raise ValueError
+        return value
+
+    return Setting("a number above 0", parse)
+
+
+def _choice(*names: str) -> Setting:
+    def parse(text: str) -> str:
+        if text not in names:
+            raise ValueError
+        return text
+
+    return Setting(f"one of {', '.join(names)}", parse)
+
+
+def _flag() -> Setting:
+    def parse(text: str) -> int:
+        if text not in ("0", "1"):
+            raise ValueError
+        return int(text)
+
+    return Setting("0 or 1", parse)
+
+
+def _integers(low: int, count: int | None = None) -> Setting:
+    def parse(text: str) -> list[int]:
+        values = [int(part) for part in text.split(",")]
+        if min(values) < low or max(values) >= 2**31 or count not in (None, len(values)):
+            raise ValueError
+        return values
+
+    amount = "integers" if count is None else f"{count} integers"
+    return Setting(f"{amount} from {low}, with commas between", parse)
+
+
+def _choices(*names: str) -> Setting:
+    def parse(text: str) -> list[str]:
+        values = text.split(",")
+        if len({*values} & {*names}) != len(values):  # each known, and none twice
+            raise ValueError
+        return values
+
+    return Setting(f"some of {','.join(names)} with commas between", parse)
+
+
+SETTINGS = {
+    "sbd.mask_token_id": _integer(0),
+    "sbd.eos_token_ids": _integers(0),
+    "sbd.decoders": _choices("ntp", "sbd", "sbd_lossless", "dmtd", "d2f"),
+    "sbd.block_size": _integer(1),
+    "sbd.sub_block_size": _integer(1),
+    "sbd.steps": _integer(1),
+    "sbd.gamma": _number(0, math.inf),
+    "sbd.unmask": _choice("entropy_bounded", "factor", "confidence", "top_n"),
+    "sbd.proxy": _choice("entropy", "confidence", "margin"),
+    "sbd.factor": _positive_number(),
+    "sbd.threshold": _number(0, 1),
+    "sbd.top_n": _integer(1),
+    "sbd.logit_shift": _flag(),
+    "sbd.seed_slot": _flag(),
+    "sbd.prompt_attention": _choice("causal", "bidirectional", "block_causal", "full"),
+    "sbd.block_origin": _choice("prompt", "absolute"),
+    "sbd.commit_attention": _choice("causal", "block", "none"),
+    "sbd.dmtd.layers": _integers(0, count=3),
+    "sbd.dmtd.horizon": _integer(1),
+    "sbd.dmtd.prompt_rule": _choice("all_heads", "plain", "train"),
+    "sbd.d2f.block_add_threshold": _number(0, 1),
+    "sbd.d2f.decoded_token_threshold": _number(0, 1),
+    "sbd.d2f.skip_threshold": _number(0, 1),
+}
+
+
+def parse_setting(key: str, text: str, option: str) -> Value:
+    """The typed value of an `sbd.*` key; `option` is how the user gave it, for the error."""
+    try:
+        return SETTINGS[key].parse(text)
+    except ValueError:
+        raise ConvertError(f"{option}: expected {SETTINGS[key].expected}, got {text!r}") from None
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, Value]:
+    """`--set KEY=VALUE`, the key with or without its "sbd."."""
+    values: dict[str, Value] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise ConvertError(f"--set: expected KEY=VALUE, got {pair!r}")
+        key = f"sbd.{name.removeprefix('sbd.')}"
+        if key not in SETTINGS:
+            raise ConvertError(
+                f"--set: unknown key {name!r}: expected one of {', '.join(SETTINGS)}"
+            )
+        values[key] = parse_setting(key, text, f"--set {name}")
+    return values
+
+
+def end_tokens(
+    checkpoint: Checkpoint, tokenizer: Tokenizer, warn: Callable[[str], None]
+) -> dict[str, Value]:
+    """BOS and all EOS ids: the generation config's list, else the model's, else the tokenizer's."""
+    generation, config = checkpoint.json("generation_config.json"), checkpoint.config
+    ids = generation.get("eos_token_id", config.get("eos_token_id"))
+    if ids is None:
+        ids = tokenizer.special_id("eos")
+    ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    for token in ids:
+        _checked_token(token, config, "eos_token_id")
+    values: dict[str, Value] = {}
+    if ids:
+        values = {"tokenizer.ggml.eos_token_id": ids[0], "sbd.eos_token_ids": ids}
+    else:
+        warn("the checkpoint names no EOS token: text will end only at its length")
+    bos = config.get("bos_token_id")
+    if tokenizer.special_id("bos") is None and bos is not None:
+        _checked_token(bos, config, "bos_token_id")
+        values["tokenizer.ggml.bos_token_id"] = bos
+    return values
+
+
+def decoding_settings(
+    config: dict[str, Any],
+    tokenizer: Tokenizer,
+    mask_token: str | int | None,
+    block_size: int | None,
+    gamma: float | None,
+    settings: Sequence[str],
+    warn: Callable[[str], None],
+) -> dict[str, Value]:
+    """The `sbd.*` keys. `--set` goes before the other options, these before the checkpoint."""
+    values: dict[str, Value] = {}
+    mask = _mask_id(config, tokenizer, mask_token, warn)
+    if mask is not None:
+        values["sbd.mask_token_id"] = mask
+    for key, option, value in (
+        ("sbd.block_size", "--block-size", block_size),
+        ("sbd.gamma", "--gamma", gamma),
+    ):
+        if value is not None:
+            values[key] = parse_setting(key, str(value), option)
+    if block_size is None and config.get("block_size") is not None and mask is not None:
+        size = str(config["block_size"])
+        values["sbd.block_size"] = parse_setting("sbd.block_size", size, "config.json: block_size")
+    values |= parse_settings(settings)
+    for key, option in ("sbd.block_size", "--block-size"), ("sbd.gamma", "--gamma"):
+        if key in values and "sbd.mask_token_id" not in values:
+            raise ConvertError(f"{option} needs a mask token: name one with --mask-token")
+    if "sbd.mask_token_id" not in values:
+        decoders = values.setdefault("sbd.decoders", ["ntp"])
+        if isinstance(decoders, list) and {"sbd", "sbd_lossless", "d2f"} & {*decoders}:
+            raise ConvertError(
+                "--set decoders: SBD and D2F need a mask token: name one with --mask-token"
+            )
+    # Without a block size nothing says that the model was trained for it: SBD only by name.
+    elif "sbd.block_size" in values:
+        values.setdefault("sbd.decoders", ["sbd", "ntp"])
+    else:
+        values.setdefault("sbd.decoders", ["ntp", "sbd"])
+    return values
+
+
+def _mask_id(
+    config: dict[str, Any],
+    tokenizer: Tokenizer,
+    mask_token: str | int | None,
+    warn: Callable[[str], None],
+) -> int | None:
+    if mask_token is not None:
+        name = str(mask_token)
+        if name.isdecimal():
+            return int(name)
+        if name not in tokenizer.ids:
+            raise ConvertError(
+                f"--mask-token: the tokenizer has no token {name!r}{tokenizer.near(name)}"
+            )
+        return tokenizer.ids[name]
+    if config.get("mask_token_id") is not None:
+        return _checked_token(config["mask_token_id"], config, "config.json: mask_token_id")
+    named = tokenizer.special_token("mask")
+    if named and named not in tokenizer.ids:
+        warn(f"the tokenizer has no token {named!r}, which its configuration calls the mask token")
+    return tokenizer.special_id("mask")
+
+
+def check_decoding(metadata: dict[str, Value], config: dict[str, Any]) -> None:
+    """That the settings fit the model and each other; adds GGUF's own key of the mask token."""
+    if "sbd.mask_token_id" in metadata:
+        _checked_token(metadata["sbd.mask_token_id"], config, "mask token")
+        metadata["tokenizer.ggml.mask_token_id"] = metadata["sbd.mask_token_id"]
+    ends = metadata.get("sbd.eos_token_ids", [])
+    assert isinstance(ends, list)
+    for token in ends:
+        _checked_token(token, config, "sbd.eos_token_ids")
+        if metadata.get("sbd.mask_token_id") == token:
+            raise ConvertError(
+                f"mask token: id {token} is an EOS token too: expected one that does not end the "
+                "text; name another with --mask-token"
+            )
+    context, block = config["max_position_embeddings"], metadata.get("sbd.block_size", 1)
+    assert isinstance(block, int)
+    if block > context:
+        raise ConvertError(f"block size: expected at most the context {context}, got {block}")
+    split = metadata.get("sbd.dmtd.layers")
+    if isinstance(split, list) and sum(map(int, split)) != config["num_hidden_layers"]:
+        raise ConvertError(
+            f"--set dmtd.layers: expected a sum of {config['num_hidden_layers']} layers, "
+            f"got {split}"
+        )
+
+
+def _checked_token(token: Any, config: dict[str, Any], what: str) -> int:
+    size = config["vocab_size"]
+    if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < size:
+        raise ConvertError(f"{what}: expected an id from 0 to {size - 1}, got {token!r}")
+    return token
