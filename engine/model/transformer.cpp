@@ -58,7 +58,7 @@ void Transformer::run_layers(const Batch& batch) {
     const Linear qkv[] = {{w.q.get(), w.q_bias.get(), q_.get()},
                           {w.k.get(), w.k_bias.get(), k_.get()},
                           {w.v.get(), w.v_bias.get(), v_.get()}};
-    const Linear o[] = {{w.o.get(), nullptr, x}};
+    const Linear o[] = {{w.o.get(), w.o_bias.get(), x}};
     const Linear gate_up[] = {{w.gate.get(), nullptr, gate_.get()},
                               {w.up.get(), nullptr, up_.get()}};
     const Linear down[] = {{w.down.get(), nullptr, x}};

@@ -89,6 +89,9 @@ ModelWeights load_weights(const ModelConfig& config, TensorSource& source, Backe
       layer.k_norm = load.vector(prefix + "attn_k_norm.weight", config.head_dim);
     }
     layer.o = load.matrix(prefix + "attn_output.weight", hidden, q_size);
+    if (load.has(prefix + "attn_output.bias")) {
+      layer.o_bias = load.vector(prefix + "attn_output.bias", hidden);
+    }
     layer.ffn_norm = load.vector(prefix + "ffn_norm.weight", hidden);
     layer.gate = load.matrix(prefix + "ffn_gate.weight", config.intermediate_size, hidden);
     layer.up = load.matrix(prefix + "ffn_up.weight", config.intermediate_size, hidden);

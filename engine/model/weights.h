@@ -21,6 +21,7 @@ struct LayerWeights {
   Buffer q_bias, k_bias, v_bias;  // [N D], [G D], [G D], or null
   Buffer q_norm, k_norm;          // [D], or null
   WeightPtr o;                    // [H, N D]
+  Buffer o_bias;                  // [H], or null
   Buffer ffn_norm;                // [H]
   WeightPtr gate, up;             // [I, H]
   WeightPtr down;                 // [H, I]

@@ -1,0 +1,158 @@
+// Complete model files, as small as their types allow: every tensor that the engine asks for, with
+// values that give finite logits. And a file that lives in memory, to load them from.
+#pragma once
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/random.h"
+#include "gguf_builder.h"
+
+namespace sbd::test {
+
+struct ModelShape {
+  std::string architecture;
+  std::uint32_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocab;
+  std::vector<std::uint32_t> matrix_types;  // taken in turn
+  bool tied = false;
+  bool rope_freqs = false;
+  bool sbd = true;  // has the keys of set block decoding
+};
+
+// A tensor of `type` whose values are a function of its name and size: random signs and mantissas,
+// sizes below 1/3; 1-D weights (norms and RoPE's divisors) lie from 1/2 to 3/2.
+inline GgufTensor filled_tensor(const std::string& name, std::vector<std::uint64_t> dimensions,
+                                std::uint32_t type) {
+  std::uint64_t n = 1;
+  for (const std::uint64_t size : dimensions) n *= size;
+  std::uint64_t key = n;
+  for (const char c : name) key = combine(key, static_cast<unsigned char>(c));
+
+  const bool is_weight = dimensions.size() == 1 && name.ends_with(".weight");
+  const bool in_groups = type == gguf_tensor::q8_0 || type == gguf_tensor::q4_0;
+  std::string data;
+  const auto random_bytes = [&](std::uint64_t count) {
+    for (; count > 0; --count) data += static_cast<char>(mix64(key + data.size()));
+  };
+  for (std::uint64_t i = 0; i < (in_groups ? n / 32 : n); ++i) {
+    const std::uint64_t bits = combine(key, i);
+    switch (type) {
+      case gguf_tensor::f32:
+        data += bytes_of((is_weight ? 1.0f : 0.0f) +
+                         (uniform(key, i) - 0.5f) * (is_weight ? 1.0f : 0.6f));
+        break;
+      case gguf_tensor::f16:  // exponents of 1/8 and 1/16
+        data += bytes_of(static_cast<std::uint16_t>((bits & 0x87ff) | 0x2800));
+        break;
+      case gguf_tensor::bf16:  // exponents of 1/8 and 1/4
+        data += bytes_of(static_cast<std::uint16_t>((bits & 0x807f) | 0x3e00));
+        break;
+      case gguf_tensor::q8_0:
+        data += bytes_of(std::uint16_t{0x1800});  // scale 1/512
+        random_bytes(32);
+        break;
+      case gguf_tensor::q4_0:
+        data += bytes_of(std::uint16_t{0x2800});  // scale 1/32
+        random_bytes(16);
+        break;
+    }
+  }
+  return {name, std::move(dimensions), type, std::move(data)};
+}
+
+inline GgufBuilder complete_model(const ModelShape& m) {
+  GgufBuilder builder;
+  const auto name = [&](std::string_view key) { return m.architecture + "." + std::string(key); };
+  builder.text("general.architecture", m.architecture);
+  builder.u32(name("block_count"), m.layers)
+      .u32(name("embedding_length"), m.hidden)
+      .u32(name("feed_forward_length"), m.intermediate)
+      .u32(name("context_length"), 64)
+      .u32(name("attention.head_count"), m.heads)
+      .u32(name("attention.head_count_kv"), m.kv_heads)
+      .u32(name("attention.key_length"), m.head_dim)
+      .f32(name("attention.layer_norm_rms_epsilon"), 1e-5f)
+      .f32(name("rope.freq_base"), 10000.0f)
+      .u32(name("vocab_size"), m.vocab);
+  builder.u32("tokenizer.ggml.eos_token_id", m.vocab - 1);
+  if (m.sbd) {
+    builder.u32("sbd.mask_token_id", m.vocab - 2).u32("sbd.block_size", 4).f32("sbd.gamma", 0.1f);
+  }
+
+  const std::uint64_t hidden = m.hidden;
+  const std::uint64_t q_size = std::uint64_t{m.heads} * m.head_dim;
+  const std::uint64_t kv_size = std::uint64_t{m.kv_heads} * m.head_dim;
+  std::size_t n_matrices = 0;
+  const auto matrix = [&](const std::string& tensor, std::uint64_t rows, std::uint64_t cols) {
+    const std::uint32_t type = m.matrix_types[n_matrices++ % m.matrix_types.size()];
+    builder.tensor(filled_tensor(tensor, {cols, rows}, type));
+  };
+  const auto vector = [&](const std::string& tensor, std::uint64_t n) {
+    builder.tensor(filled_tensor(tensor, {n}, gguf_tensor::f32));
+  };
+  matrix("token_embd.weight", m.vocab, hidden);
+  for (std::uint32_t i = 0; i < m.layers; ++i) {
+    const std::string layer = "blk." + std::to_string(i) + ".";
+    vector(layer + "attn_norm.weight", hidden);
+    matrix(layer + "attn_q.weight", q_size, hidden);
+    matrix(layer + "attn_k.weight", kv_size, hidden);
+    matrix(layer + "attn_v.weight", kv_size, hidden);
+    if (m.architecture == "qwen2") {
+      vector(layer + "attn_q.bias", q_size);
+      vector(layer + "attn_k.bias", kv_size);
+      vector(layer + "attn_v.bias", kv_size);
+    }
+    if (m.architecture == "qwen3") {
+      vector(layer + "attn_q_norm.weight", m.head_dim);
+      vector(layer + "attn_k_norm.weight", m.head_dim);
+    }
+    matrix(layer + "attn_output.weight", hidden, q_size);
+    vector(layer + "ffn_norm.weight", hidden);
+    matrix(layer + "ffn_gate.weight", m.intermediate, hidden);
+    matrix(layer + "ffn_up.weight", m.intermediate, hidden);
+    matrix(layer + "ffn_down.weight", hidden, m.intermediate);
+  }
+  vector("output_norm.weight", hidden);
+  if (!m.tied) matrix("output.weight", m.vocab, hidden);
+  if (m.rope_freqs) vector("rope_freqs.weight", m.head_dim / 2);
+  return builder;
+}
+
+// Every architecture, tied and untied, every type, sizes that fill the kernels' lanes and sizes
+// that do not, with and without the keys of set block decoding.
+inline std::vector<ModelShape> complete_models() {
+  using namespace gguf_tensor;
+  return {
+      {"llama", 1, 32, 32, 2, 1, 16, 8, {q8_0, q4_0, f32}, false, true, true},
+      {"qwen2", 2, 10, 7, 2, 1, 6, 20, {f16, bf16, f32}, true, false, true},
+      {"qwen3", 1, 32, 32, 4, 2, 8, 17, {q4_0, bf16, q8_0, f16}, true, false, true},
+      {"llama", 1, 8, 9, 1, 1, 4, 9, {f32}, false, false, false},
+      {"qwen3", 2, 6, 5, 3, 3, 2, 8, {bf16}, false, false, false},
+  };
+}
+
+// A file without a name on any disk; the path is good while the object lives.
+class MemoryFile {
+ public:
+  explicit MemoryFile(std::string_view image) : fd_(::memfd_create("model", MFD_CLOEXEC)) {
+    if (fd_ < 0 || ::write(fd_, image.data(), image.size()) != static_cast<ssize_t>(image.size())) {
+      throw std::runtime_error("cannot write a file in memory");
+    }
+  }
+  ~MemoryFile() { ::close(fd_); }
+  MemoryFile(const MemoryFile&) = delete;
+  MemoryFile& operator=(const MemoryFile&) = delete;
+
+  std::string path() const { return "/proc/self/fd/" + std::to_string(fd_); }
+
+ private:
+  int fd_;
+};
+
+}  // namespace sbd::test

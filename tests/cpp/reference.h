@@ -1,0 +1,215 @@
+// What the kernels' tests share: number formats worked out from their definitions in float64, random
+// tensors in every type, a comparison that NaN fails, and the list of the kernel tables to test.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "backend/cpu/kernels.h"
+#include "check.h"
+#include "core/dtype.h"
+#include "format/gguf.h"
+
+namespace sbd::test {
+
+inline constexpr double kEps = 0x1p-24;  // half a unit in the last place of a float32 in [1, 2)
+inline constexpr DType kAllTypes[] = {DType::f32, DType::f16, DType::bf16, DType::q8_0,
+                                      DType::q4_0};
+
+// A number of `mantissa_bits` stored bits with exponents from `lowest` to `highest`: the nearest to
+// x, ties to even, subnormals below 2^lowest, infinity from halfway beyond the highest on.
+inline double rounded(double x, int mantissa_bits, int lowest, int highest) {
+  if (x == 0 || !std::isfinite(x)) return x;
+  const double unit = std::ldexp(1.0, std::max(std::ilogb(x), lowest) - mantissa_bits);
+  const double result = std::nearbyint(x / unit) * unit;
+  return std::abs(result) < std::ldexp(1.0, highest + 1) ? result : std::copysign(INFINITY, x);
+}
+inline double rounded_to_half(double x) { return rounded(x, 10, -14, 15); }
+inline double rounded_to_bf16(double x) { return rounded(x, 7, -126, 127); }
+
+// The value of stored bits: sign, exponent, mantissa.
+inline double bits_value(std::uint32_t bits, int mantissa_bits, int exponent_bits) {
+  const int bias = (1 << (exponent_bits - 1)) - 1;
+  const std::uint32_t mantissa = bits & ((1u << mantissa_bits) - 1);
+  const int exponent = static_cast<int>(bits >> mantissa_bits & ((1u << exponent_bits) - 1));
+  const double sign = bits >> (mantissa_bits + exponent_bits) & 1u ? -1.0 : 1.0;
+  if (exponent == (1 << exponent_bits) - 1) return mantissa == 0 ? sign * INFINITY : NAN;
+  if (exponent == 0) return sign * std::ldexp(mantissa, 1 - bias - mantissa_bits);
+  return sign * std::ldexp((1u << mantissa_bits) + mantissa, exponent - bias - mantissa_bits);
+}
+inline double half_value(std::uint16_t bits) { return bits_value(bits, 10, 5); }
+inline double bf16_value(std::uint16_t bits) { return bits_value(bits, 7, 8); }
+
+class Random {
+ public:
+  explicit Random(std::uint64_t seed) : bits_(seed) {}
+  std::uint64_t bits() { return bits_(); }
+  int below(int n) { return static_cast<int>(bits_() % static_cast<std::uint64_t>(n)); }
+  double uniform(double low, double high) {
+    return low + (high - low) * std::ldexp(static_cast<double>(bits_() >> 11), -53);
+  }
+  std::vector<float> floats(std::size_t n, double low, double high) {
+    std::vector<float> result(n);
+    for (float& x : result) x = static_cast<float>(uniform(low, high));
+    return result;
+  }
+
+ private:
+  std::mt19937_64 bits_;
+};
+
+// A tensor with its bytes, as it stands in a file.
+struct StoredTensor {
+  std::string name;
+  DType dtype;
+  std::vector<std::int64_t> shape;
+  std::vector<std::byte> bytes;
+
+  Tensor view() const { return {name, dtype, shape, bytes}; }
+};
+
+template <typename T>
+void append(std::vector<std::byte>& bytes, T value) {
+  const auto* p = reinterpret_cast<const std::byte*>(&value);
+  bytes.insert(bytes.end(), p, p + sizeof value);
+}
+
+inline StoredTensor f32_tensor(std::string name, std::vector<std::int64_t> shape,
+                               std::span<const float> values) {
+  StoredTensor tensor{std::move(name), DType::f32, std::move(shape), {}};
+  for (const float value : values) append(tensor.bytes, value);
+  return tensor;
+}
+
+// Values of about `size`: random signs and mantissas, quants over their whole range.
+inline StoredTensor random_matrix(std::string name, DType dtype, int rows, int cols, double size,
+                                  Random& random) {
+  StoredTensor tensor{std::move(name), dtype, {rows, cols}, {}};
+  const int exponent = std::ilogb(size);
+  const auto float_bits = [&](int mantissa_bits, int bias) {
+    const auto e = static_cast<std::uint64_t>(exponent + bias - random.below(3)) << mantissa_bits;
+    return e | (random.bits() & ((1ull << mantissa_bits) - 1));
+  };
+  const int blocks = rows * cols / values_per_block(dtype);
+  for (int i = 0; i < blocks; ++i) {
+    const std::uint64_t sign = random.bits() & 1u;
+    switch (dtype) {
+      case DType::f32: append(tensor.bytes, static_cast<float>(random.uniform(-size, size))); break;
+      case DType::f16:
+        append(tensor.bytes, static_cast<std::uint16_t>(sign << 15 | float_bits(10, 15)));
+        break;
+      case DType::bf16:
+        append(tensor.bytes, static_cast<std::uint16_t>(sign << 15 | float_bits(7, 127)));
+        break;
+      case DType::q8_0:
+      case DType::q4_0: {
+        const int bytes = dtype == DType::q8_0 ? 32 : 16;
+        const int range = dtype == DType::q8_0 ? 7 : 3;  // quants reach 2^range
+        append(tensor.bytes, static_cast<std::uint16_t>(sign << 15 | (float_bits(10, 15 - range))));
+        for (int j = 0; j < bytes; ++j) {
+          append(tensor.bytes, static_cast<std::uint8_t>(random.bits()));
+        }
+      }
+    }
+  }
+  return tensor;
+}
+
+// GGUF's blocks: Q8_0 is a half scale and 32 int8; Q4_0 a half scale and 16 bytes whose low nibbles
+// are weights 0-15 and high nibbles 16-31, each minus 8.
+inline std::vector<double> values_of(const StoredTensor& tensor) {
+  std::vector<double> values;
+  const std::byte* p = tensor.bytes.data();
+  const auto take = [&](auto value) {
+    std::memcpy(&value, p, sizeof value);
+    p += sizeof value;
+    return value;
+  };
+  while (p < tensor.bytes.data() + tensor.bytes.size()) {
+    switch (tensor.dtype) {
+      case DType::f32: values.push_back(take(float{})); break;
+      case DType::f16: values.push_back(half_value(take(std::uint16_t{}))); break;
+      case DType::bf16: values.push_back(bf16_value(take(std::uint16_t{}))); break;
+      case DType::q8_0: {
+        const double scale = half_value(take(std::uint16_t{}));
+        for (int i = 0; i < 32; ++i) values.push_back(scale * take(std::int8_t{}));
+        break;
+      }
+      case DType::q4_0: {
+        const double scale = half_value(take(std::uint16_t{}));
+        int bytes[16];
+        for (int& byte : bytes) byte = take(std::uint8_t{});
+        for (const int byte : bytes) values.push_back(scale * (byte % 16 - 8));
+        for (const int byte : bytes) values.push_back(scale * (byte / 16 - 8));
+        break;
+      }
+    }
+  }
+  return values;
+}
+
+// The first place where |actual - expected| <= tolerance does not hold, in words; "" where there is
+// none. A NaN anywhere is such a place.
+inline std::string mismatch(std::span<const float> actual, std::span<const double> expected,
+                            std::span<const double> tolerance) {
+  if (actual.size() != expected.size() || actual.size() != tolerance.size()) return "sizes differ";
+  for (std::size_t i = 0; i < actual.size(); ++i) {
+    if (!(std::abs(actual[i] - expected[i]) <= tolerance[i])) {
+      return "[" + std::to_string(i) + "] is " + show(actual[i]) + ", expected " +
+             show(expected[i]) + " +- " + show(tolerance[i]);
+    }
+  }
+  return "";
+}
+
+inline bool same_bits(const float* a, const float* b, std::size_t n) {
+  return std::memcmp(a, b, n * sizeof(float)) == 0;
+}
+
+inline std::vector<const cpu::Kernels*> all_kernels() {
+  std::vector<const cpu::Kernels*> tables;
+  for (int i = 0; cpu::supported_kernels(i) != nullptr; ++i) {
+    tables.push_back(cpu::supported_kernels(i));
+  }
+  return tables;
+}
+
+// While it lives, backends that are made take this kernel table.
+class ForcedIsa {
+ public:
+  explicit ForcedIsa(const char* name) {
+    const char* before = std::getenv("SBD_ISA");
+    if (before != nullptr) before_ = before;
+    setenv("SBD_ISA", name, 1);
+  }
+  ~ForcedIsa() { before_.empty() ? unsetenv("SBD_ISA") : setenv("SBD_ISA", before_.c_str(), 1); }
+  ForcedIsa(const ForcedIsa&) = delete;
+  ForcedIsa& operator=(const ForcedIsa&) = delete;
+
+ private:
+  std::string before_;
+};
+
+}  // namespace sbd::test
+
+// `where` says which case it was; it is evaluated only on failure.
+#define CHECK_IN(where, ...)                                                            \
+  do {                                                                                  \
+    if (!(__VA_ARGS__)) {                                                               \
+      sbd::test::report(__FILE__, __LINE__, "CHECK(" #__VA_ARGS__ ") in " + (where));   \
+    }                                                                                   \
+  } while (false)
+
+#define CHECK_CLOSE(where, actual, expected, tolerance)                                    \
+  do {                                                                                     \
+    const std::string difference = sbd::test::mismatch((actual), (expected), (tolerance)); \
+    if (!difference.empty()) {                                                             \
+      sbd::test::report(__FILE__, __LINE__, #actual + difference + " in " + (where));      \
+    }                                                                                      \
+  } while (false)

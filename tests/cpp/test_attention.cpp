@@ -1,0 +1,348 @@
+// Attention of every kernel table, through the backend that splits it into tasks, against a float64
+// softmax.
+#include <cmath>
+#include <numeric>
+
+#include "backend/cpu/cpu_backend.h"
+#include "check.h"
+#include "reference.h"
+
+namespace sbd::cpu {
+namespace {
+
+using namespace test;
+
+// A cache with known keys and values: multiples of 2^-6, so that a half holds them exactly. RoPE
+// turns by no angle.
+struct Cache {
+  HeadShape heads;
+  int n_ctx;
+  std::unique_ptr<KvStorage> kv;
+  std::vector<float> keys;    // [n_ctx][kv_heads][dim]
+  std::vector<float> values;  // likewise
+  std::vector<float> still;   // inverse frequencies
+
+  Cache(CpuBackend& backend, const HeadShape& shape, int context, DType dtype, Random& random)
+      : heads(shape),
+        n_ctx(context),
+        kv(backend.allocate_kv(1, shape, context, dtype)),
+        still(static_cast<std::size_t>(shape.head_dim) / 2, 0.0f) {
+    const int n = n_ctx * heads.num_key_value_heads * heads.head_dim;
+    for (int i = 0; i < n; ++i) {
+      keys.push_back(static_cast<float>(random.below(257) - 128) * 0x1p-6f);
+      values.push_back(static_cast<float>(random.below(257) - 128) * 0x1p-6f);
+    }
+    write(backend, 0, keys, values);
+  }
+
+  // Keys and values at positions [first, ...).
+  void write(CpuBackend& backend, int first, std::vector<float> k, const std::vector<float>& v) {
+    const int n_rows = static_cast<int>(k.size()) / heads.num_key_value_heads / heads.head_dim;
+    std::vector<int> positions(static_cast<std::size_t>(n_rows));
+    std::iota(positions.begin(), positions.end(), first);
+    const std::vector<TokenId> tokens(positions.size());
+    const SequenceRows sequence{kv.get(), 0, n_rows};
+    backend.begin({tokens, positions, positions, {&sequence, 1}}, still, false);
+    std::vector<float> q(positions.size() * q_size());
+    backend.rotate_and_cache(0, heads, nullptr, nullptr, 0.0f, q.data(), k.data(), v.data());
+  }
+
+  std::size_t q_size() const {
+    return static_cast<std::size_t>(heads.num_attention_heads * heads.head_dim);
+  }
+};
+
+// Rows of one or more sequences in one forward.
+struct Part {
+  Cache* cache;
+  std::vector<int> kv_end;
+};
+
+std::vector<float> run_attention(CpuBackend& backend, const std::vector<Part>& parts,
+                                 const std::vector<float>& q) {
+  std::vector<int> kv_end;
+  std::vector<SequenceRows> sequences;
+  for (const Part& part : parts) {
+    sequences.push_back({part.cache->kv.get(), static_cast<int>(kv_end.size()),
+                         static_cast<int>(part.kv_end.size())});
+    kv_end.insert(kv_end.end(), part.kv_end.begin(), part.kv_end.end());
+  }
+  const std::vector<TokenId> tokens(kv_end.size());
+  backend.begin({tokens, kv_end, kv_end, sequences}, parts[0].cache->still, false);
+  std::vector<float> out(q.size(), NAN);
+  backend.attention(0, parts[0].cache->heads, q.data(), out.data());
+  return out;
+}
+
+struct Expected {
+  std::vector<double> values;
+  std::vector<double> tolerance;
+};
+
+// The bound: a score is off by its roundings, so a probability by twice that and exp's own error;
+// sums over n keys by n roundings, of terms that are at most the sum of magnitudes.
+Expected expected_attention(const Cache& cache, const std::vector<int>& kv_end,
+                            const std::vector<float>& q) {
+  const int dim = cache.heads.head_dim;
+  const int kv_heads = cache.heads.num_key_value_heads;
+  const int group = cache.heads.num_attention_heads / kv_heads;
+  Expected expected;
+  for (std::size_t row = 0; row < kv_end.size(); ++row) {
+    for (int head = 0; head < cache.heads.num_attention_heads; ++head) {
+      const float* query = q.data() + row * cache.q_size() + head * dim;
+      std::vector<double> p;
+      double score_error = 0;
+      for (int key = 0; key < kv_end[row]; ++key) {
+        const float* k = cache.keys.data() + (key * kv_heads + head / group) * dim;
+        double score = 0, magnitudes = 0;
+        for (int d = 0; d < dim; ++d) {
+          score += static_cast<double>(query[d]) * k[d];
+          magnitudes += std::abs(static_cast<double>(query[d]) * k[d]);
+        }
+        p.push_back(score / std::sqrt(dim));
+        score_error = std::max(score_error, magnitudes / std::sqrt(dim) * (dim + 4) * kEps);
+      }
+      const double top = *std::max_element(p.begin(), p.end());
+      double sum = 0;
+      for (double& x : p) sum += x = std::exp(x - top);
+      const double relative = 2 * score_error + 4e-7 + (kv_end[row] + 40) * kEps;
+      for (int d = 0; d < dim; ++d) {
+        double value = 0, magnitudes = 0;
+        for (int key = 0; key < kv_end[row]; ++key) {
+          const double v = cache.values[(key * kv_heads + head / group) * dim + d];
+          value += p[key] / sum * v;
+          magnitudes += p[key] / sum * std::abs(v);
+        }
+        expected.values.push_back(value);
+        expected.tolerance.push_back(magnitudes * 2 * relative);
+      }
+    }
+  }
+  return expected;
+}
+
+std::string place(const Kernels* kernels, const HeadShape& heads, DType dtype) {
+  return std::string(kernels->name) + ", heads " + std::to_string(heads.num_attention_heads) + "/" +
+         std::to_string(heads.num_key_value_heads) + " of " + std::to_string(heads.head_dim) + ", " +
+         std::string(name(dtype));
+}
+
+// Every table and cache type against one reference, and each row alone against all together.
+void check_attention(const HeadShape& heads, const std::vector<int>& kv_end) {
+  const int n_ctx = *std::max_element(kv_end.begin(), kv_end.end());
+  std::vector<float> q;
+  Expected expected;
+  for (const Kernels* kernels : all_kernels()) {
+    const ForcedIsa forced(kernels->name);
+    CpuBackend backend(2);
+    for (const DType dtype : {DType::f32, DType::f16}) {
+      Random random(static_cast<std::uint64_t>(heads.num_attention_heads * 1000 + heads.head_dim));
+      Cache cache(backend, heads, n_ctx, dtype, random);
+      if (q.empty()) {
+        q = random.floats(kv_end.size() * cache.q_size(), -1.5, 1.5);
+        expected = expected_attention(cache, kv_end, q);
+      }
+      const auto all = run_attention(backend, {{&cache, kv_end}}, q);
+      CHECK_CLOSE(place(kernels, heads, dtype), all, expected.values, expected.tolerance);
+      for (std::size_t row = 0; row < kv_end.size(); ++row) {
+        const auto at = static_cast<std::ptrdiff_t>(row * cache.q_size());
+        const std::vector<float> one(q.begin() + at,
+                                     q.begin() + at + static_cast<std::ptrdiff_t>(cache.q_size()));
+        const auto alone = run_attention(backend, {{&cache, {kv_end[row]}}}, one);
+        CHECK_IN(place(kernels, heads, dtype) + ", row " + std::to_string(row),
+                 same_bits(alone.data(), all.data() + at, alone.size()));
+      }
+    }
+  }
+}
+
+TEST(attention_of_every_head_shape) {
+  for (const int dim : {2, 8, 16, 24, 64, 80, 128}) {
+    for (const int group : {1, 2, 3, 5, 40}) {
+      const int kv_heads = group == 40 ? 1 : 2;
+      check_attention({group * kv_heads, kv_heads, dim}, {1, 2, 15, 16, 17, 63, 64, 65, 100});
+    }
+  }
+}
+
+TEST(attention_over_long_contexts) {
+  const std::vector<int> kv_end = {1023, 1, 1024, 1025, 500, 2047, 2048, 2049, 2100, 64};
+  check_attention({4, 2, 64}, kv_end);
+  check_attention({40, 1, 8}, kv_end);
+  check_attention({3, 3, 24}, kv_end);
+}
+
+TEST(attention_of_causal_and_block_rows_in_one_forward) {
+  std::vector<int> kv_end(16);
+  std::iota(kv_end.begin(), kv_end.end(), 1018);  // a decided block, causal, over the split
+  kv_end.insert(kv_end.end(), 16, 1049);          // and a block of masks behind it
+  check_attention({6, 2, 16}, kv_end);
+}
+
+// A key that would take all of the probability decides whether it is seen.
+TEST(attention_sees_the_last_key_and_not_the_next) {
+  for (const Kernels* kernels : all_kernels()) {
+    const ForcedIsa forced(kernels->name);
+    CpuBackend backend(1);
+    for (const int last : {0, 15, 16, 63, 64, 1022, 1023, 1024, 1100}) {
+      Random random(1);
+      Cache cache(backend, {1, 1, 16}, 1200, DType::f16, random);
+      std::vector<float> key(16, 50.0f), value(16, 7.0f);
+      cache.write(backend, last, key, value);
+      const std::vector<float> q(16, 1.0f);
+      CHECK_NEAR(run_attention(backend, {{&cache, {last + 1}}}, q)[3], 7.0, 1e-6);
+      if (last == 0) continue;
+      CHECK(!(std::abs(run_attention(backend, {{&cache, {last}}}, q)[3]) > 2.0f));
+    }
+  }
+}
+
+TEST(attention_ignores_what_lies_behind_kv_end) {
+  for (const Kernels* kernels : all_kernels()) {
+    const ForcedIsa forced(kernels->name);
+    CpuBackend backend(2);
+    for (const DType dtype : {DType::f32, DType::f16}) {
+      for (const int end : {1, 15, 17, 64, 1000, 1024, 1030}) {
+        Random random(2);
+        Cache cache(backend, {4, 2, 24}, 1100, dtype, random);
+        const auto q = random.floats(cache.q_size(), -1, 1);
+        const auto clean = run_attention(backend, {{&cache, {end}}}, q);
+        const auto garbage_size = static_cast<std::size_t>((1100 - end) * 2 * 24);
+        for (const float garbage : {NAN, INFINITY, 60000.0f}) {
+          cache.write(backend, end, std::vector<float>(garbage_size, garbage),
+                      std::vector<float>(garbage_size, garbage));
+          const auto dirty = run_attention(backend, {{&cache, {end}}}, q);
+          CHECK_IN(place(kernels, cache.heads, dtype), same_bits(clean.data(), dirty.data(), 96));
+        }
+      }
+    }
+  }
+}
+
+TEST(attention_of_several_sequences_and_threads) {
+  for (const Kernels* kernels : all_kernels()) {
+    const ForcedIsa forced(kernels->name);
+    std::vector<float> first;
+    for (const int n_threads : {1, 2, 3, 5}) {
+      CpuBackend backend(n_threads);
+      Random random(3);
+      const HeadShape heads{4, 2, 16};
+      Cache a(backend, heads, 1500, DType::f16, random);
+      Cache b(backend, heads, 40, DType::f16, random);
+      const std::vector<Part> parts = {{&a, {1, 1400, 1500}}, {&b, {40, 3}}};
+      const auto q = random.floats(5 * a.q_size(), -1, 1);
+      const auto together = run_attention(backend, parts, q);
+      if (first.empty()) first = together;
+      CHECK(same_bits(first.data(), together.data(), first.size()));
+      const auto split = static_cast<std::ptrdiff_t>(3 * a.q_size());
+      const auto of_a = run_attention(backend, {parts[0]}, {q.begin(), q.begin() + split});
+      const auto of_b = run_attention(backend, {parts[1]}, {q.begin() + split, q.end()});
+      CHECK(same_bits(of_a.data(), together.data(), of_a.size()));
+      CHECK(same_bits(of_b.data(), together.data() + split, of_b.size()));
+    }
+  }
+}
+
+// A key or value that is not finite makes its readers NaN; a silent 0 would hide the damage.
+TEST(attention_passes_on_what_is_not_finite) {
+  for (const Kernels* kernels : all_kernels()) {
+    const ForcedIsa forced(kernels->name);
+    CpuBackend backend(1);
+    for (const DType dtype : {DType::f32, DType::f16}) {
+      for (const int at : {0, 7, 70}) {
+        Random random(5);
+        Cache cache(backend, {2, 1, 16}, 80, dtype, random);
+        const auto q = random.floats(cache.q_size(), -1, 1);
+        const std::vector<float> plain(16, 0.5f);
+        std::vector<float> bad(16, 0.5f);
+        bad[3] = NAN;
+        cache.write(backend, at, bad, plain);
+        const auto by_key = run_attention(backend, {{&cache, {80}}}, q);
+        CHECK_IN(place(kernels, cache.heads, dtype) + ", key", std::isnan(by_key[0]));
+        cache.write(backend, at, plain, bad);
+        const auto by_value = run_attention(backend, {{&cache, {80}}}, q);
+        CHECK_IN(place(kernels, cache.heads, dtype) + ", value", std::isnan(by_value[3]));
+        CHECK(std::isfinite(by_value[2]));
+      }
+    }
+  }
+}
+
+// Norm of each head, then RoPE by the row's position, then the cache.
+TEST(rotate_and_cache_norms_turns_and_stores) {
+  for (const Kernels* kernels : all_kernels()) {
+    const ForcedIsa forced(kernels->name);
+    CpuBackend backend(2);
+    for (const bool interleaved : {false, true}) {
+      for (const bool normed : {false, true}) {
+        constexpr int dim = 24;
+        const HeadShape heads{6, 2, dim};
+        const auto kv_storage = backend.allocate_kv(2, heads, 50, DType::f32);
+        const auto& kv = static_cast<const CpuKv&>(*kv_storage);
+        Random random(7);
+        auto q = random.floats(3 * 6 * dim, -2, 2);
+        auto k = random.floats(3 * 2 * dim, -2, 2);
+        const auto v = random.floats(3 * 2 * dim, -2, 2);
+        const auto norm = random.floats(2 * dim, 0.5, 2);
+        std::vector<float> frequencies;
+        for (int i = 0; i < dim / 2; ++i) {
+          frequencies.push_back(static_cast<float>(std::pow(100.0, -2.0 * i / dim)));
+        }
+        const std::vector<int> positions = {17, 18, 31};
+        const auto turned = [&](const std::vector<float>& x, int head_count, const float* weight) {
+          std::vector<double> out;
+          for (std::size_t at = 0; at < x.size(); at += dim) {
+            const int position = positions[at / static_cast<std::size_t>(head_count * dim)];
+            double scale = 1, head[dim];
+            if (normed) {
+              double squares = 0;
+              for (int d = 0; d < dim; ++d) squares += static_cast<double>(x[at + d]) * x[at + d];
+              scale = 1 / std::sqrt(squares / dim + 1e-6);
+            }
+            for (int d = 0; d < dim; ++d) head[d] = x[at + d] * scale * (normed ? weight[d] : 1);
+            for (int i = 0; i < dim / 2; ++i) {
+              const double angle = position * static_cast<double>(frequencies[i]);
+              double& a = head[interleaved ? 2 * i : i];
+              double& b = head[interleaved ? 2 * i + 1 : i + dim / 2];
+              const double before = a;
+              a = a * std::cos(angle) - b * std::sin(angle);
+              b = before * std::sin(angle) + b * std::cos(angle);
+            }
+            out.insert(out.end(), head, head + dim);
+          }
+          return out;
+        };
+        const auto expected_q = turned(q, 6, norm.data());
+        const auto expected_k = turned(k, 2, norm.data() + dim);
+        const std::vector<TokenId> tokens(3);
+        const SequenceRows sequence{kv_storage.get(), 0, 3};
+        backend.begin({tokens, positions, positions, {&sequence, 1}}, frequencies, interleaved);
+        backend.rotate_and_cache(1, heads, normed ? norm.data() : nullptr,
+                                 normed ? norm.data() + dim : nullptr, 1e-6f, q.data(), k.data(),
+                                 v.data());
+        // An angle near 31 is off by half a unit in its last place.
+        const std::vector<double> tolerance(q.size(), 8 * (31 + 20) * kEps);
+        CHECK_CLOSE(place(kernels, heads, DType::f32), q, expected_q, tolerance);
+        std::vector<float> stored_k, stored_v;
+        for (int row = 0; row < 3; ++row) {
+          for (int head = 0; head < 2; ++head) {
+            const auto* keys = reinterpret_cast<const float*>(kv.keys(1, head));
+            const auto* values = reinterpret_cast<const float*>(kv.values(1, head));
+            const int position = positions[row];
+            for (int d = 0; d < dim; ++d) {
+              stored_k.push_back(keys[(position / 16 * dim + d) * 16 + position % 16]);
+              stored_v.push_back(values[position * kv.padded_dim() + d]);
+            }
+            CHECK(reinterpret_cast<const float*>(kv.keys(0, head))[position % 16] == 0.0f);
+          }
+        }
+        CHECK_CLOSE(place(kernels, heads, DType::f32), stored_k, expected_k,
+                    std::span(tolerance).first(stored_k.size()));
+        CHECK(stored_v == v);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace sbd::cpu
