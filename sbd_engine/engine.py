@@ -85,6 +85,7 @@ class Engine:
         self._core: _core.Engine | None = None
         with model_file(path) as file:
             self._core = _core.Engine(file, **options)
+        self._tokenizer_if_any()  # loaded now, so that the first call does not wait for it
 
     # ---- what the model is ----
 

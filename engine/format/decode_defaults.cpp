@@ -16,6 +16,10 @@ namespace {
 
 using Names = std::initializer_list<std::string_view>;
 
+// Sixteen times the largest in use. A block is one forward: without a bound, a file of a few bytes
+// with a huge context could ask for one that takes all memory and never ends.
+constexpr int kMostBlockSize = 1 << 10;
+
 // What some block-diffusion families need and the decoders do not do: such a file is refused, as
 // its text would be wrong.
 void refuse_missing_features(const KeyReader& reader) {
@@ -59,8 +63,8 @@ DecodeDefaults read_decode_defaults(const Metadata& metadata, const ModelConfig&
 
   DecodeDefaults defaults;
   defaults.decoders = read_decoders(reader, config);
-  defaults.block_size =
-      reader.integer("block_size", 1, config.max_position_embeddings, defaults.block_size);
+  defaults.block_size = reader.integer(
+      "block_size", 1, std::min(config.max_position_embeddings, kMostBlockSize), defaults.block_size);
   defaults.unmask = reader.string("unmask", defaults.unmask);
   reader.check_one_of(defaults.unmask, "unmask",
                       Names{"entropy_bounded", "factor", "confidence", "top_n"});

@@ -52,6 +52,7 @@ class GgufFile {
 
   std::span<const std::byte> image_;
   GgufContents contents_;
+  std::vector<const Tensor*> by_name_;  // sorted
 };
 
 }  // namespace sbd

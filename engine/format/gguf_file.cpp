@@ -62,6 +62,10 @@ std::span<const std::byte> map_file(const std::filesystem::path& path) {
 // Delegates first: the destructor unmaps even where parsing throws.
 GgufFile::GgufFile(const std::filesystem::path& path) : GgufFile(map_file(path)) {
   contents_ = parse_gguf(image_, path.string());
+  for (const Tensor& tensor : contents_.tensors) {
+    by_name_.push_back(&tensor);
+  }
+  std::ranges::sort(by_name_, {}, &Tensor::name);
 }
 
 GgufFile::~GgufFile() {
@@ -71,9 +75,8 @@ GgufFile::~GgufFile() {
 }
 
 const Tensor* GgufFile::find(std::string_view name) const {
-  const auto tensor = std::find_if(tensors().begin(), tensors().end(),
-                                   [&](const Tensor& t) { return t.name == name; });
-  return tensor == tensors().end() ? nullptr : &*tensor;
+  const auto tensor = std::ranges::lower_bound(by_name_, name, {}, &Tensor::name);
+  return tensor == by_name_.end() || (*tensor)->name != name ? nullptr : *tensor;
 }
 
 void GgufFile::release(const Tensor& tensor) const {

@@ -36,6 +36,7 @@ constexpr int kMostHidden = 1 << 18;  // also of heads * head_dim
 constexpr int kMostIntermediate = 1 << 20;
 constexpr int kMostVocab = 1 << 22;
 constexpr int kMostContext = 1 << 27;
+constexpr std::size_t kMostEosTokens = 1 << 8;  // each one is looked up for every new token
 
 // Operations that a file may ask for and the forward does not have: the keys, and the value with
 // which they do nothing.
@@ -142,6 +143,10 @@ void read_eos_token_ids(const Metadata& metadata, ModelConfig& config) {
     auto& ids = config.eos_token_ids;
     const auto token = static_cast<TokenId>(id);
     if (std::find(ids.begin(), ids.end(), token) == ids.end()) {
+      SBD_CHECK(ids.size() < kMostEosTokens,
+                "{}: key '{}' has more than {} token ids, expected at most that many; convert the "
+                "checkpoint again",
+                metadata.source(), key, kMostEosTokens);
       ids.push_back(token);
     }
   };

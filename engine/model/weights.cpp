@@ -6,6 +6,7 @@
 
 #include "core/error.h"
 #include "core/random.h"
+#include "format/text.h"
 
 namespace sbd {
 
@@ -54,6 +55,9 @@ std::vector<float> inverse_frequencies(const ModelConfig& config, Loader& loader
   const int half = config.head_dim / 2;
   std::vector<float> divisors(static_cast<std::size_t>(half), 1.0f);
   if (loader.has("rope_freqs.weight")) divisors = loader.values("rope_freqs.weight", half);
+  for (const float divisor : divisors) {
+    SBD_CHECK(divisor > 0, "tensor rope_freqs.weight holds {}, expected numbers above 0", divisor);
+  }
   std::vector<float> result;
   for (int i = 0; i < half; ++i) {
     const double frequency = std::pow(config.rope_theta, -2.0 * i / config.head_dim);
@@ -113,7 +117,7 @@ Tensor FileTensors::get(const std::string& name, const std::vector<std::int64_t>
   SBD_CHECK(tensor->shape == shape, "tensor {}: expected shape {} by the metadata, got {}", name,
             shape_text(shape), shape_text(tensor->shape));
   current_ = tensor;
-  used_.push_back(name);
+  used_.insert(tensor);
   return *tensor;
 }
 
@@ -124,8 +128,9 @@ void FileTensors::release() {
 
 void FileTensors::check_all_used() const {
   for (const Tensor& tensor : file_.tensors()) {
-    SBD_CHECK(std::find(used_.begin(), used_.end(), tensor.name) != used_.end(),
-              "tensor {} belongs to an architecture this engine does not compute", tensor.name);
+    SBD_CHECK(used_.contains(&tensor),
+              "tensor {} belongs to an architecture this engine does not compute",
+              quote(tensor.name));
   }
 }
 

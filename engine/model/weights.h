@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -63,7 +64,7 @@ class FileTensors : public TensorSource {
 
   const GgufFile& file_;
   const Tensor* current_ = nullptr;
-  std::vector<std::string> used_;
+  std::set<const Tensor*> used_;
 };
 
 // Random weights of any shape, for timing; matrices are in `dtype`.

@@ -1,5 +1,6 @@
-// What the kernels' tests share: number formats worked out from their definitions in float64, random
-// tensors in every type, a comparison that NaN fails, and the list of the kernel tables to test.
+// What the kernels' tests share: number formats worked out from their definitions in float64,
+// random tensors in every type, a comparison that NaN fails, and the list of the kernel tables to
+// test.
 #pragma once
 
 #include <algorithm>
@@ -199,11 +200,11 @@ class ForcedIsa {
 }  // namespace sbd::test
 
 // `where` says which case it was; it is evaluated only on failure.
-#define CHECK_IN(where, ...)                                                            \
-  do {                                                                                  \
-    if (!(__VA_ARGS__)) {                                                               \
-      sbd::test::report(__FILE__, __LINE__, "CHECK(" #__VA_ARGS__ ") in " + (where));   \
-    }                                                                                   \
+#define CHECK_IN(where, ...)                                                          \
+  do {                                                                                \
+    if (!(__VA_ARGS__)) {                                                             \
+      sbd::test::report(__FILE__, __LINE__, "CHECK(" #__VA_ARGS__ ") in " + (where)); \
+    }                                                                                 \
   } while (false)
 
 #define CHECK_CLOSE(where, actual, expected, tolerance)                                    \

@@ -123,8 +123,8 @@ Expected expected_attention(const Cache& cache, const std::vector<int>& kv_end,
 
 std::string place(const Kernels* kernels, const HeadShape& heads, DType dtype) {
   return std::string(kernels->name) + ", heads " + std::to_string(heads.num_attention_heads) + "/" +
-         std::to_string(heads.num_key_value_heads) + " of " + std::to_string(heads.head_dim) + ", " +
-         std::string(name(dtype));
+         std::to_string(heads.num_key_value_heads) + " of " + std::to_string(heads.head_dim) +
+         ", " + std::string(name(dtype));
 }
 
 // Every table and cache type against one reference, and each row alone against all together.

@@ -46,12 +46,12 @@ TEST(the_comparison_fails_what_it_must) {
   CHECK(passes({1.0f, -2.0f, 3.0f}));
   CHECK(passes({1.005f, -2.005f, 3.0f}));
   CHECK(!passes({1.0f, -2.0f, 3.02f}));
-  CHECK(!passes({1.0f, 2.0f, 3.0f}));        // a wrong sign
-  CHECK(!passes({-1.0f, 2.0f, -3.0f}));      // all of them
-  CHECK(!passes({0.0f, 0.0f, 0.0f}));        // nothing computed
-  CHECK(!passes({1.0f, NAN, 3.0f}));         // not a number
-  CHECK(!passes({1.0f, -2.0f, INFINITY}));   //
-  CHECK(!passes({1.0f, -2.0f}));             // something missing
+  CHECK(!passes({1.0f, 2.0f, 3.0f}));       // a wrong sign
+  CHECK(!passes({-1.0f, 2.0f, -3.0f}));     // all of them
+  CHECK(!passes({0.0f, 0.0f, 0.0f}));       // nothing computed
+  CHECK(!passes({1.0f, NAN, 3.0f}));        // not a number
+  CHECK(!passes({1.0f, -2.0f, INFINITY}));  //
+  CHECK(!passes({1.0f, -2.0f}));            // something missing
   const std::vector<double> unknown = {1.0, NAN, 3.0};
   CHECK(!mismatch(std::vector<float>{1.0f, -2.0f, 3.0f}, unknown, tolerance).empty());
   CHECK(!mismatch(std::vector<float>{1.0f, -2.0f, 3.0f}, expected, unknown).empty());
@@ -61,8 +61,8 @@ TEST(blocks_know_their_sizes) {
   for (const DType type : kAllTypes) {
     Random random(1);
     const StoredTensor tensor = random_matrix("w", type, 2, 64, 1.0, random);
-    CHECK_EQ(tensor.bytes.size(), 128u / static_cast<std::size_t>(values_per_block(type)) *
-                                      bytes_per_block(type));
+    CHECK_EQ(tensor.bytes.size(),
+             128u / static_cast<std::size_t>(values_per_block(type)) * bytes_per_block(type));
     CHECK_EQ(values_of(tensor).size(), 128u);
   }
 }

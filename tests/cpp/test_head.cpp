@@ -232,13 +232,16 @@ TEST(head_stats_refuse_logits_that_are_not_finite) {
         }
       }
     }
-    // The mask token's own logit is no part of the statistics, unless it spoils them.
-    const ChosenHead overflow(backend, {{1.0f, 3e38f, 2.0f}});
-    std::vector<float> ten = {10.0f};
+    // Beyond float32, and too far down to tell from an excluded token.
+    const ChosenHead head(backend, {{1.0f, 3e38f, 2.0f}});
     const OutputRow output{0, 0, {}};
-    RowStats stats;
-    CHECK_THROWS_WITH(backend.head_stats(ten.data(), *overflow.weight, {&output, 1}, -1, {&stats, 1}),
-                      "NaN or infinite");
+    for (const float factor : {10.0f, -10.0f}) {
+      RowStats stats;
+      CHECK_THROWS_WITH(backend.head_stats(&factor, *head.weight, {&output, 1}, -1, {&stats, 1}),
+                        "NaN or infinite");
+    }
+    const ChosenHead lowest(backend, {{-2e30f, -3e30f}});
+    CHECK_THROWS_WITH(lowest.stats(backend, -1), "NaN or infinite");
   }
 }
 

@@ -229,8 +229,8 @@ TEST(kernels_to_half_gives_back_every_half) {
 
 // Values at, just below and just above the middle between neighbours of a 16-bit format.
 std::vector<float> tricky_values(double (*value)(std::uint16_t), std::uint16_t infinity) {
-  std::vector<float> x = {0.0f, -0.0f, 0x1p-149f, -0x1p-149f, 0x1.fffffep127f, 65519.996f, 65520.0f,
-                          1e5f, INFINITY, -INFINITY};
+  std::vector<float> x = {0.0f,       -0.0f,    0x1p-149f, -0x1p-149f, 0x1.fffffep127f,
+                          65519.996f, 65520.0f, 1e5f,      INFINITY,   -INFINITY};
   for (std::uint16_t bits = 0; bits < infinity; bits = static_cast<std::uint16_t>(bits + 7)) {
     const double low = value(bits);
     const double high = value(static_cast<std::uint16_t>(bits + 1));

@@ -57,8 +57,8 @@ struct Expected {
 };
 
 // The bounds: activations rounded to int8 are off by at most half a step of their group of 32, to
-// bf16 by 2^-8 of themselves; every float32 operation by kEps of its result, and partial sums are at
-// most the sum of magnitudes.
+// bf16 by 2^-8 of themselves; every float32 operation by kEps of its result, and partial sums are
+// at most the sum of magnitudes.
 Expected expected_linear(const StoredTensor& weight, const std::vector<float>& x) {
   const auto rows = static_cast<std::size_t>(weight.shape[0]);
   const auto cols = static_cast<std::size_t>(weight.shape[1]);
@@ -104,8 +104,7 @@ struct Case {
 // Rows [first_row, first_row + n) times panels [begin, end), [n][features]; what lies around the
 // output stays as it was.
 std::vector<float> run_linear(const Case& where, const PackedWeight& weight, const Input& x,
-                              int first_row, int n, int begin, int end,
-                              const float* bias = nullptr,
+                              int first_row, int n, int begin, int end, const float* bias = nullptr,
                               const std::vector<float>* accumulate = nullptr) {
   const int features = std::min(end * kLanes, weight.rows()) - begin * kLanes;
   const int stride = features + 3;
@@ -114,9 +113,9 @@ std::vector<float> run_linear(const Case& where, const PackedWeight& weight, con
   for (int row = 0; accumulate != nullptr && row < n; ++row) {
     std::copy_n(accumulate->data() + row * features, features, out.data() + row * stride);
   }
-  where.kernels->linear({weight.matrix(), x.view(first_row), n, bias, out.data(), stride,
-                         accumulate != nullptr},
-                        begin, end);
+  where.kernels->linear(
+      {weight.matrix(), x.view(first_row), n, bias, out.data(), stride, accumulate != nullptr},
+      begin, end);
   for (int row = 0; row < n; ++row) {
     const float* o = out.data() + row * stride;
     result.insert(result.end(), o, o + features);

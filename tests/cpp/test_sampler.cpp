@@ -167,8 +167,7 @@ TEST(sampler_ties_at_the_cut_keep_the_lower_id) {
   std::set<TokenId> by_k, by_p;
   for (std::uint64_t seed = 0; seed < 500; ++seed) {
     by_k.insert(sample(kernels, logits, {.temperature = 1, .top_k = 3, .seed = seed}, 0).token);
-    by_p.insert(
-        sample(kernels, logits, {.temperature = 1, .top_p = 0.07f, .seed = seed}, 0).token);
+    by_p.insert(sample(kernels, logits, {.temperature = 1, .top_p = 0.07f, .seed = seed}, 0).token);
   }
   CHECK(by_k == (std::set<TokenId>{0, 1, 2}));
   CHECK(by_p == (std::set<TokenId>{0, 1, 2}));  // 2 / 40 < 0.07 <= 3 / 40
@@ -179,8 +178,9 @@ TEST(sampler_on_a_large_vocabulary) {
   Random random(21);
   std::vector<float> logits = random.floats(50000, -4, 4);
   for (int i = 0; i < 20; ++i) logits[random.below(50000)] = 12.0f + static_cast<float>(i) * 0.1f;
-  for (const Sampling base : {Sampling{.temperature = 1.0f}, Sampling{.temperature = 0.7f, .top_p = 0.9f},
-                              Sampling{.temperature = 1.5f, .top_k = 200, .top_p = 0.99f}}) {
+  for (const Sampling base :
+       {Sampling{.temperature = 1.0f}, Sampling{.temperature = 0.7f, .top_p = 0.9f},
+        Sampling{.temperature = 1.5f, .top_k = 200, .top_p = 0.99f}}) {
     const std::vector<double> p = filtered(logits, base);
     for (std::uint64_t seed = 0; seed < 20; ++seed) {
       Sampling sampling = base;

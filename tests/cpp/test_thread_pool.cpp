@@ -27,8 +27,8 @@ TEST(thread_pool_runs_every_task_once) {
   }
 }
 
-// Nothing of a job is touched after run() has returned: each has its own memory, and the sum of what
-// was written is read at once.
+// Nothing of a job is touched after run() has returned: each has its own memory, and the sum of
+// what was written is read at once.
 TEST(thread_pool_many_short_runs) {
   for (const int n_threads : {2, 3}) {
     ThreadPool pool(n_threads);

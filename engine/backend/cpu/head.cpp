@@ -19,7 +19,8 @@ constexpr int kRun = kRunPanels * kLanes;  // tokens
 constexpr int kRowBlock = 64;              // rows a tile holds
 
 // Entropy of a softmax with m the highest logit, s = sum of exp(l - m) and w = sum of
-// (l - m) exp(l - m): log(s) - w / s. NaN where a logit was not finite.
+// (l - m) exp(l - m): log(s) - w / s. NaN where a logit was not finite, or where none was above the
+// value that stands for an excluded token.
 RowStats merge(const RunStats* runs, int n_runs, Index stride) {
   float top = kMinusInfinity;
   float second = kMinusInfinity;
@@ -36,7 +37,7 @@ RowStats merge(const RunStats* runs, int n_runs, Index stride) {
       second = std::max(second, run.max);
     }
   }
-  double sum = not_finite;
+  double sum = top > kMinusInfinity ? not_finite : std::nan("");
   double weighted = 0;
   for (int i = 0; i < n_runs; ++i) {
     const RunStats& run = runs[i * stride];

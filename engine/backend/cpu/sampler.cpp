@@ -11,8 +11,8 @@ namespace sbd::cpu {
 
 namespace {
 
-// -log(-log(u)) of the largest u that uniform() returns, 1 - 2^-25, rounded up.
-constexpr float kHighestGumbel = 17.4f;
+// -log(-log(u)) of the largest u that uniform() returns, 1 - 2^-24, rounded up.
+constexpr float kHighestGumbel = 16.7f;
 
 struct Candidates {
   std::vector<TokenId> ids;
