@@ -16,8 +16,8 @@ constexpr std::uint64_t combine(std::uint64_t key, std::uint64_t value) {
   return mix64(key + 0x9e3779b97f4a7c15ull + mix64(value + 0x9e3779b97f4a7c15ull));
 }
 
-// Uniform in the open interval (0, 1): the centres of 2^23 equal parts, which a float holds exactly,
-// so that log(u) and log(-log(u)) are finite.
+// Uniform in the open interval (0, 1): the centres of 2^23 equal parts, which a float holds
+// exactly, so that log(u) and log(-log(u)) are finite.
 constexpr float uniform(std::uint64_t key, std::uint64_t counter) {
   return (static_cast<float>(combine(key, counter) >> 41) + 0.5f) * 0x1p-23f;
 }

@@ -63,8 +63,8 @@ DecodeDefaults read_decode_defaults(const Metadata& metadata, const ModelConfig&
 
   DecodeDefaults defaults;
   defaults.decoders = read_decoders(reader, config);
-  defaults.block_size = reader.integer(
-      "block_size", 1, std::min(config.max_position_embeddings, kMostBlockSize), defaults.block_size);
+  const int most = std::min(config.max_position_embeddings, kMostBlockSize);
+  defaults.block_size = reader.integer("block_size", 1, most, defaults.block_size);
   defaults.unmask = reader.string("unmask", defaults.unmask);
   reader.check_one_of(defaults.unmask, "unmask",
                       Names{"entropy_bounded", "factor", "confidence", "top_n"});

@@ -21,8 +21,8 @@ struct Meter {
   void subtract(std::size_t size) { live -= size; }
 };
 
-inline Meter heap;                   // operator new
-inline Meter mapped;                 // mmap: the model file, packed weights, the KV cache
+inline Meter heap;                    // operator new
+inline Meter mapped;                  // mmap: the model file, packed weights, the KV cache
 inline std::size_t limit = SIZE_MAX;  // of the heap; past it an allocation fails
 
 inline void* allocate(std::size_t size, std::size_t alignment) {

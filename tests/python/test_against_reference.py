@@ -32,9 +32,7 @@ TYPICAL = {"f32": 2e-5, "f16": 2e-5, "bf16": 2e-2, "q8_0": 6e-2, "q4_0": 6e-2}
 
 def converted(model: RandomModel, folder: Path, dtype: str = "f32") -> Path:
     path = folder / f"{dtype}.bin"
-    convert(
-        [write_checkpoint(model, folder / "checkpoint")], path, type=dtype, warn=lambda _: None
-    )
+    convert([write_checkpoint(model, folder / "checkpoint")], path, type=dtype, warn=lambda _: None)
     return path
 
 
@@ -168,9 +166,7 @@ def test_unmasking_rules(seed: int, rule: dict[str, Any], tmp_path: Path) -> Non
     reference = model.reference()
     options: dict[str, Any] = {"max_tokens": 37, "block_size": 8, "ignore_eos": True, **rule}
     draw, expected = untied(
-        lambda draw: sbd_decode(
-            reference, model.prompt(25, draw), mask_id=model.mask_id, **options
-        )
+        lambda draw: sbd_decode(reference, model.prompt(25, draw), mask_id=model.mask_id, **options)
     )
     with Engine(converted(model, tmp_path), kv_dtype="f32") as engine:
         actual = engine.generate(model.prompt(25, draw), decoder="sbd", **options)

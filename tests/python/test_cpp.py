@@ -42,7 +42,9 @@ def test_cpp(isa: str, binaries: Path) -> None:
 
 def test_cpp_refuses_an_unknown_test(binaries: Path) -> None:
     """The runner does not pass by running nothing."""
-    done = subprocess.run([binaries / "sbd_tests", "no such test"], capture_output=True, check=False)
+    done = subprocess.run(
+        [binaries / "sbd_tests", "no such test"], capture_output=True, check=False
+    )
     assert done.returncode != 0
 
 

@@ -1,4 +1,4 @@
-"""The engine's logits against transformers' own models, both in float32, from the same checkpoint."""
+"""The engine's logits against transformers' own models: one checkpoint, both in float32."""
 
 from __future__ import annotations
 

@@ -8,10 +8,10 @@ namespace sbd::cpu {
 
 namespace {
 
-// A pause is about 20 nanoseconds. Waits inside a forward are mostly shorter than kPatience of them;
-// after that the core is offered to other threads now and then, as there may be fewer cores than
-// threads. Offering it at once would hand it to another program in the middle of a forward. After
-// kSpins a worker sleeps: the forward is over.
+// A pause is about 20 nanoseconds. Waits inside a forward are mostly shorter than kPatience of
+// them; after that the core is offered to other threads now and then, as there may be fewer cores
+// than threads. Offering it at once would hand it to another program in the middle of a forward.
+// After kSpins a worker sleeps: the forward is over.
 constexpr int kPatience = 2000;
 constexpr int kSpins = 5000;
 
