@@ -29,6 +29,7 @@ struct Event {
   std::vector<std::pair<int, TokenId>> revealed;
   std::optional<std::string> finished;
   int prompt_rows;
+  std::string error;
 };
 
 void raise(const char* error_class, const char* message) {
@@ -82,7 +83,8 @@ Event to_event(SequenceEvents& happened) {
   Event event{.committed = std::move(happened.events.committed),
               .revealed = {},
               .finished = std::nullopt,
-              .prompt_rows = happened.prompt_rows};
+              .prompt_rows = happened.prompt_rows,
+              .error = std::move(happened.error)};
   for (const Reveal& reveal : happened.events.revealed) {
     event.revealed.emplace_back(reveal.position, reveal.token);
   }
@@ -105,14 +107,11 @@ void step(Engine& engine, const py::dict& inboxes) {
     const py::int_ id(happened.id);
     if (inboxes.contains(id)) {
       inboxes[id].attr("append")(to_event(happened));
-    } else if (!happened.events.finished) {
+    } else {
       engine.remove(happened.id);
     }
   }
 }
-
-// Throws what add would throw, and leaves nothing behind.
-void check(Engine& engine, const Request& request) { engine.remove(engine.add(request)); }
 
 py::array_t<float> forward(Engine& engine, const std::vector<TokenId>& tokens, int block) {
   auto logits = std::make_unique<std::vector<float>>();
@@ -170,14 +169,15 @@ PYBIND11_MODULE(_core, module) {
 
   py::class_<Event>(module, "Event")
       .def(py::init<std::vector<TokenId>, std::vector<std::pair<int, TokenId>>,
-                    std::optional<std::string>, int>(),
+                    std::optional<std::string>, int, std::string>(),
            py::arg("committed") = std::vector<TokenId>{},
            py::arg("revealed") = std::vector<std::pair<int, TokenId>>{},
-           py::arg("finished") = std::nullopt, py::arg("prompt_rows") = 0)
+           py::arg("finished") = std::nullopt, py::arg("prompt_rows") = 0, py::arg("error") = "")
       .def_readonly("committed", &Event::committed)
       .def_readonly("revealed", &Event::revealed)
       .def_readonly("finished", &Event::finished)
-      .def_readonly("prompt_rows", &Event::prompt_rows);
+      .def_readonly("prompt_rows", &Event::prompt_rows)
+      .def_readonly("error", &Event::error);
 
   py::class_<Request>(module, "Request")
       .def(py::init<>())
@@ -213,7 +213,7 @@ PYBIND11_MODULE(_core, module) {
       .def_property_readonly("n_threads", &Engine::n_threads)
       .def_property_readonly("device", &Engine::device)
       .def_property_readonly("auto_decoder", &Engine::auto_decoder)
-      .def("check", &check, py::arg("request"))
+      .def("check", &Engine::check, py::arg("request"))
       .def("add", &Engine::add, py::arg("request"))
       .def("remove", &Engine::remove, py::arg("id"))
       .def("step", &step, py::arg("inboxes"))

@@ -19,14 +19,14 @@ class Setting:
     parse: Callable[[str], Value]  # raises ValueError
 
 
-def _integer(low: int) -> Setting:
+def _integer(low: int, high: int = 2**31 - 1) -> Setting:
     def parse(text: str) -> int:
         value = int(text)
-        if not low <= value < 2**31:
+        if not low <= value <= high:
             raise ValueError
         return value
 
-    return Setting(f"an integer from {low}", parse)
+    return Setting(f"an integer from {low} to {high}", parse)
 
 
 def _number(low: float, high: float) -> Setting:
@@ -92,7 +92,7 @@ SETTINGS = {
     "sbd.mask_token_id": _integer(0),
     "sbd.eos_token_ids": _integers(0),
     "sbd.decoders": _choices("ntp", "sbd", "sbd_lossless", "dmtd", "d2f"),
-    "sbd.block_size": _integer(1),
+    "sbd.block_size": _integer(1, 1024),  # the most that the engine's reader takes
     "sbd.sub_block_size": _integer(1),
     "sbd.steps": _integer(1),
     "sbd.gamma": _number(0, math.inf),

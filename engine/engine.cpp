@@ -1,5 +1,9 @@
 #include "engine.h"
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
 #include <algorithm>
 #include <chrono>
 #include <thread>
@@ -16,15 +20,28 @@ namespace sbd {
 namespace {
 
 constexpr int kMaxThreads = 1024;
-constexpr int kPrefillRows = 512;  // per forward: bounds the activations' memory and Ctrl-C's wait
+// Prompt rows of a sequence in one forward, and rows of all sequences beyond which no further one
+// joins it: they bound the activations' memory and how long Ctrl-C waits.
+constexpr int kPrefillRows = 512;
+constexpr std::size_t kStepRows = 512;
+
+int available_cores() {
+#if defined(__linux__)
+  cpu_set_t cores;  // where a container or taskset allows fewer, this says so
+  if (sched_getaffinity(0, sizeof(cores), &cores) == 0) return CPU_COUNT(&cores);
+#endif
+  return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+}
 
 std::unique_ptr<Backend> make_backend(const EngineOptions& options) {
   SBD_CHECK(options.device == "auto" || options.device == "cpu",
             "device \"{}\": expected auto or cpu, this build has no other backend", options.device);
   SBD_CHECK(options.n_threads >= 0 && options.n_threads <= kMaxThreads,
             "n_threads must be between 1 and {}, got {}", kMaxThreads, options.n_threads);
-  const int available = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  return std::make_unique<cpu::CpuBackend>(options.n_threads > 0 ? options.n_threads : available);
+  SBD_CHECK(options.kv_dtype == DType::f16 || options.kv_dtype == DType::f32,
+            "kv_dtype {}: expected f16 or f32", name(options.kv_dtype));
+  return std::make_unique<cpu::CpuBackend>(options.n_threads > 0 ? options.n_threads
+                                                                 : available_cores());
 }
 
 int choose_n_ctx(const ModelConfig& config, int wanted) {
@@ -45,6 +62,15 @@ struct Engine::Sequence {
   KvCache kv;
   std::unique_ptr<Decoder> decoder;
   int prompt_tokens;
+
+  int prompt_rows_cached() const { return std::min(kv.length(), prompt_tokens); }
+};
+
+// What a sequence wants of the next forward.
+struct Engine::Turn {
+  SequenceId id;
+  Sequence* sequence;
+  std::vector<Segment> segments;
 };
 
 Engine::Engine(const std::filesystem::path& path, const EngineOptions& options)
@@ -107,47 +133,81 @@ std::unique_ptr<Decoder> Engine::make_decoder(const Request& request) const {
                            std::move(task), options);
 }
 
-SequenceId Engine::add(const Request& request) {
+void Engine::check(const Request& request) const {
   for (const TokenId token : request.prompt) {
     SBD_CHECK(token >= 0 && token < config_.vocab_size,
               "token id {} is outside the vocabulary of {}", token, config_.vocab_size);
   }
-  std::unique_ptr<Decoder> decoder = make_decoder(request);
-  sequences_.emplace(next_id_, std::make_unique<Sequence>(
-                                   Sequence{model_->make_kv(n_ctx_, kv_dtype_), std::move(decoder),
-                                            static_cast<int>(request.prompt.size())}));
+  make_decoder(request);
+}
+
+SequenceId Engine::add(const Request& request) {
+  check(request);
+  sequences_.emplace(next_id_, std::make_unique<Sequence>(Sequence{
+                                   model_->make_kv(n_ctx_, kv_dtype_), make_decoder(request),
+                                   static_cast<int>(request.prompt.size())}));
   return next_id_++;
 }
 
 void Engine::remove(SequenceId id) { sequences_.erase(id); }
 
 std::vector<SequenceEvents> Engine::step() {
+  std::vector<SequenceEvents> happened;
+  std::vector<Turn> turns = plan_turns();
+  if (!turns.empty()) run_turns(std::move(turns), happened);
+  for (const SequenceEvents& events : happened) {
+    if (events.events.finished || !events.error.empty()) sequences_.erase(events.id);
+  }
+  return happened;
+}
+
+// Round robin: a forward that is full leaves the rest to the next one.
+std::vector<Engine::Turn> Engine::plan_turns() {
+  std::vector<Turn> turns;
+  std::size_t n_rows = 0;
+  auto next = sequences_.lower_bound(next_turn_);
+  while (turns.size() < sequences_.size() && n_rows < kStepRows) {
+    if (next == sequences_.end()) next = sequences_.begin();
+    turns.push_back({next->first, next->second.get(), next->second->decoder->plan()});
+    for (const Segment& segment : turns.back().segments) n_rows += segment.tokens.size();
+    ++next;
+  }
+  next_turn_ = next == sequences_.end() ? 0 : next->first;
+  return turns;
+}
+
+void Engine::run_turns(std::vector<Turn> turns, std::vector<SequenceEvents>& happened) {
   Batch batch;
-  std::vector<std::size_t> n_outputs;
-  std::vector<SequenceEvents> result;
-  for (auto& [id, sequence] : sequences_) {
-    batch.sequences.push_back({&sequence->kv, sequence->decoder->plan()});
-    std::size_t outputs = 0;
-    for (const Segment& segment : batch.sequences.back().segments)
-      outputs += segment.outputs.size();
-    n_outputs.push_back(outputs);
-    result.push_back({id, {}, -std::min(sequence->kv.length(), sequence->prompt_tokens)});
+  for (const Turn& turn : turns) batch.sequences.push_back({&turn.sequence->kv, turn.segments});
+  std::vector<RowStats> stats;
+  std::vector<int> prompt_rows;
+  for (const Turn& turn : turns) prompt_rows.push_back(turn.sequence->prompt_rows_cached());
+  try {
+    stats = model_->forward(batch);
+  } catch (const Error& error) {
+    // A forward that fails has changed nothing. Alone, a sequence has itself to blame; of several,
+    // each is tried alone, so that one's bad numbers do not end the others.
+    if (turns.size() == 1) {
+      happened.push_back({turns[0].id, {}, 0, error.what()});
+      return;
+    }
+    for (Turn& turn : turns) {
+      std::vector<Turn> alone;
+      alone.push_back(std::move(turn));
+      run_turns(std::move(alone), happened);
+    }
+    return;
   }
-  if (batch.sequences.empty()) return result;
-
-  const std::vector<RowStats> stats = model_->forward(batch);
-
   std::span<const RowStats> rest = stats;
-  for (std::size_t i = 0; i < result.size(); ++i) {
-    Sequence& sequence = *sequences_.at(result[i].id);
-    result[i].events = sequence.decoder->absorb(rest.first(n_outputs[i]));
-    result[i].prompt_rows += std::min(sequence.kv.length(), sequence.prompt_tokens);
-    rest = rest.subspan(n_outputs[i]);
+  for (std::size_t i = 0; i < turns.size(); ++i) {
+    std::size_t n_outputs = 0;
+    for (const Segment& segment : turns[i].segments) n_outputs += segment.outputs.size();
+    Sequence& sequence = *turns[i].sequence;
+    Events events = sequence.decoder->absorb(rest.first(n_outputs));
+    rest = rest.subspan(n_outputs);
+    happened.push_back({turns[i].id, std::move(events),
+                        sequence.prompt_rows_cached() - prompt_rows[i], std::string()});
   }
-  for (const SequenceEvents& events : result) {
-    if (events.events.finished) sequences_.erase(events.id);
-  }
-  return result;
 }
 
 std::vector<float> Engine::forward(const std::vector<TokenId>& tokens, int block) {
@@ -175,7 +235,7 @@ std::vector<float> Engine::forward(const std::vector<TokenId>& tokens, int block
 }
 
 std::vector<double> Engine::time_forward(int rows, int context, int repeats) {
-  SBD_CHECK(rows >= 1 && context >= 0 && rows + context <= n_ctx_,
+  SBD_CHECK(rows >= 1 && context >= 0 && rows <= n_ctx_ && context <= n_ctx_ - rows,
             "{} rows behind a context of {} exceed the model's context of {}", rows, context,
             n_ctx_);
   const auto random_tokens = [&](int n, Kv kv_use, Attention attention) {

@@ -12,7 +12,6 @@
 
 #include "core/dtype.h"
 #include "decode/decoder.h"
-#include "decode/unmask.h"
 #include "format/model_config.h"
 
 namespace sbd {
@@ -22,7 +21,7 @@ class Transformer;
 
 struct EngineOptions {
   std::string device = "auto";  // "auto", "cpu"
-  int n_threads = 0;            // 0: one per available core
+  int n_threads = 0;            // 0: one per core this process may use
   int n_ctx = 0;                // 0: the model's
   DType kv_dtype = DType::f16;  // f16 or f32
 };
@@ -52,7 +51,8 @@ using SequenceId = std::int64_t;
 struct SequenceEvents {
   SequenceId id;
   Events events;
-  int prompt_rows;  // prompt tokens whose keys and values this forward computed
+  int prompt_rows;    // prompt tokens whose keys and values this forward computed
+  std::string error;  // not empty: the sequence could not go on
 };
 
 class Engine {
@@ -73,10 +73,13 @@ class Engine {
   // What "auto" stands for with this file: "sbd" or "ntp".
   std::string auto_decoder() const;
 
-  // Checks the request and adds its sequence; it lives until it has finished or is removed.
+  // Throws what add would.
+  void check(const Request& request) const;
+  // Adds the request's sequence; it lives until it has finished, failed or is removed.
   SequenceId add(const Request& request);
   void remove(SequenceId id);
-  // One forward over all living sequences: what happened to each. Finished ones are gone.
+  // One forward over the living sequences, or over as many as it has rows for, in turn: what
+  // happened to each. Finished and failed ones are gone.
   std::vector<SequenceEvents> step();
 
   // Raw logits [tokens, vocab_size] of an uncached forward: the last `block` rows are one block,
@@ -92,8 +95,11 @@ class Engine {
 
  private:
   struct Sequence;
+  struct Turn;
 
   std::unique_ptr<Decoder> make_decoder(const Request& request) const;
+  std::vector<Turn> plan_turns();
+  void run_turns(std::vector<Turn> turns, std::vector<SequenceEvents>& happened);
 
   std::unique_ptr<Backend> backend_;
   DType kv_dtype_;
@@ -103,6 +109,7 @@ class Engine {
   std::unique_ptr<Transformer> model_;
   int n_ctx_ = 0;
   SequenceId next_id_ = 1;
+  SequenceId next_turn_ = 1;  // the sequence the next forward begins with
   std::map<SequenceId, std::unique_ptr<Sequence>> sequences_;
 };
 

@@ -12,6 +12,7 @@ class Event:
         revealed: list[tuple[int, int]] = ...,
         finished: str | None = ...,
         prompt_rows: int = ...,
+        error: str = ...,
     ) -> None: ...
     @property
     def committed(self) -> list[int]: ...
@@ -21,6 +22,8 @@ class Event:
     def finished(self) -> str | None: ...
     @property
     def prompt_rows(self) -> int: ...
+    @property
+    def error(self) -> str: ...
 
 class Request:
     prompt: list[int]

@@ -284,6 +284,9 @@ class Stream(Iterator[Chunk]):
             except BaseException:  # a KeyboardInterrupt as well
                 self.close()
                 raise
+            if event.error:
+                self._end(finished=True)
+                raise SbdValueError(event.error)
             chunk = self._session.absorb(event)
             if chunk.finish_reason:
                 self._end(finished=event.finished is not None)

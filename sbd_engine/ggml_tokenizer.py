@@ -36,15 +36,15 @@ def tokenizer_from_ggml(metadata: Mapping[str, Any]) -> Tokenizer:
             "this model file has no tokenizer (tokenizer.huggingface.json or "
             "tokenizer.ggml.model): give the prompt as token ids"
         )
-    build = {"gpt2": _byte_level_bpe, "llama": _sentencepiece}.get(kind)
+    build = {"gpt2": _byte_level_bpe, "llama": _sentencepiece}.get(str(kind))
     if build is None:
         raise SbdValueError(f"tokenizer.ggml.model: expected gpt2 or llama, got {kind!r}")
     tokens = _strings(metadata, "tokenizer.ggml.tokens")
-    types = metadata.get("tokenizer.ggml.token_type") or [1] * len(tokens)
-    if len(types) != len(tokens):
+    types = metadata.get("tokenizer.ggml.token_type", [1] * len(tokens))
+    if not isinstance(types, list) or len(types) != len(tokens):
         raise SbdValueError(
             f"tokenizer.ggml.token_type: expected {len(tokens)} types, one per token, "
-            f"got {len(types)}"
+            f"got {len(types) if isinstance(types, list) else types!r}"
         )
     tokenizer = build(metadata, tokens, types)
     tokenizer.add_special_tokens(
@@ -67,7 +67,7 @@ def tokenizer_from_ggml(metadata: Mapping[str, Any]) -> Tokenizer:
 def _byte_level_bpe(
     metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]
 ) -> Tokenizer:
-    pre = metadata.get("tokenizer.ggml.pre", "default")
+    pre = str(metadata.get("tokenizer.ggml.pre", "default"))
     if pre not in _PRE_TOKENIZERS:
         raise SbdValueError(
             f"tokenizer.ggml.pre: expected one of {', '.join(_PRE_TOKENIZERS)}, got {pre!r}: "

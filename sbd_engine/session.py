@@ -105,14 +105,16 @@ class Session:
 
     def _stats(self) -> Stats:
         first = self._now if self._first_token is None else self._first_token
-        decoded = max(0, len(self._tokens) - self._decided_in_prefill)
+        decoded, since = max(0, len(self._tokens) - self._decided_in_prefill), self._prefilled
+        if decoded == 0:  # one block was all: its forward is the only time there is
+            decoded, since = len(self._tokens), self._started
         return Stats(
             prompt_tokens=self._prompt_tokens,
             nfe=self._nfe,
             tokens_per_forward=_ratio(len(self._tokens), self._nfe),
             ttft_ms=1e3 * (first - self._called),
             prefill_tok_s=_ratio(self._prompt_tokens, self._prefilled - self._started),
-            decode_tok_s=_ratio(decoded, self._now - self._prefilled),
+            decode_tok_s=_ratio(decoded, self._now - since),
         )
 
 

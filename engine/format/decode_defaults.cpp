@@ -34,6 +34,17 @@ void refuse_missing_features(const KeyReader& reader) {
     const std::string value = reader.string(name, expected);
     reader.check(value == expected, name, quote(value), quote(expected), kMend);
   }
+  constexpr std::string_view kRead[] = {
+      "mask_token_id", "eos_token_ids", "decoders",         "block_size",       "gamma",
+      "unmask",        "proxy",         "factor",           "threshold",        "top_n",
+      "logit_shift",   "seed_slot",     "prompt_attention", "commit_attention", "block_origin"};
+  for (const auto& [key, value] : reader.metadata().entries()) {
+    if (!key.starts_with("sbd.")) continue;
+    const std::string_view name = std::string_view(key).substr(4);
+    SBD_CHECK(std::find(std::begin(kRead), std::end(kRead), name) != std::end(kRead),
+              "{}: key {} is one this engine does not know; {}", reader.metadata().source(),
+              quote(key), kMend);
+  }
 }
 
 std::vector<std::string> read_decoders(const KeyReader& reader, const ModelConfig& config) {

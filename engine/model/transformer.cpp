@@ -27,6 +27,7 @@ std::vector<RowStats> Transformer::forward(const Batch& batch) {
     backend_.head_stats(normed_.get(), weights_.head(), outputs_,
                         config_.mask_token_id.value_or(-1), stats);
   }
+  commit(batch);
   return stats;
 }
 
@@ -37,7 +38,17 @@ std::vector<float> Transformer::forward_logits(const Batch& batch) {
     backend_.head_logits(normed_.get(), static_cast<int>(outputs_.size()), weights_.head(),
                          logits.data());
   }
+  commit(batch);
   return logits;
+}
+
+// The last act of a forward: one that throws leaves every cache as it was.
+void Transformer::commit(const Batch& batch) {
+  for (const SequenceSegments& sequence : batch.sequences) {
+    for (const Segment& segment : sequence.segments) {
+      if (segment.kv == Kv::commit) sequence.kv->commit(static_cast<int>(segment.tokens.size()));
+    }
+  }
 }
 
 void Transformer::run_layers(const Batch& batch) {
@@ -76,12 +87,6 @@ void Transformer::run_layers(const Batch& batch) {
     b.linear(gate_.get(), n_rows, down, /*accumulate=*/true);
   }
   if (!output_rows_.empty()) b.rms_norm(x, output_rows_, weights_.norm.get(), eps, hidden, h);
-
-  for (const SequenceSegments& sequence : batch.sequences) {
-    for (const Segment& segment : sequence.segments) {
-      if (segment.kv == Kv::commit) sequence.kv->commit(static_cast<int>(segment.tokens.size()));
-    }
-  }
 }
 
 void Transformer::gather_rows(const Batch& batch) {
@@ -113,6 +118,7 @@ void Transformer::gather_rows(const Batch& batch) {
         kv_end_.push_back(segment.attention == Attention::causal ? position + i + 1 : position + n);
       }
       for (const int output : segment.outputs) {
+        SBD_CHECK(output >= 0 && output < n, "output row {} of a segment of {} rows", output, n);
         outputs_.push_back({row + output, position + output, segment.sampling});
         output_rows_.push_back(row + output);
       }
@@ -121,6 +127,7 @@ void Transformer::gather_rows(const Batch& batch) {
     const int n_rows = static_cast<int>(tokens_.size()) - first_row;
     if (n_rows > 0) sequences_.push_back({sequence.kv->storage(), first_row, n_rows});
   }
+  SBD_CHECK(!tokens_.empty(), "a forward needs at least one row");
 }
 
 void Transformer::reserve(std::size_t n_rows) {

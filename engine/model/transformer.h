@@ -55,6 +55,7 @@ class Transformer {
   // normed_; outputs_ says which they are.
   void run_layers(const Batch& batch);
   void gather_rows(const Batch& batch);
+  static void commit(const Batch& batch);
   void reserve(std::size_t n_rows);
 
   ModelConfig config_;

@@ -113,9 +113,12 @@ ModelWeights load_weights(const ModelConfig& config, TensorSource& source, Backe
 Tensor FileTensors::get(const std::string& name, const std::vector<std::int64_t>& shape) {
   release();
   const Tensor* tensor = file_.find(name);
-  SBD_CHECK(tensor != nullptr, "tensor {} is missing: the file is not a complete model", name);
-  SBD_CHECK(tensor->shape == shape, "tensor {}: expected shape {} by the metadata, got {}", name,
-            shape_text(shape), shape_text(tensor->shape));
+  SBD_CHECK(tensor != nullptr, "{}: tensor {} is missing; convert the checkpoint again",
+            file_.metadata().source(), name);
+  SBD_CHECK(
+      tensor->shape == shape,
+      "{}: tensor {}: expected shape {} by the metadata, got {}; convert the checkpoint again",
+      file_.metadata().source(), name, shape_text(shape), shape_text(tensor->shape));
   current_ = tensor;
   used_.insert(tensor);
   return *tensor;
@@ -129,8 +132,8 @@ void FileTensors::release() {
 void FileTensors::check_all_used() const {
   for (const Tensor& tensor : file_.tensors()) {
     SBD_CHECK(used_.contains(&tensor),
-              "tensor {} belongs to an architecture this engine does not compute",
-              quote(tensor.name));
+              "{}: tensor {} belongs to an architecture this engine does not compute",
+              file_.metadata().source(), quote(tensor.name));
   }
 }
 

@@ -180,6 +180,7 @@ def _bytes_read(sizes: dict[str, int]) -> int:
 def _integers(name: str, text: str, low: int) -> list[int]:
     try:
         values = sorted({int(part) for part in text.split(",")})
+        values = [integer(name, value, low) for value in values]
     except ValueError:
         values = []
     if not values or values[0] < low:

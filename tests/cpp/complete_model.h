@@ -113,6 +113,7 @@ inline GgufBuilder complete_model(const ModelShape& m) {
       vector(layer + "attn_k_norm.weight", m.head_dim);
     }
     matrix(layer + "attn_output.weight", hidden, q_size);
+    if (m.architecture == "qwen2") vector(layer + "attn_output.bias", hidden);  // optional
     vector(layer + "ffn_norm.weight", hidden);
     matrix(layer + "ffn_gate.weight", m.intermediate, hidden);
     matrix(layer + "ffn_up.weight", m.intermediate, hidden);

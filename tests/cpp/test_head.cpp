@@ -11,6 +11,13 @@ namespace {
 
 using namespace test;
 
+// A sample with scratch of its own.
+Sample draw_one(const Kernels& kernels, std::span<const float> logits, const Sampling& sampling,
+                int position) {
+  std::vector<TokenId> scratch(logits.size());
+  return sample(kernels, logits, sampling, position, scratch);
+}
+
 using Logits = std::vector<std::vector<float>>;  // [rows][vocab]
 
 // A head whose logits are chosen: weights [vocab, rows] and one-hot inputs, so that every logit is
@@ -201,7 +208,7 @@ TEST(head_stats_sample_without_changing_the_statistics) {
       for (int row = 0; row < 2; ++row) {
         std::vector<float> masked = logits[row];
         masked[mask] = kMinusInfinity;
-        const Sample drawn = sample(*kernels, masked, sampling, 100 + row);
+        const Sample drawn = draw_one(*kernels, masked, sampling, 100 + row);
         CHECK_EQ(stats[row].sampled, drawn.token);
         CHECK_EQ(stats[row].sampled_probability, drawn.probability);
         CHECK_EQ(stats[row].argmax, greedy[row].argmax);

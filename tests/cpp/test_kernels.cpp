@@ -282,8 +282,8 @@ TEST(kernels_run_stats) {
       for (const double spread : {0.0, 0.5, 5.0, 80.0}) {
         Random random(static_cast<std::uint64_t>(n));
         std::vector<float> x = random.floats(static_cast<std::size_t>(n), -spread, spread);
-        const int tied = random.below(n);
-        x[tied] = *std::max_element(x.begin(), x.end());  // two share the highest, mostly
+        x[random.below(n)] =
+            *std::max_element(x.begin(), x.end());  // two share the highest, mostly
         double top = -INFINITY, second = -INFINITY, sum = 0, weighted = 0;
         int argmax = -1;
         for (int i = 0; i < n; ++i) {
@@ -314,6 +314,23 @@ TEST(kernels_run_stats) {
           kernels->run_stats(damaged.data(), n, &stats);
           CHECK_IN(place(kernels, n), std::isnan(stats.not_finite));
         }
+      }
+    }
+  }
+}
+
+// The two highest in one lane of 16, whichever comes first.
+TEST(kernels_run_stats_finds_the_second_wherever_it_is) {
+  for (const Kernels* kernels : all_kernels()) {
+    for (int first = 0; first < 64; ++first) {
+      for (int second = 0; second < 64; ++second) {
+        if (first == second) continue;
+        std::vector<float> x(64, 1.0f);
+        x[first] = 3.0f;
+        x[second] = 2.0f;
+        RunStats stats;
+        kernels->run_stats(x.data(), 64, &stats);
+        CHECK(stats.argmax == first && stats.max == 3.0f && stats.second == 2.0f);
       }
     }
   }

@@ -14,6 +14,13 @@ namespace {
 
 using namespace test;
 
+// A sample with scratch of its own.
+Sample draw_one(const Kernels& kernels, std::span<const float> logits, const Sampling& sampling,
+                int position) {
+  std::vector<TokenId> scratch(logits.size());
+  return sample(kernels, logits, sampling, position, scratch);
+}
+
 // Probabilities after the filters, by sorting and cutting.
 std::vector<double> filtered(const std::vector<float>& logits, const Sampling& sampling) {
   const std::size_t n = logits.size();
@@ -68,7 +75,7 @@ TEST(sampler_draws_from_the_filtered_distribution) {
         std::vector<int> counts(kLogits.size());
         for (int draw = 0; draw < 20000; ++draw) {
           sampling.draw = static_cast<std::uint64_t>(draw);
-          const Sample drawn = sample(kernels, kLogits, sampling, 9);
+          const Sample drawn = draw_one(kernels, kLogits, sampling, 9);
           ++counts[drawn.token];
           if (!(std::abs(drawn.probability - p[drawn.token]) <= 1e-6)) {
             CHECK_NEAR(drawn.probability, p[drawn.token], 1e-6);
@@ -96,13 +103,13 @@ TEST(sampler_over_positions_and_samples_is_as_random_as_over_draws) {
   const std::vector<double> p = filtered(kLogits, sampling);
   std::vector<int> by_position(kLogits.size()), by_sample(kLogits.size()), by_seed(kLogits.size());
   for (int i = 0; i < 20000; ++i) {
-    ++by_position[sample(kernels, kLogits, sampling, i).token];
+    ++by_position[draw_one(kernels, kLogits, sampling, i).token];
     Sampling other = sampling;
     other.sample_index = static_cast<std::uint64_t>(i);
-    ++by_sample[sample(kernels, kLogits, other, 0).token];
+    ++by_sample[draw_one(kernels, kLogits, other, 0).token];
     other = sampling;
     other.seed = static_cast<std::uint64_t>(i);
-    ++by_seed[sample(kernels, kLogits, other, 0).token];
+    ++by_seed[draw_one(kernels, kLogits, other, 0).token];
   }
   CHECK(chi_square_excess(by_position, p) < 5);
   CHECK(chi_square_excess(by_sample, p) < 5);
@@ -120,18 +127,18 @@ TEST(sampler_draws_with_different_keys_are_independent) {
   for (int i = 0; i < n; ++i) {
     Sampling sampling = base;
     sampling.draw = static_cast<std::uint64_t>(i);
-    const TokenId token = sample(kernels, kLogits, sampling, 3).token;
-    repeated += sample(kernels, kLogits, sampling, 3).token == token;
-    same_position += sample(kernels, kLogits, sampling, 4).token == token;
+    const TokenId token = draw_one(kernels, kLogits, sampling, 3).token;
+    repeated += draw_one(kernels, kLogits, sampling, 3).token == token;
+    same_position += draw_one(kernels, kLogits, sampling, 4).token == token;
     Sampling other = sampling;
     other.seed = 8;
-    same_seed += sample(kernels, kLogits, other, 3).token == token;
+    same_seed += draw_one(kernels, kLogits, other, 3).token == token;
     other = sampling;
     ++other.draw;
-    same_draw += sample(kernels, kLogits, other, 3).token == token;
+    same_draw += draw_one(kernels, kLogits, other, 3).token == token;
     other = sampling;
     other.sample_index = 1;
-    same_sample += sample(kernels, kLogits, other, 3).token == token;
+    same_sample += draw_one(kernels, kLogits, other, 3).token == token;
   }
   CHECK_EQ(repeated, n);
   const double tolerance = 5 * std::sqrt(n * agreement * (1 - agreement));
@@ -145,7 +152,7 @@ TEST(sampler_at_tiny_and_huge_temperatures) {
   const std::vector<float> logits = {0.0f, 3.0f, kMinusInfinity, 2.999f};
   for (const float temperature : {1e-5f, 1e-20f, 1e-38f, 1e-45f}) {
     for (std::uint64_t seed = 0; seed < 100; ++seed) {
-      const Sample drawn = sample(kernels, logits, {.temperature = temperature, .seed = seed}, 0);
+      const Sample drawn = draw_one(kernels, logits, {.temperature = temperature, .seed = seed}, 0);
       CHECK_EQ(drawn.token, 1);
       CHECK_EQ(drawn.probability, 1.0f);
     }
@@ -153,7 +160,7 @@ TEST(sampler_at_tiny_and_huge_temperatures) {
   for (const float temperature : {1e10f, 1e30f, 3e38f}) {  // flat, but never an excluded token
     std::vector<int> counts(4);
     for (std::uint64_t seed = 0; seed < 3000; ++seed) {
-      const Sample drawn = sample(kernels, logits, {.temperature = temperature, .seed = seed}, 0);
+      const Sample drawn = draw_one(kernels, logits, {.temperature = temperature, .seed = seed}, 0);
       ++counts[drawn.token];
       CHECK_NEAR(drawn.probability, 1.0 / 3, 1e-6);
     }
@@ -166,8 +173,9 @@ TEST(sampler_ties_at_the_cut_keep_the_lower_id) {
   const std::vector<float> logits(40, 1.0f);
   std::set<TokenId> by_k, by_p;
   for (std::uint64_t seed = 0; seed < 500; ++seed) {
-    by_k.insert(sample(kernels, logits, {.temperature = 1, .top_k = 3, .seed = seed}, 0).token);
-    by_p.insert(sample(kernels, logits, {.temperature = 1, .top_p = 0.07f, .seed = seed}, 0).token);
+    by_k.insert(draw_one(kernels, logits, {.temperature = 1, .top_k = 3, .seed = seed}, 0).token);
+    by_p.insert(
+        draw_one(kernels, logits, {.temperature = 1, .top_p = 0.07f, .seed = seed}, 0).token);
   }
   CHECK(by_k == (std::set<TokenId>{0, 1, 2}));
   CHECK(by_p == (std::set<TokenId>{0, 1, 2}));  // 2 / 40 < 0.07 <= 3 / 40
@@ -187,7 +195,7 @@ TEST(sampler_on_a_large_vocabulary) {
       sampling.seed = seed;
       TokenId first = -1;
       for (const Kernels* kernels : all_kernels()) {
-        const Sample drawn = sample(*kernels, logits, sampling, 5);
+        const Sample drawn = draw_one(*kernels, logits, sampling, 5);
         first = first < 0 ? drawn.token : first;
         CHECK_EQ(drawn.token, first);
         CHECK(p[drawn.token] > 0);

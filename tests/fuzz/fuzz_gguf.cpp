@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <fstream>
 #include <set>
+#include <sstream>
 
 #include "memory_meter.h"
 #include "mutate.h"
@@ -21,14 +22,17 @@ namespace {
 
 using fuzz::Seed;
 
-// An error's kind: its line without names and numbers.
-std::string outline(const std::string& message) {
+// An error's kind: its line's words, without what is quoted from the file, names and numbers.
+std::string outline(std::string message) {
+  const std::size_t quote = message.find('\'');
+  if (quote != std::string::npos) {
+    message.erase(quote, message.rfind('\'') + 1 - quote);
+  }
+  std::istringstream words(message);
   std::string out;
-  bool name = false;
-  for (const char c : message) {
-    name ^= c == '\'';
-    if (!name && c != '\'' && (c < '0' || c > '9')) {
-      out += c;
+  for (std::string word; words >> word;) {
+    if (word.find_first_of("0123456789_.[") == std::string::npos) {
+      out += word + " ";
     }
   }
   return out;

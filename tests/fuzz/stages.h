@@ -69,6 +69,7 @@ inline void generate(sbd::Engine& engine, const sbd::Request& request) {
   bool finished = false;
   for (int step = 0; step < kMaxSteps && !finished; ++step) {
     for (const sbd::SequenceEvents& sequence : engine.step()) {
+      if (!sequence.error.empty()) throw sbd::Error(sbd::ErrorKind::value, sequence.error);
       finished = sequence.events.finished.has_value();
       for (const sbd::TokenId token : sequence.events.committed) {
         ++n_tokens;

@@ -12,6 +12,9 @@ namespace {
 // Keys per task. Fixed, as the split decides how partial results are added up.
 constexpr int kSplit = 1024;
 
+// Partial results that are kept at a time: 32 MiB, or one tile's where that is more.
+constexpr Index kPartialFloats = 8 << 20;
+
 int n_splits(int key_end) { return (key_end + kSplit - 1) / kSplit; }
 
 // value[i] to out[i * stride], in the cache's type
@@ -66,15 +69,16 @@ void CpuBackend::rotate_and_cache(int layer, const HeadShape& heads, const float
 }
 
 void CpuBackend::attention(int layer, const HeadShape& heads, const float* q, float* out) {
-  const Index dim = heads.head_dim;
   const int group = heads.num_attention_heads / heads.num_key_value_heads;
   const Index padded = static_cast<const CpuKv&>(*rows_.sequences[0].kv).padded_dim();
   const int rows_per_tile = std::max(1, kMaxQueries / group);
 
   // A tile: the queries of one key-value head in a few rows of a sequence. A task: a tile and a
   // split of its keys, with a partial result [queries][padded] outputs, maxima and sums.
-  tiles_of_queries_.clear();
-  tile_of_split_.clear();
+  query_tiles_.clear();
+  split_tiles_.clear();
+  const Index queries = Index{rows_per_tile} * group;
+  const Index split_floats = queries * (padded + 2);
   for (const SequenceRows& sequence : rows_.sequences) {
     for (int row = 0; row < sequence.n_rows; row += rows_per_tile) {
       const int first = sequence.first_row + row;
@@ -82,21 +86,30 @@ void CpuBackend::attention(int layer, const HeadShape& heads, const float* q, fl
       const int* ends = rows_.kv_end.data() + first;
       const int key_end = *std::max_element(ends, ends + n);
       for (int head = 0; head < heads.num_key_value_heads; ++head) {
-        const int tile = static_cast<int>(tiles_of_queries_.size());
-        tiles_of_queries_.push_back({static_cast<const CpuKv*>(sequence.kv), head, first, n,
-                                     key_end, static_cast<int>(tile_of_split_.size())});
-        tile_of_split_.insert(tile_of_split_.end(), static_cast<std::size_t>(n_splits(key_end)),
-                              tile);
+        const int tile = static_cast<int>(query_tiles_.size());
+        query_tiles_.push_back({static_cast<const CpuKv*>(sequence.kv), head, first, n, key_end,
+                                static_cast<int>(split_tiles_.size())});
+        split_tiles_.insert(split_tiles_.end(), static_cast<std::size_t>(n_splits(key_end)), tile);
+        if (static_cast<Index>(split_tiles_.size()) * split_floats >= kPartialFloats) {
+          attend(layer, heads, q, out, split_floats, queries);
+        }
       }
     }
   }
-  const Index queries = Index{rows_per_tile} * group;
-  const Index split_floats = queries * (padded + 2);
-  const auto needed = static_cast<std::size_t>(split_floats) * tile_of_split_.size();
+  attend(layer, heads, q, out, split_floats, queries);
+}
+
+// Works the tiles gathered so far off.
+void CpuBackend::attend(int layer, const HeadShape& heads, const float* q, float* out,
+                        Index split_floats, Index queries) {
+  const Index dim = heads.head_dim;
+  const int group = heads.num_attention_heads / heads.num_key_value_heads;
+  const Index padded = split_floats / queries - 2;
+  const auto needed = static_cast<std::size_t>(split_floats) * split_tiles_.size();
   if (partials_.size() < needed) partials_.resize(needed);
 
-  pool_.run(static_cast<int>(tile_of_split_.size()), [&](int split, int) {
-    const QueryTile& tile = tiles_of_queries_[tile_of_split_[split]];
+  pool_.run(static_cast<int>(split_tiles_.size()), [&](int split, int) {
+    const QueryTile& tile = query_tiles_[split_tiles_[split]];
     AttentionTask t{};
     t.head_dim = heads.head_dim;
     t.padded_dim = static_cast<int>(padded);
@@ -124,8 +137,8 @@ void CpuBackend::attention(int layer, const HeadShape& heads, const float* q, fl
   });
 
   // out = sum over splits of exp(max_s - max) out_s, divided by the same sum of the sums
-  pool_.run(static_cast<int>(tiles_of_queries_.size()), [&](int index, int) {
-    const QueryTile& tile = tiles_of_queries_[index];
+  pool_.run(static_cast<int>(query_tiles_.size()), [&](int index, int) {
+    const QueryTile& tile = query_tiles_[index];
     const int splits = n_splits(tile.key_end);
     const float* first = partials_.data() + tile.first_split * split_floats;
     for (int i = 0; i < tile.n_rows * group; ++i) {
@@ -147,6 +160,8 @@ void CpuBackend::attention(int layer, const HeadShape& heads, const float* q, fl
       for (Index d = 0; d < dim; ++d) o[d] /= sum;
     }
   });
+  query_tiles_.clear();
+  split_tiles_.clear();
 }
 
 }  // namespace sbd::cpu

@@ -44,6 +44,7 @@ std::uint8_t* CpuKv::values(int layer, int head) const { return keys(layer, head
 
 CpuBackend::CpuBackend(int n_threads) : pool_(n_threads), kernels_(select_kernels()) {
   tiles_.resize(static_cast<std::size_t>(pool_.size()));
+  token_ids_.resize(static_cast<std::size_t>(pool_.size()));
 }
 
 std::string CpuBackend::description() const { return format("cpu ({})", kernels_.name); }

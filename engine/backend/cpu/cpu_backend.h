@@ -72,6 +72,8 @@ class CpuBackend : public Backend {
   int n_rows() const { return static_cast<int>(rows_.tokens.size()); }
   // x in the forms that the weights' types need; they live until the next call.
   Activations prepare(const float* x, int n_rows, std::span<const Linear> linears);
+  void attend(int layer, const HeadShape& heads, const float* q, float* out, Index split_floats,
+              Index queries);
 
   ThreadPool pool_;
   const Kernels& kernels_;
@@ -86,13 +88,14 @@ class CpuBackend : public Backend {
   std::vector<std::int8_t> quants_;
   std::vector<float> scales_;
   std::vector<std::int32_t> sums_;
-  std::vector<QueryTile> tiles_of_queries_;
-  std::vector<int> tile_of_split_;
-  std::vector<float> partials_;            // of attention, one for each split
-  std::vector<RunStats> run_stats_;        // [vocabulary runs][rows]
-  std::vector<std::vector<float>> tiles_;  // per thread: logits of one run
-  std::vector<Index> kept_;                // per row: where its logits are, or -1
-  std::vector<float> logits_;              // of the rows that are sampled
+  std::vector<QueryTile> query_tiles_;
+  std::vector<int> split_tiles_;                 // per split: its tile
+  std::vector<float> partials_;                  // of attention, one for each split
+  std::vector<RunStats> run_stats_;              // [vocabulary runs][rows]
+  std::vector<std::vector<float>> tiles_;        // per thread: logits of one run
+  std::vector<Index> kept_;                      // per row: where its logits are, or -1
+  std::vector<std::vector<TokenId>> token_ids_;  // per thread: for sampling
+  std::vector<float> logits_;                    // of the rows that are sampled
 };
 
 }  // namespace sbd::cpu

@@ -78,6 +78,9 @@ void CpuBackend::head_stats(const float* x, const Weight& head, std::span<const 
   }
   const auto n_logits = static_cast<std::size_t>(n_kept * vocab);
   if (logits_.size() < n_logits) logits_.resize(n_logits);
+  if (n_kept > 0) {
+    for (auto& ids : token_ids_) ids.resize(static_cast<std::size_t>(vocab));
+  }
 
   pool_.run(n_runs * n_blocks, [&](int task, int thread) {
     const int run = task / n_blocks;
@@ -102,12 +105,13 @@ void CpuBackend::head_stats(const float* x, const Weight& head, std::span<const 
     }
   });
 
-  pool_.run(n_rows, [&](int row, int) {
+  pool_.run(n_rows, [&](int row, int thread) {
     stats[row] = merge(&run_stats_[row], n_runs, n_rows);
     if (kept_[row] < 0 || std::isnan(stats[row].entropy)) return;
     const std::span<const float> logits(logits_.data() + kept_[row],
                                         static_cast<std::size_t>(vocab));
-    const Sample drawn = sample(kernels_, logits, outputs[row].sampling, outputs[row].position);
+    const Sample drawn =
+        sample(kernels_, logits, outputs[row].sampling, outputs[row].position, token_ids_[thread]);
     stats[row].sampled = drawn.token;
     stats[row].sampled_probability = drawn.probability;
   });

@@ -16,7 +16,11 @@ Pages::Pages(std::size_t n_bytes, bool huge) : size_(n_bytes) {
          n_bytes >> 20);
   }
   data_ = static_cast<std::uint8_t*>(p);
+#if defined(MADV_HUGEPAGE)
   if (huge) madvise(p, n_bytes, MADV_HUGEPAGE);  // a wish; without it only speed is lost
+#else
+  static_cast<void>(huge);
+#endif
 }
 
 Pages::~Pages() {

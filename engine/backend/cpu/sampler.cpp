@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
-#include <vector>
 
 #include "core/random.h"
 
@@ -15,7 +14,7 @@ namespace {
 constexpr float kHighestGumbel = 16.7f;
 
 struct Candidates {
-  std::vector<TokenId> ids;
+  std::span<const TokenId> ids;
   float mass;  // sum of exp((logit - highest) / temperature)
 };
 
@@ -28,42 +27,39 @@ struct LessProbable {
 };
 
 Candidates filter(std::span<const float> logits, const Sampling& sampling, float mass,
-                  float inverse_temperature, float highest) {
+                  float inverse_temperature, float highest, std::span<TokenId> ids) {
   const auto weight = [&](TokenId id) {
     return std::exp((logits[id] - highest) * inverse_temperature);
   };
-  std::vector<TokenId> heap(logits.size());
-  std::iota(heap.begin(), heap.end(), 0);
+  std::iota(ids.begin(), ids.end(), 0);
   const LessProbable less{logits.data()};
-  const bool limit_k = sampling.top_k > 0 && static_cast<std::size_t>(sampling.top_k) < heap.size();
-  if (limit_k) {
-    const auto last = heap.begin() + sampling.top_k;
-    std::nth_element(heap.begin(), last, heap.end(),
+  if (sampling.top_k > 0 && static_cast<std::size_t>(sampling.top_k) < ids.size()) {
+    std::nth_element(ids.begin(), ids.begin() + sampling.top_k, ids.end(),
                      [&](TokenId a, TokenId b) { return less(b, a); });
-    heap.erase(last, heap.end());
+    ids = ids.first(static_cast<std::size_t>(sampling.top_k));
     // In one order whatever nth_element did, so that the sum below has one value.
-    std::sort(heap.begin(), heap.end());
-    mass = std::accumulate(heap.begin(), heap.end(), 0.0f,
+    std::sort(ids.begin(), ids.end());
+    mass = std::accumulate(ids.begin(), ids.end(), 0.0f,
                            [&](float sum, TokenId id) { return sum + weight(id); });
   }
-  if (sampling.top_p >= 1.0f) return {std::move(heap), mass};
+  if (sampling.top_p >= 1.0f) return {ids, mass};
 
-  // A heap gives the few most probable ones without sorting the vocabulary.
-  std::make_heap(heap.begin(), heap.end(), less);
-  Candidates kept{{}, 0.0f};
-  while (!heap.empty() && (kept.ids.empty() || kept.mass < sampling.top_p * mass)) {
-    std::pop_heap(heap.begin(), heap.end(), less);
-    kept.ids.push_back(heap.back());
-    kept.mass += weight(heap.back());
-    heap.pop_back();
-  }
-  return kept;
+  // A heap gives the few most probable ones without sorting the vocabulary; each pop moves one
+  // behind the heap's end.
+  std::make_heap(ids.begin(), ids.end(), less);
+  auto end = ids.end();
+  float kept_mass = 0;
+  do {
+    std::pop_heap(ids.begin(), end, less);
+    kept_mass += weight(*--end);
+  } while (end != ids.begin() && kept_mass < sampling.top_p * mass);
+  return {{end, ids.end()}, kept_mass};
 }
 
 }  // namespace
 
 Sample sample(const Kernels& kernels, std::span<const float> logits, const Sampling& sampling,
-              int position) {
+              int position, std::span<TokenId> scratch) {
   std::uint64_t key = combine(sampling.seed, sampling.sample_index);
   key = combine(key, static_cast<std::uint64_t>(position));
   key = combine(key, sampling.draw);
@@ -89,7 +85,7 @@ Sample sample(const Kernels& kernels, std::span<const float> logits, const Sampl
     }
   };
   if (sampling.top_k > 0 || sampling.top_p < 1.0f) {
-    const Candidates kept = filter(logits, sampling, mass, inverse_temperature, highest);
+    const Candidates kept = filter(logits, sampling, mass, inverse_temperature, highest, scratch);
     kept_mass = kept.mass;
     for (const TokenId id : kept.ids) consider(id);
   } else {

@@ -17,7 +17,8 @@ struct Sample {
 // reach top_p; ties: the lower id first), then Gumbel-max: the token with the highest logit /
 // temperature - log(-log(u)), u from a counter keyed by (seed, sample index, position, draw, token
 // id). A token is excluded by a logit of kMinusInfinity.
+// `scratch` is as long as logits: nothing is allocated here, where worker threads are at work.
 Sample sample(const Kernels& kernels, std::span<const float> logits, const Sampling& sampling,
-              int position);
+              int position, std::span<TokenId> scratch);
 
 }  // namespace sbd::cpu

@@ -1,5 +1,9 @@
 #include "backend/cpu/thread_pool.h"
 
+#include <system_error>
+
+#include "core/error.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -28,12 +32,21 @@ void pause(int spin) {
 }  // namespace
 
 ThreadPool::ThreadPool(int n_threads) {
-  for (int thread = 1; thread < n_threads; ++thread) {
-    workers_.emplace_back([this, thread] { worker_loop(thread); });
+  try {
+    for (int thread = 1; thread < n_threads; ++thread) {
+      workers_.emplace_back([this, thread] { worker_loop(thread); });
+    }
+  } catch (const std::system_error& error) {
+    const int started = size();
+    stop();
+    fail(ErrorKind::memory, "only {} of {} threads could be started ({}): ask for fewer", started,
+         n_threads, error.what());
   }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   stopping_ = true;
   ++epoch_;
   epoch_.notify_all();

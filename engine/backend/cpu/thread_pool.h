@@ -42,6 +42,7 @@ class ThreadPool {
     int n_tasks;
   };
 
+  void stop();
   void start(const Job& job);
   void work(int thread);
   void worker_loop(int thread);
