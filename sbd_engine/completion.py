@@ -16,7 +16,7 @@ class Stats:
     tokens_per_forward: new tokens / nfe.
     ttft_ms: from the call to the first final token.
     prefill_tok_s: prompt tokens per second, over the forwards that ran prompt rows.
-    decode_tok_s: tokens decided per second after those forwards; 0 where there were none.
+    decode_tok_s: tokens decided per second after those forwards; with them where none followed.
     """
 
     prompt_tokens: int

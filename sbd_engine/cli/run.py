@@ -234,7 +234,8 @@ def _print_figures(completion: Completion) -> None:
     stats = completion.stats
     count = len(completion.tokens)
     line = (
-        f"{count} token{'s' if count != 1 else ''}, {stats.nfe} forwards (NFE), "
+        f"{count} token{'s' if count != 1 else ''}, "
+        f"{stats.nfe} forward{'s' if stats.nfe != 1 else ''} (NFE), "
         f"{stats.tokens_per_forward:.2f} tokens per forward, {stats.decode_tok_s:.1f} tok/s, "
         f"first token after {stats.ttft_ms:.0f} ms"
     )
