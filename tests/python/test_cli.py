@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from python.tiny_model import EOS, MASK, byte_tokenizer, write_tiny_model
 
 from sbd_engine import Engine
 from sbd_engine.cli import main
+from sbd_engine.parameters import Parameters
 
 COMMAND = Path(sys.executable).parent / "sbd-engine"
 PROMPT = "Hello the world"
@@ -108,6 +110,9 @@ class TestRun:
             "seed": 11,
             "stop": "never seen",
         }
+        # sample_index tells samples of one call apart: a command makes one.
+        elsewhere = {"prompt", "ignore_eos", "sample_index"}
+        assert {*options} == {field.name for field in fields(Parameters)} - elsewhere
         flags = [x for k, v in options.items() for x in (f"--{k.replace('_', '-')}", v)]
         done = run("run", model, "-p", PROMPT, *flags, "--ignore-eos", "--json")
         expected = engine.generate(PROMPT, ignore_eos=True, **options)

@@ -138,7 +138,7 @@ def test_bad_checkpoint(
         (["--mask-token", "<|msk|>"], "has no token '<|msk|>'; did you mean <|mask|>"),
         (["--mask-token", "320"], "mask token: expected an id from 0 to 319, got 320"),
         (["--mask-token", "301"], "mask token: id 301 is an EOS token too"),
-        (["--block-size", "0"], "--block-size: expected an integer from 1, got '0'"),
+        (["--block-size", "0"], "--block-size: expected an integer from 1 to 1024, got '0'"),
         (["--block-size", "513"], "block size: expected at most the context 512, got 513"),
         (["--gamma", "-0.1"], "--gamma: expected a number from 0 to inf, got '-0.1'"),
         (["--gamma", "nan"], "--gamma: expected a number from 0 to inf, got 'nan'"),
