@@ -2,21 +2,14 @@
 #include <cmath>
 
 #include "backend/cpu/cpu_backend.h"
-#include "backend/cpu/sampler.h"
 #include "check.h"
+#include "draw_one.h"
 #include "reference.h"
 
 namespace sbd::cpu {
 namespace {
 
 using namespace test;
-
-// A sample with scratch of its own.
-Sample draw_one(const Kernels& kernels, std::span<const float> logits, const Sampling& sampling,
-                int position) {
-  std::vector<TokenId> scratch(logits.size());
-  return sample(kernels, logits, sampling, position, scratch);
-}
 
 using Logits = std::vector<std::vector<float>>;  // [rows][vocab]
 

@@ -1,5 +1,4 @@
 // Sampling against the exact distribution: temperature, then top-k, then top-p.
-#include "backend/cpu/sampler.h"
 
 #include <cmath>
 #include <map>
@@ -7,19 +6,13 @@
 #include <set>
 
 #include "check.h"
+#include "draw_one.h"
 #include "reference.h"
 
 namespace sbd::cpu {
 namespace {
 
 using namespace test;
-
-// A sample with scratch of its own.
-Sample draw_one(const Kernels& kernels, std::span<const float> logits, const Sampling& sampling,
-                int position) {
-  std::vector<TokenId> scratch(logits.size());
-  return sample(kernels, logits, sampling, position, scratch);
-}
 
 // Probabilities after the filters, by sorting and cutting.
 std::vector<double> filtered(const std::vector<float>& logits, const Sampling& sampling) {
