@@ -76,10 +76,7 @@ struct Engine::Turn {
 Engine::Engine(const std::filesystem::path& path, const EngineOptions& options)
     : backend_(make_backend(options)), kv_dtype_(options.kv_dtype) {
   const GgufFile file(path);
-  metadata_ = file.metadata();
-  config_ = read_model_config(metadata_);
-  defaults_ = read_decode_defaults(metadata_, config_);
-  n_ctx_ = choose_n_ctx(config_, options.n_ctx);
+  configure(file.metadata(), options.n_ctx);
   FileTensors tensors(file);
   model_ = std::make_unique<Transformer>(config_, tensors, *backend_);
   tensors.check_all_used();
@@ -87,12 +84,17 @@ Engine::Engine(const std::filesystem::path& path, const EngineOptions& options)
 
 Engine::Engine(const Metadata& metadata, DType dtype, bool tie_word_embeddings,
                const EngineOptions& options)
-    : backend_(make_backend(options)), kv_dtype_(options.kv_dtype), metadata_(metadata) {
-  config_ = read_model_config(metadata_);
-  defaults_ = read_decode_defaults(metadata_, config_);
-  n_ctx_ = choose_n_ctx(config_, options.n_ctx);
+    : backend_(make_backend(options)), kv_dtype_(options.kv_dtype) {
+  configure(metadata, options.n_ctx);
   RandomTensors tensors(dtype, tie_word_embeddings);
   model_ = std::make_unique<Transformer>(config_, tensors, *backend_);
+}
+
+void Engine::configure(const Metadata& metadata, int n_ctx) {
+  metadata_ = metadata;
+  config_ = read_model_config(metadata_);
+  defaults_ = read_decode_defaults(metadata_, config_);
+  n_ctx_ = choose_n_ctx(config_, n_ctx);
 }
 
 Engine::~Engine() = default;
@@ -107,6 +109,10 @@ std::string Engine::auto_decoder() const { return defaults_.decoders.front(); }
 double Engine::read_bandwidth() { return backend_->read_bandwidth(); }
 
 std::unique_ptr<Decoder> Engine::make_decoder(const Request& request) const {
+  for (const TokenId token : request.prompt) {
+    SBD_CHECK(token >= 0 && token < config_.vocab_size,
+              "token id {} is outside the vocabulary of {}", token, config_.vocab_size);
+  }
   DecodeTask task;
   task.prompt = request.prompt;
   task.max_tokens = request.max_tokens;
@@ -133,19 +139,13 @@ std::unique_ptr<Decoder> Engine::make_decoder(const Request& request) const {
                            std::move(task), options);
 }
 
-void Engine::check(const Request& request) const {
-  for (const TokenId token : request.prompt) {
-    SBD_CHECK(token >= 0 && token < config_.vocab_size,
-              "token id {} is outside the vocabulary of {}", token, config_.vocab_size);
-  }
-  make_decoder(request);
-}
+void Engine::check(const Request& request) const { make_decoder(request); }
 
 SequenceId Engine::add(const Request& request) {
-  check(request);
-  sequences_.emplace(next_id_, std::make_unique<Sequence>(Sequence{
-                                   model_->make_kv(n_ctx_, kv_dtype_), make_decoder(request),
-                                   static_cast<int>(request.prompt.size())}));
+  std::unique_ptr<Decoder> decoder = make_decoder(request);
+  sequences_.emplace(next_id_, std::make_unique<Sequence>(
+                                   Sequence{model_->make_kv(n_ctx_, kv_dtype_), std::move(decoder),
+                                            static_cast<int>(request.prompt.size())}));
   return next_id_++;
 }
 
@@ -153,8 +153,8 @@ void Engine::remove(SequenceId id) { sequences_.erase(id); }
 
 std::vector<SequenceEvents> Engine::step() {
   std::vector<SequenceEvents> happened;
-  std::vector<Turn> turns = plan_turns();
-  if (!turns.empty()) run_turns(std::move(turns), happened);
+  const std::vector<Turn> turns = plan_turns();
+  if (!turns.empty()) run_turns(turns, happened);
   for (const SequenceEvents& events : happened) {
     if (events.events.finished || !events.error.empty()) sequences_.erase(events.id);
   }
@@ -176,7 +176,7 @@ std::vector<Engine::Turn> Engine::plan_turns() {
   return turns;
 }
 
-void Engine::run_turns(std::vector<Turn> turns, std::vector<SequenceEvents>& happened) {
+void Engine::run_turns(std::span<const Turn> turns, std::vector<SequenceEvents>& happened) {
   Batch batch;
   for (const Turn& turn : turns) batch.sequences.push_back({&turn.sequence->kv, turn.segments});
   std::vector<RowStats> stats;
@@ -191,11 +191,7 @@ void Engine::run_turns(std::vector<Turn> turns, std::vector<SequenceEvents>& hap
       happened.push_back({turns[0].id, {}, 0, error.what()});
       return;
     }
-    for (Turn& turn : turns) {
-      std::vector<Turn> alone;
-      alone.push_back(std::move(turn));
-      run_turns(std::move(alone), happened);
-    }
+    for (const Turn& turn : turns) run_turns({&turn, 1}, happened);
     return;
   }
   std::span<const RowStats> rest = stats;

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -97,9 +98,11 @@ class Engine {
   struct Sequence;
   struct Turn;
 
+  void configure(const Metadata& metadata, int n_ctx);
+  // Checks the request.
   std::unique_ptr<Decoder> make_decoder(const Request& request) const;
   std::vector<Turn> plan_turns();
-  void run_turns(std::vector<Turn> turns, std::vector<SequenceEvents>& happened);
+  void run_turns(std::span<const Turn> turns, std::vector<SequenceEvents>& happened);
 
   std::unique_ptr<Backend> backend_;
   DType kv_dtype_;

@@ -91,20 +91,20 @@ void CpuBackend::attention(int layer, const HeadShape& heads, const float* q, fl
                                 static_cast<int>(split_tiles_.size())});
         split_tiles_.insert(split_tiles_.end(), static_cast<std::size_t>(n_splits(key_end)), tile);
         if (static_cast<Index>(split_tiles_.size()) * split_floats >= kPartialFloats) {
-          attend(layer, heads, q, out, split_floats, queries);
+          attend(layer, heads, q, out, queries, padded);
         }
       }
     }
   }
-  attend(layer, heads, q, out, split_floats, queries);
+  attend(layer, heads, q, out, queries, padded);
 }
 
 // Works the tiles gathered so far off.
 void CpuBackend::attend(int layer, const HeadShape& heads, const float* q, float* out,
-                        Index split_floats, Index queries) {
+                        Index queries, Index padded) {
   const Index dim = heads.head_dim;
   const int group = heads.num_attention_heads / heads.num_key_value_heads;
-  const Index padded = split_floats / queries - 2;
+  const Index split_floats = queries * (padded + 2);
   const auto needed = static_cast<std::size_t>(split_floats) * split_tiles_.size();
   if (partials_.size() < needed) partials_.resize(needed);
 

@@ -72,8 +72,8 @@ class CpuBackend : public Backend {
   int n_rows() const { return static_cast<int>(rows_.tokens.size()); }
   // x in the forms that the weights' types need; they live until the next call.
   Activations prepare(const float* x, int n_rows, std::span<const Linear> linears);
-  void attend(int layer, const HeadShape& heads, const float* q, float* out, Index split_floats,
-              Index queries);
+  void attend(int layer, const HeadShape& heads, const float* q, float* out, Index queries,
+              Index padded);
 
   ThreadPool pool_;
   const Kernels& kernels_;
