@@ -81,12 +81,10 @@ class Session:
         self._tokens += tokens
         return Chunk(text, tokens, event.revealed, self.finish_reason)
 
-    def cancel(self) -> Chunk:
+    def cancel(self) -> None:
         """Ends it where it is; text that was held back is let out."""
-        text = self._flush()
-        self._text.append(text)
+        self._text.append(self._flush())
         self.finish_reason = "cancelled"
-        return Chunk(text, [], [], "cancelled")
 
     def completion(self) -> Completion:
         """The result so far; final once there is a finish_reason."""
