@@ -218,9 +218,19 @@ PYBIND11_MODULE(_core, module) {
       .def("remove", &Engine::remove, py::arg("id"))
       .def("step", &step, py::arg("inboxes"))
       .def("forward", &forward, py::arg("tokens"), py::arg("block"))
-      .def("time_forward", &Engine::time_forward, py::arg("rows"), py::arg("context"),
+      .def("time_forwards", &Engine::time_forwards, py::arg("rows"), py::arg("context"),
            py::arg("repeats"), py::call_guard<py::gil_scoped_release>())
-      .def("read_bandwidth", &Engine::read_bandwidth, py::call_guard<py::gil_scoped_release>());
+      .def("measure_peaks", [](Engine& engine) {
+        py::gil_scoped_release release;
+        const Peaks peaks = engine.measure_peaks();
+        py::gil_scoped_acquire acquire;
+        py::dict result;
+        result["read"] = peaks.read;
+        result["int8"] = peaks.int8;
+        result["bf16"] = peaks.bf16;
+        result["f32"] = peaks.f32;
+        return result;
+      });
 
   module.def("read_gguf", &read_gguf, py::arg("path"));
 }

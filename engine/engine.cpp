@@ -106,7 +106,7 @@ int Engine::n_ctx() const { return n_ctx_; }
 int Engine::n_threads() const { return backend_->n_threads(); }
 std::string Engine::device() const { return backend_->description(); }
 std::string Engine::auto_decoder() const { return defaults_.decoders.front(); }
-double Engine::read_bandwidth() { return backend_->read_bandwidth(); }
+Peaks Engine::measure_peaks() { return backend_->measure_peaks(); }
 
 std::unique_ptr<Decoder> Engine::make_decoder(const Request& request) const {
   for (const TokenId token : request.prompt) {
@@ -230,10 +230,8 @@ std::vector<float> Engine::forward(const std::vector<TokenId>& tokens, int block
   return logits;
 }
 
-std::vector<double> Engine::time_forward(int rows, int context, int repeats) {
-  SBD_CHECK(rows >= 1 && context >= 0 && rows <= n_ctx_ && context <= n_ctx_ - rows,
-            "{} rows behind a context of {} exceed the model's context of {}", rows, context,
-            n_ctx_);
+std::vector<std::vector<double>> Engine::time_forwards(const std::vector<int>& row_counts,
+                                                       int context, int repeats) {
   const auto random_tokens = [&](int n, Kv kv_use, Attention attention) {
     Segment segment;
     segment.kv = kv_use;
@@ -247,21 +245,29 @@ std::vector<double> Engine::time_forward(int rows, int context, int repeats) {
     return segment;
   };
   KvCache kv = model_->make_kv(n_ctx_, kv_dtype_);
+  std::vector<Batch> batches;
+  for (const int rows : row_counts) {
+    SBD_CHECK(rows >= 1 && context >= 0 && rows <= n_ctx_ && context <= n_ctx_ - rows,
+              "{} rows behind a context of {} exceed the model's context of {}", rows, context,
+              n_ctx_);
+    Segment block = random_tokens(rows, Kv::scratch, Attention::block);
+    for (int i = 0; i < rows; ++i) block.outputs.push_back(i);
+    batches.push_back({{{&kv, {block}}}});
+  }
   while (kv.length() < context) {
     const int n = std::min(kPrefillRows, context - kv.length());
     model_->forward({{{&kv, {random_tokens(n, Kv::commit, Attention::causal)}}}});
   }
-  Segment block = random_tokens(rows, Kv::scratch, Attention::block);
-  for (int i = 0; i < rows; ++i) block.outputs.push_back(i);
-  const Batch batch{{{&kv, {block}}}};
-  model_->forward(batch);  // warms caches and grows buffers
-  std::vector<double> milliseconds;
+  for (const Batch& batch : batches) model_->forward(batch);  // warms caches and grows buffers
+  std::vector<std::vector<double>> milliseconds(batches.size());
   for (int i = 0; i < repeats; ++i) {
-    const auto start = std::chrono::steady_clock::now();
-    model_->forward(batch);
-    const std::chrono::duration<double, std::milli> elapsed =
-        std::chrono::steady_clock::now() - start;
-    milliseconds.push_back(elapsed.count());
+    for (std::size_t j = 0; j < batches.size(); ++j) {
+      const auto start = std::chrono::steady_clock::now();
+      model_->forward(batches[j]);
+      const std::chrono::duration<double, std::milli> elapsed =
+          std::chrono::steady_clock::now() - start;
+      milliseconds[j].push_back(elapsed.count());
+    }
   }
   return milliseconds;
 }

@@ -19,6 +19,7 @@ namespace sbd {
 
 class Backend;
 class Transformer;
+struct Peaks;
 
 struct EngineOptions {
   std::string device = "auto";  // "auto", "cpu"
@@ -87,12 +88,12 @@ class Engine {
   // the rest causal.
   std::vector<float> forward(const std::vector<TokenId>& tokens, int block);
 
-  // Times `repeats` forwards of one block of `rows`, statistics wanted on every row, behind a KV
-  // cache of `context` positions: milliseconds each.
-  std::vector<double> time_forward(int rows, int context, int repeats);
-
-  // Measured by reading memory with every thread: bytes per second.
-  double read_bandwidth();
+  // Times forwards of one block behind a KV cache of `context` positions, statistics wanted on
+  // every row: `repeats` rounds over the row counts, so that all see the same state of the machine.
+  // Milliseconds [row count][repeat].
+  std::vector<std::vector<double>> time_forwards(const std::vector<int>& row_counts, int context,
+                                                 int repeats);
+  Peaks measure_peaks();
 
  private:
   struct Sequence;

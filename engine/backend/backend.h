@@ -72,12 +72,21 @@ struct OutputRow {
   Sampling sampling;
 };
 
+// What the machine does at most, measured with every thread: bytes read, and operations (a product
+// and its sum are two) on the operands of a matmul, per second.
+struct Peaks {
+  double read;
+  double int8;
+  double bf16;
+  double f32;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
   virtual std::string description() const = 0;  // such as "cpu (avx512_bf16)"
   virtual int n_threads() const = 0;
-  virtual double read_bandwidth() = 0;  // measured, bytes per second
+  virtual Peaks measure_peaks() = 0;
 
   // Memory. A weight that holds NaN or infinity is an error that names the tensor.
   virtual std::unique_ptr<Weight> load_weight(const Tensor& tensor) = 0;

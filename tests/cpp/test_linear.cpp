@@ -13,7 +13,7 @@ using namespace test;
 
 constexpr int kRows = 64;
 constexpr float kGuard = 12345.0f;
-const int kOutFeatures[] = {1, 15, 16, 17, 33, 100};
+const int kOutFeatures[] = {1, 15, 16, 17, 31, 32, 33, 100};
 const int kRowCounts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 16, 31, 64};
 
 std::span<const int> in_features(DType type) {
@@ -106,7 +106,7 @@ struct Case {
 std::vector<float> run_linear(const Case& where, const PackedWeight& weight, const Input& x,
                               int first_row, int n, int begin, int end, const float* bias = nullptr,
                               const std::vector<float>* accumulate = nullptr) {
-  const int features = std::min(end * kLanes, weight.rows()) - begin * kLanes;
+  const int features = std::min(end * kPanel, weight.rows()) - begin * kPanel;
   const int stride = features + 3;
   std::vector<float> out(static_cast<std::size_t>(n * stride), kGuard);
   std::vector<float> result;
@@ -114,7 +114,8 @@ std::vector<float> run_linear(const Case& where, const PackedWeight& weight, con
     std::copy_n(accumulate->data() + row * features, features, out.data() + row * stride);
   }
   where.kernels->linear(
-      {weight.matrix(), x.view(first_row), n, bias, out.data(), stride, accumulate != nullptr},
+      {weight.matrix(), x.view(first_row), n, bias, out.data(), stride, accumulate != nullptr,
+       weight.matrix().data},
       begin, end);
   for (int row = 0; row < n; ++row) {
     const float* o = out.data() + row * stride;
@@ -156,9 +157,9 @@ void check_linear(const Case& where, const PackedWeight& weight, const std::vect
   for (int begin = 0; begin < panels; ++begin) {
     for (int end = begin + 1; end <= panels; ++end) {
       const auto some = run_linear(where, weight, x, 5, 9, begin, end);
-      const int n = std::min(end * kLanes, features) - begin * kLanes;
+      const int n = std::min(end * kPanel, features) - begin * kPanel;
       CHECK_IN(where() + ", a part of the panels",
-               same_rows(some, all, features, 5, begin * kLanes, n));
+               same_rows(some, all, features, 5, begin * kPanel, n));
     }
   }
   // Bias, accumulation and both.

@@ -1,7 +1,6 @@
 #include "backend/cpu/cpu_backend.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <new>
@@ -48,24 +47,6 @@ CpuBackend::CpuBackend(int n_threads) : pool_(n_threads), kernels_(select_kernel
 }
 
 std::string CpuBackend::description() const { return format("cpu ({})", kernels_.name); }
-
-double CpuBackend::read_bandwidth() {
-  constexpr int kChunk = 1 << 20;
-  constexpr int kChunks = 256;  // together far beyond any cache
-  const Pages pages(std::size_t{kChunk} * kChunks, /*huge=*/true);
-  std::memset(pages.data(), 1, pages.size());
-  double best = 0;
-  std::atomic<std::uint64_t> total{0};  // used, so that the reads are not optimised away
-  for (int repeat = 0; repeat < 5; ++repeat) {
-    const auto start = std::chrono::steady_clock::now();
-    pool_.run(kChunks, [&](int chunk, int) {
-      total += kernels_.read(pages.data() + Index{chunk} * kChunk, kChunk);
-    });
-    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-    best = std::max(best, static_cast<double>(pages.size()) / seconds.count());
-  }
-  return total > 0 ? best : 0;
-}
 
 std::unique_ptr<Weight> CpuBackend::load_weight(const Tensor& tensor) {
   return std::make_unique<PackedWeight>(tensor, pool_);
@@ -160,29 +141,30 @@ Activations CpuBackend::prepare(const float* x, int n_rows, std::span<const Line
 void CpuBackend::linear(const float* x, int n_rows, std::span<const Linear> linears,
                         bool accumulate) {
   const Activations activations = prepare(x, n_rows, linears);
-  constexpr int kTile = 2;  // panels
-  int n_tiles = 0;
-  for (const Linear& l : linears)
-    n_tiles += round_up(PackedWeight::of(*l.weight).n_panels(), kTile) / kTile;
+  int n_panels = 0;
+  for (const Linear& l : linears) n_panels += PackedWeight::of(*l.weight).n_panels();
 
-  // Runs of tiles, several a thread: long enough to prefetch along, short enough that a thread
-  // which lost its core for a moment does not hold up the others.
-  const int run = std::max(1, n_tiles / (pool_.size() * 8));
-  pool_.run((n_tiles + run - 1) / run, [&](int task, int) {
-    int begin = task * run;  // counted from the first tile of the weight at hand
-    int end = std::min(begin + run, n_tiles);
-    for (const Linear& l : linears) {
-      const PackedWeight& weight = PackedWeight::of(*l.weight);
-      const int tiles = round_up(weight.n_panels(), kTile) / kTile;
-      if (begin < tiles && end > 0) {
-        const int panel = std::max(begin, 0) * kTile;
-        kernels_.linear({weight.matrix(), activations, n_rows, l.bias,
-                         l.out + Index{panel} * kLanes, weight.rows(), accumulate},
-                        panel, std::min(end * kTile, weight.n_panels()));
-      }
-      begin -= tiles;
-      end -= tiles;
+  // A task is a panel, counted through all weights.
+  struct Place {
+    const Linear* linear;
+    int panel;
+    PackedMatrix matrix;
+    const std::uint8_t* data() const { return matrix.data + panel * matrix.panel_bytes; }
+  };
+  const auto place = [&](int task) {
+    const Linear* l = linears.data();
+    for (;; ++l) {
+      const PackedWeight& weight = PackedWeight::of(*l->weight);
+      if (task < weight.n_panels()) return Place{l, task, weight.matrix()};
+      task -= weight.n_panels();
     }
+  };
+  pool_.run(n_panels, [&](int task, int) {
+    const auto [l, panel, matrix] = place(task);
+    const std::uint8_t* next = place(std::min(task + 1, n_panels - 1)).data();
+    kernels_.linear({matrix, activations, n_rows, l->bias, l->out + Index{panel} * kPanel,
+                     matrix.rows, accumulate, next},
+                    panel, panel + 1);
   });
 }
 

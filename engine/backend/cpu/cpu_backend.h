@@ -45,7 +45,7 @@ class CpuBackend : public Backend {
 
   std::string description() const override;
   int n_threads() const override { return pool_.size(); }
-  double read_bandwidth() override;
+  Peaks measure_peaks() override;
 
   std::unique_ptr<Weight> load_weight(const Tensor& tensor) override;
   Buffer allocate(std::size_t n_floats) override;
@@ -82,6 +82,8 @@ class CpuBackend : public Backend {
   bool rope_interleaved_ = false;
   std::vector<float> cos_;  // [rows][head_dim / 2]
   std::vector<float> sin_;
+
+  Pages peak_pages_;
 
   // Scratch, grown to the largest forward seen.
   std::vector<std::uint16_t> bf16_;

@@ -14,8 +14,8 @@ namespace sbd::cpu {
 
 namespace {
 
-constexpr int kRunPanels = 32;
-constexpr int kRun = kRunPanels * kLanes;  // tokens
+constexpr int kRunPanels = 16;
+constexpr int kRun = kRunPanels * kPanel;  // tokens
 constexpr int kRowBlock = 64;              // rows a tile holds
 
 // Entropy of a softmax with m the highest logit, s = sum of exp(l - m) and w = sum of
@@ -89,7 +89,8 @@ void CpuBackend::head_stats(const float* x, const Weight& head, std::span<const 
     const int padded = (n_tokens + kLanes - 1) / kLanes * kLanes;
     const int panel = run * kRunPanels;
     const int mask = mask_token < first_token ? n_tokens : mask_token - first_token;
-    LinearTask t{weight.matrix(), activations, 0, nullptr, tiles_[thread].data(), kRun, false};
+    LinearTask t{weight.matrix(), activations, 0, nullptr, tiles_[thread].data(), kRun, false,
+                 weight.matrix().data + Index{panel + kRunPanels} * weight.matrix().panel_bytes};
     t.x.first_row = task % n_blocks * kRowBlock;
     t.n_rows = std::min(kRowBlock, n_rows - t.x.first_row);
     kernels_.linear(t, panel, std::min(panel + kRunPanels, weight.n_panels()));

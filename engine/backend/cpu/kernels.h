@@ -12,17 +12,19 @@ namespace sbd::cpu {
 
 using Index = std::ptrdiff_t;  // offsets are computed in it: products of int counts overflow an int
 
-inline constexpr int kLanes = 16;        // output features per panel, keys per cached block
+inline constexpr int kLanes = 16;        // floats of a vector, keys per cached block
+inline constexpr int kPanel = 32;        // output features per panel
 inline constexpr int kMaxQueries = 32;   // queries that share a pass over keys
 inline constexpr int kKeysPerStep = 64;  // keys between two rescalings of the online softmax
 inline constexpr float kMinusInfinity = -1e30f;  // finite: differences with it stay numbers
 
-// Weights in panels of 16 output features, inputs interleaved so that one load holds a step of all
-// 16:
-//   f32, f16  [cols][16]                             bf16  [cols / 2][16][2]
-//   q8_0      [cols / 4][16][4] as value + 128, then scales [groups][16]
-//   q4_0      [groups][4][16][4] with a group's steps 0-3 in low and 4-7 in high nibbles, then
-//   scales
+// Weights in panels of 32 output features, two halves of 16, inputs interleaved so that one load
+// holds a step of a half. A panel is one stream of memory, read from end to end:
+//   f32, f16  [cols][2][16]
+//   bf16      [cols / 2][2][16][2]
+//   q8_0      [groups] of quants [2][8][16][4] as value + 128 and scales [2][16]
+//   q4_0      [groups] of quants [2][4][16][4], a group's steps 0-3 in low and 4-7 in high nibbles,
+//             and scales [2][16]
 struct PackedMatrix {
   DType dtype;
   int rows;           // output features
@@ -49,6 +51,7 @@ struct LinearTask {
   float* out;         // row 0 at the first feature of the first panel
   Index out_stride;
   bool accumulate;
+  const std::uint8_t* next;  // what this thread will probably read after the panels
 };
 
 // Queries of one key-value head against the keys [key_begin, key_end) of one sequence; query i sees
@@ -97,6 +100,9 @@ struct Kernels {
   void (*to_half)(const float* x, int n, std::uint16_t* out);
   // Reads n bytes (a multiple of 256) and returns something that depends on all.
   std::uint64_t (*read)(const std::uint8_t* p, Index n);
+  // Nothing but the dot instructions of f32, bf16 or q8_0 weights, so many rounds of them; returns
+  // how many operations that were, a product and its sum being two.
+  Index (*multiply)(DType dtype, Index rounds, float* total);
 };
 
 namespace scalar {

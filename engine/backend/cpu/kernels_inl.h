@@ -17,6 +17,8 @@ namespace {
 
 #include "backend/cpu/attention_inl.h"
 
+#include "backend/cpu/peaks_inl.h"
+
 }  // namespace
 
 const Kernels kernels = {
@@ -32,6 +34,7 @@ const Kernels kernels = {
     to_bf16,
     to_half,
     read,
+    multiply,
 };
 
 }  // namespace sbd::cpu::SBD_ISA

@@ -1,8 +1,9 @@
-// Matrix times a few rows. A tile is kPanelTile panels (of 16 outputs) times up to kRowTile rows,
-// its accumulators in registers; the rows are split into even passes over a panel tile that the
-// first pass brings into L2, while every pass prefetches its share of the next tile. Whatever the
-// split, an output's products are summed in one order, so a row's result never depends on the other
-// rows.
+// Matrix times a few rows. A tile is kHalves vectors of 16 outputs times up to kRowTile rows, its
+// accumulators in registers; more rows take even passes over the panel, while what is read next
+// from memory comes into L2 in even portions. Whatever the tiles, an output's products are summed
+// in one order, so a row's result never depends on the other rows.
+
+static constexpr int kStep = 32;  // inputs between two portions of prefetch, a quantisation group
 
 struct PrefetchStream {
   const std::uint8_t* next;
@@ -12,7 +13,15 @@ struct PrefetchStream {
   }
 };
 
-static constexpr int kStep = 32;  // inputs between two prefetch steps, a quantisation group
+// What a tile works on: rows from `row` on, outputs from half `half` of a panel on, steps
+// [begin, end) of its inputs.
+struct Tile {
+  const std::uint8_t* panel;
+  int half;
+  int row;
+  int begin;
+  int end;
+};
 
 static inline std::int32_t load_int(const void* p) {
   std::int32_t x;
@@ -20,17 +29,27 @@ static inline std::int32_t load_int(const void* p) {
   return x;
 }
 
-// Each format adds one step's products for R rows and P panels.
-struct F32Format {
+static inline int lowest(int a, int b) { return a < b ? a : b; }
+
+// Each format adds a tile's products for R rows and P halves. kStepBytes: what a step of a whole
+// panel takes.
+template <typename Vector>
+struct FloatFormat {
+  static constexpr int kStepBytes = kStep * 2 * Vector::kBytes;
+
   template <int R, int P>
-  static inline void run(const LinearTask& t, const std::uint8_t* const* panels, int row,
-                         PrefetchStream& stream, F (&sums)[R][P]) {
+  static inline void run(const LinearTask& t, const Tile& tile, PrefetchStream& stream,
+                         F (&sums)[R][P]) {
     const int cols = t.weight.cols;
-    const float* x = t.x.values + static_cast<Index>(t.x.first_row + row) * cols;
-    for (int k = 0; k < cols; ++k) {
+    const float* x = t.x.values + static_cast<Index>(t.x.first_row + tile.row) * cols;
+    const std::uint8_t* weights = tile.panel + tile.half * Vector::kBytes;
+    const int end = lowest(tile.end * kStep, cols);
+    for (int k = tile.begin * kStep; k < end; ++k) {
       if (k % kStep == 0) stream.step();
       F w[P];
-      for (int p = 0; p < P; ++p) w[p] = load(reinterpret_cast<const float*>(panels[p]) + k * 16);
+      for (int p = 0; p < P; ++p) {
+        w[p] = Vector::load_floats(weights + (static_cast<Index>(k) * 2 + p) * Vector::kBytes);
+      }
       for (int r = 0; r < R; ++r) {
         const F xr = set1(x[static_cast<Index>(r) * cols + k]);
         for (int p = 0; p < P; ++p) sums[r][p] = fma(w[p], xr, sums[r][p]);
@@ -39,36 +58,37 @@ struct F32Format {
   }
 };
 
-struct F16Format {
-  template <int R, int P>
-  static inline void run(const LinearTask& t, const std::uint8_t* const* panels, int row,
-                         PrefetchStream& stream, F (&sums)[R][P]) {
-    const int cols = t.weight.cols;
-    const float* x = t.x.values + static_cast<Index>(t.x.first_row + row) * cols;
-    for (int k = 0; k < cols; ++k) {
-      if (k % kStep == 0) stream.step();
-      F w[P];
-      for (int p = 0; p < P; ++p) {
-        w[p] = load_half(reinterpret_cast<const std::uint16_t*>(panels[p]) + k * 16);
-      }
-      for (int r = 0; r < R; ++r) {
-        const F xr = set1(x[static_cast<Index>(r) * cols + k]);
-        for (int p = 0; p < P; ++p) sums[r][p] = fma(w[p], xr, sums[r][p]);
-      }
-    }
+struct F32Vector {
+  static constexpr int kBytes = 64;
+  static inline F load_floats(const std::uint8_t* p) {
+    return load(reinterpret_cast<const float*>(p));
+  }
+};
+
+struct F16Vector {
+  static constexpr int kBytes = 32;
+  static inline F load_floats(const std::uint8_t* p) {
+    return load_half(reinterpret_cast<const std::uint16_t*>(p));
   }
 };
 
 struct BF16Format {
+  static constexpr int kStepBytes = kStep * 64;
+
   template <int R, int P>
-  static inline void run(const LinearTask& t, const std::uint8_t* const* panels, int row,
-                         PrefetchStream& stream, F (&sums)[R][P]) {
+  static inline void run(const LinearTask& t, const Tile& tile, PrefetchStream& stream,
+                         F (&sums)[R][P]) {
     const int pairs = (t.weight.cols + 1) / 2;
-    const std::uint16_t* x = t.x.bf16 + static_cast<Index>(t.x.first_row + row) * pairs * 2;
-    for (int k = 0; k < pairs; ++k) {
+    const std::uint16_t* x =
+        t.x.bf16 + static_cast<Index>(t.x.first_row + tile.row) * pairs * 2;
+    const std::uint8_t* weights = tile.panel + tile.half * 64;
+    const int end = lowest(tile.end * kStep / 2, pairs);
+    for (int k = tile.begin * kStep / 2; k < end; ++k) {
       if (k % (kStep / 2) == 0) stream.step();
       W w[P];
-      for (int p = 0; p < P; ++p) w[p] = load_weights(panels[p] + static_cast<Index>(k) * 64);
+      for (int p = 0; p < P; ++p) {
+        w[p] = load_weights(weights + (static_cast<Index>(k) * 2 + p) * 64);
+      }
       for (int r = 0; r < R; ++r) {
         const I xr = set1_int(load_int(x + (static_cast<Index>(r) * pairs + k) * 2));
         for (int p = 0; p < P; ++p) sums[r][p] = dot_bf16(sums[r][p], w[p], xr);
@@ -79,32 +99,35 @@ struct BF16Format {
 
 // Quantised groups: sum of (u - offset) q = sum of u q - offset * sum of q, with unsigned weights
 // u; the second term starts the integer accumulator.
-template <int Offset, int GroupBytes, typename Dot>
+template <int Offset, typename Quants>
 struct QuantFormat {
+  static constexpr int kScalesAt = 2 * Quants::kBytes;
+  static constexpr int kStepBytes = kScalesAt + 2 * 16 * 2;
+
   template <int R, int P>
-  static inline void run(const LinearTask& t, const std::uint8_t* const* panels, int row,
-                         PrefetchStream& stream, F (&sums)[R][P]) {
-    const int groups = t.weight.cols / kGroupSize;
-    const Index first = static_cast<Index>(t.x.first_row + row) * groups;
+  static inline void run(const LinearTask& t, const Tile& tile, PrefetchStream& stream,
+                         F (&sums)[R][P]) {
+    const Index groups = t.weight.cols / kGroupSize;
+    const Index first = (t.x.first_row + tile.row) * groups;
     const std::int8_t* x = t.x.quants + first * kGroupSize;
     const float* x_scales = t.x.scales + first;
     const std::int32_t* x_sums = t.x.sums + first;
-    for (int g = 0; g < groups; ++g) {
+    for (int g = tile.begin; g < tile.end; ++g) {
       stream.step();
+      const std::uint8_t* group = tile.panel + static_cast<Index>(g) * kStepBytes;
       I dots[R][P];
       for (int r = 0; r < R; ++r) {
-        const I start = set1_int(-Offset * x_sums[static_cast<Index>(r) * groups + g]);
+        const I start = set1_int(-Offset * x_sums[r * groups + g]);
         for (int p = 0; p < P; ++p) dots[r][p] = start;
       }
-      Dot::template group<R, P>(panels, static_cast<Index>(g) * GroupBytes,
-                                x + static_cast<Index>(g) * kGroupSize,
-                                static_cast<Index>(groups) * kGroupSize, dots);
+      Quants::template multiply<R, P>(group + tile.half * Quants::kBytes,
+                                      x + static_cast<Index>(g) * kGroupSize, groups * kGroupSize,
+                                      dots);
+      const std::uint8_t* scales = group + kScalesAt + tile.half * 32;
       for (int p = 0; p < P; ++p) {
-        const F w_scale = load_half(reinterpret_cast<const std::uint16_t*>(
-                                        panels[p] + static_cast<Index>(groups) * GroupBytes) +
-                                    g * 16);
+        const F w_scale = load_half(reinterpret_cast<const std::uint16_t*>(scales + p * 32));
         for (int r = 0; r < R; ++r) {
-          const F scale = mul(w_scale, set1(x_scales[static_cast<Index>(r) * groups + g]));
+          const F scale = mul(w_scale, set1(x_scales[r * groups + g]));
           sums[r][p] = fma(to_float(dots[r][p]), scale, sums[r][p]);
         }
       }
@@ -112,13 +135,15 @@ struct QuantFormat {
   }
 };
 
-struct Q8Dot {
+struct Q8Quants {
+  static constexpr int kBytes = 512;  // of one half's group
+
   template <int R, int P>
-  static inline void group(const std::uint8_t* const* panels, Index offset, const std::int8_t* x,
-                           Index x_stride, I (&dots)[R][P]) {
+  static inline void multiply(const std::uint8_t* weights, const std::int8_t* x, Index x_stride,
+                              I (&dots)[R][P]) {
     for (int j = 0; j < 8; ++j) {
       W w[P];
-      for (int p = 0; p < P; ++p) w[p] = load_weights(panels[p] + offset + j * 64);
+      for (int p = 0; p < P; ++p) w[p] = load_weights(weights + p * kBytes + j * 64);
       for (int r = 0; r < R; ++r) {
         const I xr = set1_int(load_int(x + r * x_stride + j * 4));
         for (int p = 0; p < P; ++p) dots[r][p] = dot_bytes(dots[r][p], w[p], xr);
@@ -127,14 +152,16 @@ struct Q8Dot {
   }
 };
 
-struct Q4Dot {
+struct Q4Quants {
+  static constexpr int kBytes = 256;
+
   template <int R, int P>
-  static inline void group(const std::uint8_t* const* panels, Index offset, const std::int8_t* x,
-                           Index x_stride, I (&dots)[R][P]) {
+  static inline void multiply(const std::uint8_t* weights, const std::int8_t* x, Index x_stride,
+                              I (&dots)[R][P]) {
     for (int j = 0; j < 4; ++j) {
       W low[P], high[P];
       for (int p = 0; p < P; ++p) {
-        const W w = load_weights(panels[p] + offset + j * 64);
+        const W w = load_weights(weights + p * kBytes + j * 64);
         low[p] = low_nibbles(w);
         high[p] = high_nibbles(w);
       }
@@ -149,8 +176,10 @@ struct Q4Dot {
   }
 };
 
-using Q8Format = QuantFormat<128, 512, Q8Dot>;
-using Q4Format = QuantFormat<8, 256, Q4Dot>;
+using F32Format = FloatFormat<F32Vector>;
+using F16Format = FloatFormat<F16Vector>;
+using Q8Format = QuantFormat<128, Q8Quants>;
+using Q4Format = QuantFormat<8, Q4Quants>;
 
 static inline F load_some(const float* p, int n) {
   if (n >= 16) return load(p);
@@ -169,71 +198,99 @@ static inline void store_some(float* p, F x, int n) {
   __builtin_memcpy(p, lanes, static_cast<std::size_t>(n) * sizeof(float));
 }
 
+// A panel at work: sums wait in `partial` between two runs of steps.
+struct PanelTask {
+  const LinearTask& task;
+  int first_feature;
+  float* out;      // row 0 at the panel's first feature
+  float* partial;  // [rows][2][16], where the steps are taken in more than one run
+};
+
 template <typename Format, int R, int P>
-static void linear_tile(const LinearTask& t, int panel, int row, float* out,
-                        PrefetchStream& stream) {
-  const std::uint8_t* panels[P];
-  for (int p = 0; p < P; ++p) {
-    panels[p] = t.weight.data + (panel + p) * t.weight.panel_bytes;
-  }
+static void linear_tile(const PanelTask& at, const Tile& tile, PrefetchStream& stream) {
+  const LinearTask& t = at.task;
+  float* partial = at.partial + (tile.row * 2 + tile.half) * 16;
   F sums[R][P];
   for (int r = 0; r < R; ++r) {
-    for (int p = 0; p < P; ++p) sums[r][p] = zero();
+    for (int p = 0; p < P; ++p) {
+      sums[r][p] = tile.begin == 0 ? zero() : load(partial + (r * 2 + p) * 16);
+    }
   }
-  Format::template run<R, P>(t, panels, row, stream, sums);
-  for (int p = 0; p < P; ++p) {
-    const int feature = (panel + p) * 16;
-    const int n = t.weight.rows - feature;
+  Format::template run<R, P>(t, tile, stream, sums);
+  if (tile.end * kStep < t.weight.cols) {
     for (int r = 0; r < R; ++r) {
-      float* o = out + (row + r) * t.out_stride + p * 16;
+      for (int p = 0; p < P; ++p) store(partial + (r * 2 + p) * 16, sums[r][p]);
+    }
+    return;
+  }
+  for (int p = 0; p < P; ++p) {
+    const int offset = (tile.half + p) * 16;
+    const int n = t.weight.rows - at.first_feature - offset;
+    if (n <= 0) return;
+    for (int r = 0; r < R; ++r) {
+      float* o = at.out + (tile.row + r) * t.out_stride + offset;
       F y = sums[r][p];
-      if (t.bias != nullptr) y = add(y, load_some(t.bias + feature, n));
+      if (t.bias != nullptr) y = add(y, load_some(t.bias + at.first_feature + offset, n));
       if (t.accumulate) y = add(load_some(o, n), y);
       store_some(o, y, n);
     }
   }
 }
 
-template <typename Format, int P, int R>
-static void linear_rows(const LinearTask& t, int panel, int row, int n_rows, float* out,
-                        PrefetchStream& stream) {
+template <typename Format, int R>
+static void linear_rows(const PanelTask& at, Tile tile, int n_rows, PrefetchStream& stream) {
   if (n_rows == R) {
-    linear_tile<Format, R, P>(t, panel, row, out, stream);
+    for (tile.half = 0; tile.half < 2; tile.half += kHalves) {
+      linear_tile<Format, R, kHalves>(at, tile, stream);
+    }
   } else if constexpr (R > 1) {
-    linear_rows<Format, P, R - 1>(t, panel, row, n_rows, out, stream);
+    linear_rows<Format, R - 1>(at, tile, n_rows, stream);
   }
 }
 
-template <typename Format, int P>
-static void linear_panels(const LinearTask& t, int panel, float* out) {
+// Few passes are bound by memory: they share runs of steps, which stay in L1, while the next run is
+// prefetched, so that memory is read in one even stream. Many passes are bound by arithmetic: each
+// takes all steps, while the next panel is prefetched.
+template <typename Format>
+static void linear_panel(const LinearTask& t, int panel, const std::uint8_t* next, float* out) {
+  constexpr int kRun = 9216 / Format::kStepBytes;
+  constexpr int kFewPasses = 3;
+  alignas(64) float partial[kFewPasses * kRowTile * 2 * 16];
   const int passes = (t.n_rows + kRowTile - 1) / kRowTile;
-  const int steps = passes * ((t.weight.cols + kStep - 1) / kStep);
-  const Index tile_lines = P * t.weight.panel_bytes / 64;
-  PrefetchStream stream{t.weight.data + (panel + P) * t.weight.panel_bytes,
-                        static_cast<int>((tile_lines + steps - 1) / steps)};
-  for (int pass = 0; pass < passes; ++pass) {
-    const int row = t.n_rows * pass / passes;
-    const int end = t.n_rows * (pass + 1) / passes;
-    linear_rows<Format, P, kRowTile>(t, panel, row, end - row, out, stream);
+  const int steps = (t.weight.cols + kStep - 1) / kStep;
+  const int tile_passes = passes * 2 / kHalves;
+  const int run = tile_passes > 1 && passes <= kFewPasses ? kRun : steps;
+  const std::uint8_t* data = t.weight.data + panel * t.weight.panel_bytes;
+  const PanelTask at{t, panel * kPanel, out, partial};
+  PrefetchStream stream{nullptr, (Format::kStepBytes / 64 + tile_passes - 1) / tile_passes};
+  for (int begin = 0; begin < steps; begin += run) {
+    const int end = lowest(begin + run, steps);
+    const int ahead = tile_passes == 1 ? lowest(kRun / 2, steps) : end;  // a lone pass streams on
+    stream.next = ahead < steps ? data + static_cast<Index>(ahead) * Format::kStepBytes : next;
+    for (int pass = 0; pass < passes; ++pass) {
+      const int row = t.n_rows * pass / passes;
+      const int row_end = t.n_rows * (pass + 1) / passes;
+      linear_rows<Format, kRowTile>(at, {data, 0, row, begin, end}, row_end - row, stream);
+    }
   }
 }
 
 template <typename Format>
-static void linear_format(const LinearTask& t, int panel_begin, int panel_end) {
+static void linear_panels(const LinearTask& t, int panel_begin, int panel_end) {
   float* out = t.out;
-  int panel = panel_begin;
-  for (; panel + kPanelTile <= panel_end; panel += kPanelTile, out += kPanelTile * 16) {
-    linear_panels<Format, kPanelTile>(t, panel, out);
+  for (int panel = panel_begin; panel < panel_end; ++panel, out += kPanel) {
+    const std::uint8_t* next =
+        panel + 1 < panel_end ? t.weight.data + (panel + 1) * t.weight.panel_bytes : t.next;
+    linear_panel<Format>(t, panel, next, out);
   }
-  for (; panel < panel_end; ++panel, out += 16) linear_panels<Format, 1>(t, panel, out);
 }
 
 static void linear(const LinearTask& t, int panel_begin, int panel_end) {
   switch (t.weight.dtype) {
-    case DType::f32: return linear_format<F32Format>(t, panel_begin, panel_end);
-    case DType::f16: return linear_format<F16Format>(t, panel_begin, panel_end);
-    case DType::bf16: return linear_format<BF16Format>(t, panel_begin, panel_end);
-    case DType::q8_0: return linear_format<Q8Format>(t, panel_begin, panel_end);
-    case DType::q4_0: return linear_format<Q4Format>(t, panel_begin, panel_end);
+    case DType::f32: return linear_panels<F32Format>(t, panel_begin, panel_end);
+    case DType::f16: return linear_panels<F16Format>(t, panel_begin, panel_end);
+    case DType::bf16: return linear_panels<BF16Format>(t, panel_begin, panel_end);
+    case DType::q8_0: return linear_panels<Q8Format>(t, panel_begin, panel_end);
+    case DType::q4_0: return linear_panels<Q4Format>(t, panel_begin, panel_end);
   }
 }

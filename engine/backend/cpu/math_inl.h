@@ -167,20 +167,3 @@ static float exp_sum(const float* x, Index n, float highest, float scale) {
   }
   return reduce_add(sum);
 }
-
-static std::uint64_t read(const std::uint8_t* p, Index n) {
-  I sums[4] = {set1_int(0), set1_int(0), set1_int(0), set1_int(0)};
-  const I x = set1_int(1);
-  for (Index i = 0; i + 256 <= n; i += 256) {
-    prefetch(p + i + 4096);
-    prefetch(p + i + 4096 + 64);
-    prefetch(p + i + 4096 + 128);
-    prefetch(p + i + 4096 + 192);
-    for (int j = 0; j < 4; ++j) {
-      sums[j] = dot_bytes(sums[j], load_weights(p + i + j * 64), x);
-    }
-  }
-  std::uint64_t total = 0;
-  for (const I& sum : sums) total += static_cast<std::uint64_t>(reduce_add(to_float(sum)));
-  return total;
-}

@@ -10,21 +10,36 @@ namespace sbd::cpu {
 
 namespace {
 
-constexpr int kQ8Bytes = kLanes * kGroupSize;  // quants of a panel's group
-constexpr int kQ4Bytes = kLanes * kGroupSize / 2;
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
+
+// Bytes of a panel's quantisation group: quants of both halves, then scales.
+constexpr int kQ8Quants = kPanel * kGroupSize;
+constexpr int kQ4Quants = kPanel * kGroupSize / 2;
+constexpr int kQ8Group = kQ8Quants + kPanel * 2;
+constexpr int kQ4Group = kQ4Quants + kPanel * 2;
 
 Index packed_panel_bytes(DType dtype, int cols) {
   const Index n = cols;
-  Index bytes = 0;
   switch (dtype) {
-    case DType::f32: bytes = n * kLanes * 4; break;
-    case DType::f16: bytes = n * kLanes * 2; break;
-    case DType::bf16: bytes = (n + 1) / 2 * kLanes * 4; break;
-    case DType::q8_0: bytes = n / kGroupSize * (kQ8Bytes + kLanes * 2); break;
-    case DType::q4_0: bytes = n / kGroupSize * (kQ4Bytes + kLanes * 2); break;
+    case DType::f32: return n * kPanel * 4;
+    case DType::f16: return n * kPanel * 2;
+    case DType::bf16: return (n + 1) / 2 * kPanel * 4;
+    case DType::q8_0: return n / kGroupSize * kQ8Group;
+    case DType::q4_0: return n / kGroupSize * kQ4Group;
   }
-  return (bytes + 63) / 64 * 64;
+  return 0;
+}
+
+// Where in a panel a feature's input k, or its group's quant i and scale, lie (kernels.h).
+Index f32_at(int k, int feature) { return (Index{k} * kPanel + feature) * 4; }
+Index f16_at(int k, int feature) { return (Index{k} * kPanel + feature) * 2; }
+Index bf16_at(int k, int feature) { return (Index{k} / 2 * kPanel + feature) * 4 + k % 2 * 2; }
+Index q8_at(int i, int feature) {
+  return feature / kLanes * (kQ8Quants / 2) + (i / 4 * kLanes + feature % kLanes) * 4 + i % 4;
+}
+// GGUF pairs quant i with i + 16 in a byte, which is step i / 4 with step i / 4 + 4.
+Index q4_at(int i, int feature) {
+  return feature / kLanes * (kQ4Quants / 2) + (i / 4 * kLanes + feature % kLanes) * 4 + i % 4;
 }
 
 template <typename T>
@@ -37,77 +52,71 @@ T load_as(const void* p) {
 bool half_is_finite(std::uint16_t bits) { return (bits & 0x7c00u) != 0x7c00u; }
 bool is_finite(std::uint32_t bits) { return (bits & 0x7f800000u) != 0x7f800000u; }
 
-// Each packs one row of the source into lane `lane` of its panel; false where a value is not
-// finite.
-bool pack_f32(const std::byte* source, int cols, int lane, std::uint8_t* panel) {
+// Each packs one row of the source into a panel; false where a value is not finite.
+bool pack_f32(const std::byte* source, int cols, int feature, std::uint8_t* panel) {
   bool finite = true;
   for (int k = 0; k < cols; ++k) {
     const auto bits = load_as<std::uint32_t>(source + k * 4);
     finite &= is_finite(bits);
-    std::memcpy(panel + (k * kLanes + lane) * 4, &bits, 4);
+    std::memcpy(panel + f32_at(k, feature), &bits, 4);
   }
   return finite;
 }
 
-bool pack_f16(const std::byte* source, int cols, int lane, std::uint8_t* panel) {
+bool pack_f16(const std::byte* source, int cols, int feature, std::uint8_t* panel) {
   bool finite = true;
   for (int k = 0; k < cols; ++k) {
     const auto bits = load_as<std::uint16_t>(source + k * 2);
     finite &= half_is_finite(bits);
-    std::memcpy(panel + (k * kLanes + lane) * 2, &bits, 2);
+    std::memcpy(panel + f16_at(k, feature), &bits, 2);
   }
   return finite;
 }
 
-bool pack_bf16(const std::byte* source, int cols, int lane, std::uint8_t* panel) {
+bool pack_bf16(const std::byte* source, int cols, int feature, std::uint8_t* panel) {
   bool finite = true;
   for (int k = 0; k < cols; ++k) {
     const auto bits = load_as<std::uint16_t>(source + k * 2);
     finite &= is_finite(static_cast<std::uint32_t>(bits) << 16);
-    std::memcpy(panel + ((k / 2 * kLanes + lane) * 2 + k % 2) * 2, &bits, 2);
+    std::memcpy(panel + bf16_at(k, feature), &bits, 2);
   }
   return finite;
 }
 
-bool pack_q8_0(const std::byte* source, int cols, int lane, std::uint8_t* panel) {
-  const int groups = cols / kGroupSize;
-  std::uint8_t* scales = panel + groups * kQ8Bytes;
+bool pack_q8_0(const std::byte* source, int cols, int feature, std::uint8_t* panel) {
   bool finite = true;
-  for (int g = 0; g < groups; ++g) {
+  for (int g = 0; g < cols / kGroupSize; ++g, panel += kQ8Group) {
     const auto block = load_as<BlockQ8_0>(source + g * sizeof(BlockQ8_0));
     finite &= half_is_finite(block.scale);
     for (int i = 0; i < kGroupSize; i += 4) {
       std::uint32_t four = load_as<std::uint32_t>(block.quants + i) ^ 0x80808080u;  // + 128
-      std::memcpy(panel + g * kQ8Bytes + (i / 4 * kLanes + lane) * 4, &four, 4);
+      std::memcpy(panel + q8_at(i, feature), &four, 4);
     }
-    std::memcpy(scales + (g * kLanes + lane) * 2, &block.scale, 2);
+    std::memcpy(panel + kQ8Quants + feature * 2, &block.scale, 2);
   }
   return finite;
 }
 
-// GGUF pairs weight i with i + 16 in a byte, which is step i / 4 with step i / 4 + 4.
-bool pack_q4_0(const std::byte* source, int cols, int lane, std::uint8_t* panel) {
-  const int groups = cols / kGroupSize;
-  std::uint8_t* scales = panel + groups * kQ4Bytes;
+bool pack_q4_0(const std::byte* source, int cols, int feature, std::uint8_t* panel) {
   bool finite = true;
-  for (int g = 0; g < groups; ++g) {
+  for (int g = 0; g < cols / kGroupSize; ++g, panel += kQ4Group) {
     const auto block = load_as<BlockQ4_0>(source + g * sizeof(BlockQ4_0));
     finite &= half_is_finite(block.scale);
     for (int i = 0; i < kGroupSize / 2; i += 4) {
-      std::memcpy(panel + g * kQ4Bytes + (i / 4 * kLanes + lane) * 4, block.nibbles + i, 4);
+      std::memcpy(panel + q4_at(i, feature), block.nibbles + i, 4);
     }
-    std::memcpy(scales + (g * kLanes + lane) * 2, &block.scale, 2);
+    std::memcpy(panel + kQ4Quants + feature * 2, &block.scale, 2);
   }
   return finite;
 }
 
-bool pack_row(DType dtype, const std::byte* source, int cols, int lane, std::uint8_t* panel) {
+bool pack_row(DType dtype, const std::byte* source, int cols, int feature, std::uint8_t* panel) {
   switch (dtype) {
-    case DType::f32: return pack_f32(source, cols, lane, panel);
-    case DType::f16: return pack_f16(source, cols, lane, panel);
-    case DType::bf16: return pack_bf16(source, cols, lane, panel);
-    case DType::q8_0: return pack_q8_0(source, cols, lane, panel);
-    case DType::q4_0: return pack_q4_0(source, cols, lane, panel);
+    case DType::f32: return pack_f32(source, cols, feature, panel);
+    case DType::f16: return pack_f16(source, cols, feature, panel);
+    case DType::bf16: return pack_bf16(source, cols, feature, panel);
+    case DType::q8_0: return pack_q8_0(source, cols, feature, panel);
+    case DType::q4_0: return pack_q4_0(source, cols, feature, panel);
   }
   return false;
 }
@@ -123,10 +132,10 @@ PackedWeight::PackedWeight(const Tensor& tensor, ThreadPool& pool)
   std::atomic<int> bad_row{-1};
   pool.run(n_panels(), [&](int panel, int) {
     std::uint8_t* out = pages_.data() + panel * panel_bytes_;
-    for (int lane = 0; lane < kLanes && panel * kLanes + lane < rows(); ++lane) {
-      const int row = panel * kLanes + lane;
+    for (int feature = 0; feature < kPanel && panel * kPanel + feature < rows(); ++feature) {
+      const int row = panel * kPanel + feature;
       const std::byte* source = tensor.data.data() + row * row_bytes;
-      if (!pack_row(dtype(), source, cols(), lane, out)) bad_row = row;
+      if (!pack_row(dtype(), source, cols(), feature, out)) bad_row = row;
     }
   });
   SBD_CHECK(bad_row < 0,
@@ -135,34 +144,30 @@ PackedWeight::PackedWeight(const Tensor& tensor, ThreadPool& pool)
 }
 
 void PackedWeight::dequantize_row(int row, float* out) const {
-  const std::uint8_t* panel = pages_.data() + row / kLanes * panel_bytes_;
-  const int lane = row % kLanes;
-  const int groups = cols() / kGroupSize;
+  const std::uint8_t* panel = pages_.data() + row / kPanel * panel_bytes_;
+  const int feature = row % kPanel;
   for (int k = 0; k < cols(); ++k) {
     const int g = k / kGroupSize;
     const int i = k % kGroupSize;
     switch (dtype()) {
-      case DType::f32: out[k] = load_as<float>(panel + (k * kLanes + lane) * 4); break;
+      case DType::f32: out[k] = load_as<float>(panel + f32_at(k, feature)); break;
       case DType::f16:
-        out[k] = half_to_float(load_as<std::uint16_t>(panel + (k * kLanes + lane) * 2));
+        out[k] = half_to_float(load_as<std::uint16_t>(panel + f16_at(k, feature)));
         break;
       case DType::bf16:
-        out[k] = bf16_to_float(
-            load_as<std::uint16_t>(panel + ((k / 2 * kLanes + lane) * 2 + k % 2) * 2));
+        out[k] = bf16_to_float(load_as<std::uint16_t>(panel + bf16_at(k, feature)));
         break;
       case DType::q8_0: {
-        const std::uint8_t* scales = panel + groups * kQ8Bytes;
-        const float scale = half_to_float(load_as<std::uint16_t>(scales + (g * kLanes + lane) * 2));
-        const int quant = panel[g * kQ8Bytes + (i / 4 * kLanes + lane) * 4 + i % 4] - 128;
-        out[k] = scale * static_cast<float>(quant);
+        const std::uint8_t* group = panel + Index{g} * kQ8Group;
+        const auto scale = load_as<std::uint16_t>(group + kQ8Quants + feature * 2);
+        out[k] = half_to_float(scale) * static_cast<float>(group[q8_at(i, feature)] - 128);
         break;
       }
       case DType::q4_0: {
-        const std::uint8_t* scales = panel + groups * kQ4Bytes;
-        const float scale = half_to_float(load_as<std::uint16_t>(scales + (g * kLanes + lane) * 2));
-        const int step = i % 16;
-        const int byte = panel[g * kQ4Bytes + (step / 4 * kLanes + lane) * 4 + step % 4];
-        out[k] = scale * static_cast<float>((i < 16 ? byte & 15 : byte >> 4) - 8);
+        const std::uint8_t* group = panel + Index{g} * kQ4Group;
+        const auto scale = load_as<std::uint16_t>(group + kQ4Quants + feature * 2);
+        const int byte = group[q4_at(i % 16, feature)];
+        out[k] = half_to_float(scale) * static_cast<float>((i < 16 ? byte & 15 : byte >> 4) - 8);
         break;
       }
     }

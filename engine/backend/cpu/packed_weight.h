@@ -14,7 +14,7 @@ class PackedWeight : public Weight {
   PackedWeight(const Tensor& tensor, ThreadPool& pool);
 
   PackedMatrix matrix() const { return {dtype(), rows(), cols(), panel_bytes_, pages_.data()}; }
-  int n_panels() const { return (rows() + kLanes - 1) / kLanes; }
+  int n_panels() const { return (rows() + kPanel - 1) / kPanel; }
 
   // The weight as this backend made it.
   static const PackedWeight& of(const Weight& weight) {

@@ -31,7 +31,7 @@ void pause(int spin) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int n_threads) {
+ThreadPool::ThreadPool(int n_threads) : runs_(static_cast<std::size_t>(n_threads)) {
   try {
     for (int thread = 1; thread < n_threads; ++thread) {
       workers_.emplace_back([this, thread] { worker_loop(thread); });
@@ -58,7 +58,10 @@ void ThreadPool::stop() {
 // sees the other: nobody touches a job after run() has returned.
 void ThreadPool::start(const Job& job) {
   job_ = job;
-  next_task_ = 0;
+  for (int i = 0; i < size(); ++i) {
+    runs_[i].next = static_cast<int>(std::int64_t{job.n_tasks} * i / size());
+    runs_[i].end = static_cast<int>(std::int64_t{job.n_tasks} * (i + 1) / size());
+  }
   open_ = true;
   ++epoch_;
   epoch_.notify_all();
@@ -69,8 +72,12 @@ void ThreadPool::start(const Job& job) {
 
 void ThreadPool::work(int thread) {
   const Job job = job_;
-  for (int task = next_task_++; task < job.n_tasks; task = next_task_++) {
-    job.call(job.body, task, thread);
+  const int n = static_cast<int>(runs_.size());
+  for (int i = 0; i < n; ++i) {
+    Run& run = runs_[(thread + i) % n];
+    for (int task = run.next++; task < run.end; task = run.next++) {
+      job.call(job.body, task, thread);
+    }
   }
 }
 

@@ -20,8 +20,10 @@ class ThreadPool {
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
   // Calls fn(task, thread) for every task in [0, n_tasks), thread in [0, size()), and returns when
-  // all have ended. Tasks are taken one at a time by whichever thread is free, so a thread that the
-  // system has put aside delays only the task it holds. fn must not throw.
+  // all have ended. Every thread has a run of consecutive tasks, which it takes one at a time, so
+  // that what a task prefetches for its successor is used by the same core; a thread that is done
+  // takes from the others' runs, so one that the system has put aside delays only the task it
+  // holds. fn must not throw.
   template <typename Fn>
   void run(int n_tasks, Fn&& fn) {
     if (n_tasks == 1 || workers_.empty()) {
@@ -41,6 +43,10 @@ class ThreadPool {
     const void* body;
     int n_tasks;
   };
+  struct alignas(64) Run {
+    std::atomic<int> next{0};
+    int end = 0;
+  };
 
   void stop();
   void start(const Job& job);
@@ -48,7 +54,7 @@ class ThreadPool {
   void worker_loop(int thread);
 
   Job job_{};
-  alignas(64) std::atomic<int> next_task_{0};
+  std::vector<Run> runs_;  // one a thread
   alignas(64) std::atomic<std::uint32_t> epoch_{0};  // grows by one with every job
   alignas(64) std::atomic<bool> open_{false};        // workers may enter the job
   alignas(64) std::atomic<int> inside_{0};           // workers that may be touching it

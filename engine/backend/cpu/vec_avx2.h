@@ -17,8 +17,8 @@ struct W {  // 64 bytes of packed weights, 4 for each lane
   __m256i a, b;
 };
 
-// 16 registers carry 2 x 3 integer and 2 x 3 float accumulators of one panel.
-constexpr int kPanelTile = 1;
+// 16 registers carry 2 x 3 integer and 2 x 3 float accumulators of half a panel.
+constexpr int kHalves = 1;
 constexpr int kRowTile = 3;
 
 static inline F zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }

@@ -11,9 +11,9 @@ using F = __m512;   // 16 floats
 using I = __m512i;  // 16 int32
 using W = __m512i;  // 64 bytes of packed weights, 4 for each lane
 
-// Output panels and activation rows a matmul tile holds in registers: 32 registers carry
+// Halves of a panel and activation rows a matmul tile holds in registers: 32 registers carry
 // 2 x 6 integer and 2 x 6 float accumulators.
-constexpr int kPanelTile = 2;
+constexpr int kHalves = 2;
 constexpr int kRowTile = 6;
 
 static inline F zero() { return _mm512_setzero_ps(); }

@@ -16,7 +16,7 @@ struct W {  // 64 bytes of packed weights, 4 for each lane
   std::uint8_t v[64];
 };
 
-constexpr int kPanelTile = 1;
+constexpr int kHalves = 1;
 constexpr int kRowTile = 2;
 
 template <typename To, typename From>
