@@ -58,7 +58,17 @@ struct ForwardRows {
   std::span<const SequenceRows> sequences;
 };
 
-// out [rows, weight.rows] (+)= x [rows, weight.cols] weight^T + bias
+// What a matmul reads: rows x [*, cols], as they are, or first through
+//   RMSNorm with norm_weight [cols] and eps, where norm_weight is given;
+//   SwiGLU, silu(x) * up, where up [*, cols] is given.
+struct Input {
+  const float* x;
+  const float* norm_weight = nullptr;
+  float eps = 0;
+  const float* up = nullptr;
+};
+
+// out [rows, weight.rows] (+)= input [rows, weight.cols] weight^T + bias
 struct Linear {
   const Weight* weight;
   const float* bias;  // [weight.rows] or nullptr
@@ -101,12 +111,8 @@ class Backend {
                      bool rope_interleaved) = 0;
   // out [rows, weight.cols] = the rows' token embeddings
   virtual void embed(const Weight& table, float* out) = 0;
-  // out[i] = RMSNorm of x[rows[i]] (of every row in order where `rows` is empty), [*, cols]
-  virtual void rms_norm(const float* x, std::span<const int> rows, const float* weight, float eps,
-                        int cols, float* out) = 0;
-  // Several weights on the same input x [n_rows, cols]; accumulate: out += instead of out =
-  virtual void linear(const float* x, int n_rows, std::span<const Linear> linears,
-                      bool accumulate) = 0;
+  // Several weights on the same input; accumulate: out += instead of out =
+  virtual void linear(const Input& input, std::span<const Linear> linears, bool accumulate) = 0;
   // RMSNorm of each head (where the norms are not nullptr), RoPE, keys and values into the cache.
   // q [rows, heads * head_dim] in place; k, v [rows, kv_heads * head_dim]
   virtual void rotate_and_cache(int layer, const HeadShape& heads, const float* q_norm,
@@ -114,14 +120,14 @@ class Backend {
                                 const float* v) = 0;
   // out [rows, heads * head_dim] = softmax(q K^T / sqrt(head_dim)) V over the keys each row sees
   virtual void attention(int layer, const HeadShape& heads, const float* q, float* out) = 0;
-  // gate [rows, cols] = silu(gate) * up
-  virtual void swiglu(float* gate, const float* up, int cols) = 0;
-  // Statistics of x [outputs.size(), head.cols] times the LM head, in one pass over the vocabulary;
-  // the mask token (-1: none) is left out.
-  virtual void head_stats(const float* x, const Weight& head, std::span<const OutputRow> outputs,
-                          TokenId mask_token, std::span<RowStats> stats) = 0;
-  // Host logits [n_rows, head.rows] as computed.
-  virtual void head_logits(const float* x, int n_rows, const Weight& head, float* logits) = 0;
+  // Statistics of the output rows times the LM head, in one pass over the vocabulary; the mask
+  // token (-1: none) is left out.
+  virtual void head_stats(const Input& input, const Weight& head,
+                          std::span<const OutputRow> outputs, TokenId mask_token,
+                          std::span<RowStats> stats) = 0;
+  // Host logits [outputs.size(), head.rows] as computed.
+  virtual void head_logits(const Input& input, const Weight& head,
+                           std::span<const OutputRow> outputs, float* logits) = 0;
 };
 
 }  // namespace sbd

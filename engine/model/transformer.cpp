@@ -24,8 +24,8 @@ std::vector<RowStats> Transformer::forward(const Batch& batch) {
   run_layers(batch);
   std::vector<RowStats> stats(outputs_.size());
   if (!outputs_.empty()) {
-    backend_.head_stats(normed_.get(), weights_.head(), outputs_,
-                        config_.mask_token_id.value_or(-1), stats);
+    backend_.head_stats(head_input(), weights_.head(), outputs_, config_.mask_token_id.value_or(-1),
+                        stats);
   }
   commit(batch);
   return stats;
@@ -35,11 +35,14 @@ std::vector<float> Transformer::forward_logits(const Batch& batch) {
   run_layers(batch);
   std::vector<float> logits(outputs_.size() * static_cast<std::size_t>(config_.vocab_size));
   if (!outputs_.empty()) {
-    backend_.head_logits(normed_.get(), static_cast<int>(outputs_.size()), weights_.head(),
-                         logits.data());
+    backend_.head_logits(head_input(), weights_.head(), outputs_, logits.data());
   }
   commit(batch);
   return logits;
+}
+
+Input Transformer::head_input() const {
+  return {residual_.get(), weights_.norm.get(), config_.rms_norm_eps};
 }
 
 // The last act of a forward: one that throws leaves every cache as it was.
@@ -54,12 +57,9 @@ void Transformer::commit(const Batch& batch) {
 void Transformer::run_layers(const Batch& batch) {
   gather_rows(batch);
   reserve(tokens_.size());
-  const int n_rows = static_cast<int>(tokens_.size());
-  const int hidden = config_.hidden_size;
   const float eps = config_.rms_norm_eps;
   Backend& b = backend_;
   float* x = residual_.get();
-  float* h = normed_.get();
 
   b.begin({tokens_, positions_, kv_end_, sequences_}, weights_.inverse_frequencies,
           config_.rope_interleaved);
@@ -74,19 +74,14 @@ void Transformer::run_layers(const Batch& batch) {
                               {w.up.get(), nullptr, up_.get()}};
     const Linear down[] = {{w.down.get(), nullptr, x}};
 
-    b.rms_norm(x, {}, w.attn_norm.get(), eps, hidden, h);
-    b.linear(h, n_rows, qkv, /*accumulate=*/false);
+    b.linear({x, w.attn_norm.get(), eps}, qkv, /*accumulate=*/false);
     b.rotate_and_cache(i, heads_, w.q_norm.get(), w.k_norm.get(), eps, q_.get(), k_.get(),
                        v_.get());
     b.attention(i, heads_, q_.get(), attended_.get());
-    b.linear(attended_.get(), n_rows, o, /*accumulate=*/true);
-
-    b.rms_norm(x, {}, w.ffn_norm.get(), eps, hidden, h);
-    b.linear(h, n_rows, gate_up, /*accumulate=*/false);
-    b.swiglu(gate_.get(), up_.get(), config_.intermediate_size);
-    b.linear(gate_.get(), n_rows, down, /*accumulate=*/true);
+    b.linear({attended_.get()}, o, /*accumulate=*/true);
+    b.linear({x, w.ffn_norm.get(), eps}, gate_up, /*accumulate=*/false);
+    b.linear({.x = gate_.get(), .up = up_.get()}, down, /*accumulate=*/true);
   }
-  if (!output_rows_.empty()) b.rms_norm(x, output_rows_, weights_.norm.get(), eps, hidden, h);
 }
 
 void Transformer::gather_rows(const Batch& batch) {
@@ -95,7 +90,6 @@ void Transformer::gather_rows(const Batch& batch) {
   kv_end_.clear();
   sequences_.clear();
   outputs_.clear();
-  output_rows_.clear();
   for (const SequenceSegments& sequence : batch.sequences) {
     const int first_row = static_cast<int>(tokens_.size());
     int position = sequence.kv->length();
@@ -120,7 +114,6 @@ void Transformer::gather_rows(const Batch& batch) {
       for (const int output : segment.outputs) {
         SBD_CHECK(output >= 0 && output < n, "output row {} of a segment of {} rows", output, n);
         outputs_.push_back({row + output, position + output, segment.sampling});
-        output_rows_.push_back(row + output);
       }
       position += n;
     }
@@ -138,7 +131,6 @@ void Transformer::reserve(std::size_t n_rows) {
   const int q_size = heads_.num_attention_heads * heads_.head_dim;
   const int kv_size = heads_.num_key_value_heads * heads_.head_dim;
   residual_ = allocate(config_.hidden_size);
-  normed_ = allocate(config_.hidden_size);
   q_ = allocate(q_size);
   k_ = allocate(kv_size);
   v_ = allocate(kv_size);

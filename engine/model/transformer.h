@@ -51,9 +51,9 @@ class Transformer {
   std::vector<float> forward_logits(const Batch& batch);
 
  private:
-  // Runs the layers over the batch's rows and leaves the normed residuals of the wanted rows in
-  // normed_; outputs_ says which they are.
+  // Runs the layers over the batch's rows; outputs_ says which of them are wanted.
   void run_layers(const Batch& batch);
+  Input head_input() const;
   void gather_rows(const Batch& batch);
   static void commit(const Batch& batch);
   void reserve(std::size_t n_rows);
@@ -69,12 +69,10 @@ class Transformer {
   std::vector<int> kv_end_;
   std::vector<SequenceRows> sequences_;
   std::vector<OutputRow> outputs_;
-  std::vector<int> output_rows_;
 
   // Activations [rows, .], grown to the largest forward seen.
   std::size_t reserved_rows_ = 0;
   Buffer residual_;   // [rows, H]
-  Buffer normed_;     // [rows, H]
   Buffer q_, k_, v_;  // [rows, N D], [rows, G D], [rows, G D]
   Buffer attended_;   // [rows, N D]
   Buffer gate_, up_;  // [rows, I]

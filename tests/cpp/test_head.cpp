@@ -32,12 +32,16 @@ struct ChosenHead {
     for (int row = 0; row < rows; ++row) x[row * rows + row] = 1.0f;
   }
 
+  std::vector<OutputRow> outputs(const Sampling& sampling) const {
+    std::vector<OutputRow> result;
+    for (int row = 0; row < rows; ++row) result.push_back({row, 100 + row, sampling});
+    return result;
+  }
+
   std::vector<RowStats> stats(CpuBackend& backend, TokenId mask,
                               const Sampling& sampling = {}) const {
-    std::vector<OutputRow> outputs;
-    for (int row = 0; row < rows; ++row) outputs.push_back({row, 100 + row, sampling});
-    std::vector<RowStats> result(outputs.size());
-    backend.head_stats(x.data(), *weight, outputs, mask, result);
+    std::vector<RowStats> result(static_cast<std::size_t>(rows));
+    backend.head_stats({x.data()}, *weight, outputs(sampling), mask, result);
     return result;
   }
 };
@@ -131,7 +135,7 @@ TEST(head_stats_of_every_vocabulary_and_mask) {
         }
       }
       std::vector<float> raw(logits.size() * static_cast<std::size_t>(vocab));
-      backend.head_logits(head.x.data(), head.rows, *head.weight, raw.data());
+      backend.head_logits({head.x.data()}, *head.weight, head.outputs({}), raw.data());
       for (std::size_t row = 0; row < logits.size(); ++row) {
         CHECK(std::equal(logits[row].begin(), logits[row].end(),
                          raw.begin() + static_cast<std::ptrdiff_t>(row) * vocab));
@@ -173,12 +177,12 @@ TEST(head_stats_depend_on_no_thread_count_and_no_other_row) {
         CpuBackend backend(n_threads);
         const auto weight = backend.load_weight(head.view());
         std::vector<RowStats> stats(rows);
-        backend.head_stats(x.data(), *weight, outputs, 7, stats);
+        backend.head_stats({x.data()}, *weight, outputs, 7, stats);
         if (first.empty()) first = stats;
         for (const int row : {0, 1, 63, 64, 65, 129}) {
           CHECK(std::memcmp(&stats[row], &first[row], sizeof(RowStats)) == 0);
           RowStats alone;
-          backend.head_stats(x.data() + row * 64, *weight, {&outputs[row], 1}, 7, {&alone, 1});
+          backend.head_stats({x.data()}, *weight, {&outputs[row], 1}, 7, {&alone, 1});
           CHECK(std::memcmp(&alone, &first[row], sizeof(RowStats)) == 0);
         }
       }
@@ -225,9 +229,9 @@ TEST(head_stats_refuse_logits_that_are_not_finite) {
         for (const std::size_t at : {0, 20, 127}) {
           auto x = random.floats(2 * 64, -1, 1);
           RowStats stats[2];
-          backend.head_stats(x.data(), *weight, outputs, 3, stats);
+          backend.head_stats({x.data()}, *weight, outputs, 3, stats);
           x[at] = bad;
-          CHECK_THROWS_WITH(backend.head_stats(x.data(), *weight, outputs, 3, stats),
+          CHECK_THROWS_WITH(backend.head_stats({x.data()}, *weight, outputs, 3, stats),
                             "the model computed logits that are NaN or infinite");
         }
       }
@@ -237,7 +241,7 @@ TEST(head_stats_refuse_logits_that_are_not_finite) {
     const OutputRow output{0, 0, {}};
     for (const float factor : {10.0f, -10.0f}) {
       RowStats stats;
-      CHECK_THROWS_WITH(backend.head_stats(&factor, *head.weight, {&output, 1}, -1, {&stats, 1}),
+      CHECK_THROWS_WITH(backend.head_stats({&factor}, *head.weight, {&output, 1}, -1, {&stats, 1}),
                         "NaN or infinite");
     }
     const ChosenHead lowest(backend, {{-2e30f, -3e30f}});

@@ -23,14 +23,14 @@ std::span<const int> in_features(DType type) {
 }
 
 // Rows of activations in every form, as the backend hands them to the kernels.
-struct Input {
+struct Rows {
   std::vector<float> values;
   std::vector<std::uint16_t> bf16;
   std::vector<std::int8_t> quants;
   std::vector<float> scales;
   std::vector<std::int32_t> sums;
 
-  Input(const Kernels& kernels, std::vector<float> x, int cols) : values(std::move(x)) {
+  Rows(const Kernels& kernels, std::vector<float> x, int cols) : values(std::move(x)) {
     const int rows = static_cast<int>(values.size()) / cols;
     const int even = cols + cols % 2;
     const int groups = cols / kGroupSize;
@@ -103,7 +103,7 @@ struct Case {
 
 // Rows [first_row, first_row + n) times panels [begin, end), [n][features]; what lies around the
 // output stays as it was.
-std::vector<float> run_linear(const Case& where, const PackedWeight& weight, const Input& x,
+std::vector<float> run_linear(const Case& where, const PackedWeight& weight, const Rows& x,
                               int first_row, int n, int begin, int end, const float* bias = nullptr,
                               const std::vector<float>* accumulate = nullptr) {
   const int features = std::min(end * kPanel, weight.rows()) - begin * kPanel;
@@ -113,10 +113,9 @@ std::vector<float> run_linear(const Case& where, const PackedWeight& weight, con
   for (int row = 0; accumulate != nullptr && row < n; ++row) {
     std::copy_n(accumulate->data() + row * features, features, out.data() + row * stride);
   }
-  where.kernels->linear(
-      {weight.matrix(), x.view(first_row), n, bias, out.data(), stride, accumulate != nullptr,
-       weight.matrix().data},
-      begin, end);
+  where.kernels->linear({weight.matrix(), x.view(first_row), n, bias, out.data(), stride,
+                         accumulate != nullptr, weight.matrix().data},
+                        begin, end);
   for (int row = 0; row < n; ++row) {
     const float* o = out.data() + row * stride;
     result.insert(result.end(), o, o + features);
@@ -141,7 +140,7 @@ void check_linear(const Case& where, const PackedWeight& weight, const std::vect
                   const Expected& expected) {
   const int features = weight.rows();
   const int panels = weight.n_panels();
-  const Input x(*where.kernels, values, weight.cols());
+  const Rows x(*where.kernels, values, weight.cols());
   const auto all = run_linear(where, weight, x, 0, kRows, 0, panels);
   CHECK_CLOSE(where(), all, expected.values, expected.tolerance);
 
@@ -243,7 +242,7 @@ TEST(linear_passes_on_what_is_not_finite) {
       for (const float bad : {NAN, INFINITY}) {
         auto values = random.floats(3 * 64, -1, 1);
         values[64 + 37] = bad;
-        const Input x(*kernels, values, 64);
+        const Rows x(*kernels, values, 64);
         const auto out = run_linear({kernels, &weight}, packed, x, 0, 3, 0, 1);
         for (int i = 0; i < 15; ++i) {
           CHECK_IN(std::string(kernels->name) + " " + std::string(name(type)),
@@ -261,7 +260,7 @@ TEST(backend_linear_equals_the_kernels_for_any_thread_count) {
     const ForcedIsa forced(kernels->name);
     Random random(6);
     const auto values = random.floats(kRows * cols, -2, 2);
-    const Input x(*kernels, values, cols);
+    const Rows x(*kernels, values, cols);
     std::vector<StoredTensor> stored;
     for (const DType type : kAllTypes) {
       const int features = 16 * (1 + random.below(6)) + random.below(16);
@@ -281,7 +280,9 @@ TEST(backend_linear_equals_the_kernels_for_any_thread_count) {
         for (std::size_t i = 0; i < stored.size(); ++i) {
           linears.push_back({weights[i].get(), i % 2 ? bias.data() : nullptr, outs[i].data()});
         }
-        backend.linear(values.data(), rows, linears, /*accumulate=*/false);
+        const std::vector<int> anywhere(static_cast<std::size_t>(rows));
+        backend.begin({anywhere, anywhere, anywhere, {}}, {}, false);
+        backend.linear({values.data()}, linears, /*accumulate=*/false);
         for (std::size_t i = 0; i < stored.size(); ++i) {
           const Case where{kernels, &stored[i]};
           const PackedWeight& packed = PackedWeight::of(*weights[i]);

@@ -92,55 +92,63 @@ void CpuBackend::embed(const Weight& table, float* out) {
             [&](int row, int) { weight.dequantize_row(rows_.tokens[row], out + row * cols); });
 }
 
-void CpuBackend::rms_norm(const float* x, std::span<const int> rows, const float* weight, float eps,
-                          int cols, float* out) {
-  const int n = rows.empty() ? n_rows() : static_cast<int>(rows.size());
-  pool_.run(n, [&](int i, int) {
-    const Index row = rows.empty() ? i : rows[i];
-    kernels_.rms_norm(x + row * cols, weight, eps, cols, out + Index{i} * cols);
-  });
-}
-
-Activations CpuBackend::prepare(const float* x, int n_rows, std::span<const Linear> linears) {
+Activations CpuBackend::prepare(const Input& input, std::span<const Linear> linears,
+                                std::span<const OutputRow> outputs) {
   bool bf16 = false;
   bool quantized = false;
   for (const Linear& l : linears) {
     bf16 |= l.weight->dtype() == DType::bf16;
     quantized |= values_per_block(l.weight->dtype()) > 1;
   }
-  const int cols = linears[0].weight->cols();
-  const Index n = n_rows;
+  const int n = outputs.empty() ? n_rows() : static_cast<int>(outputs.size());
+  const Index cols = linears[0].weight->cols();
+  const Index even = cols + cols % 2;
+  const Index groups = cols / kGroupSize;
+  const bool as_it_is = outputs.empty() && input.norm_weight == nullptr && input.up == nullptr;
+  float* values = as_it_is ? nullptr : grown(values_, n * cols);
   Activations result{};
-  result.values = x;
-  if (bf16) {
-    const Index even = round_up(cols, 2);
-    std::uint16_t* out = grown(bf16_, n * even);
-    pool_.run(n_rows, [&](int row, int) {
-      std::uint16_t* o = out + row * even;
-      o[even - 1] = 0;
-      kernels_.to_bf16(x + Index{row} * cols, cols, o);
-    });
-    result.bf16 = out;
-  }
+  result.values = as_it_is ? input.x : values;
+  if (bf16) result.bf16 = grown(bf16_, n * even);
   if (quantized) {
-    const Index groups = cols / kGroupSize;
-    std::int8_t* quants = grown(quants_, n * cols);
-    float* scales = grown(scales_, n * groups);
-    std::int32_t* sums = grown(sums_, n * groups);
-    pool_.run(n_rows, [&](int row, int) {
-      const Index at = Index{row} * cols;
-      kernels_.quantize(x + at, cols, quants + at, scales + row * groups, sums + row * groups);
-    });
-    result.quants = quants;
-    result.scales = scales;
-    result.sums = sums;
+    result.quants = grown(quants_, n * cols);
+    result.scales = grown(scales_, n * groups);
+    result.sums = grown(sums_, n * groups);
   }
+  if (as_it_is && !bf16 && !quantized) return result;
+  pool_.run(n, [&](int row, int) {
+    const Index source = (outputs.empty() ? row : outputs[row].row) * cols;
+    const float* x = input.x + source;
+    const int n_cols = static_cast<int>(cols);
+    if (!as_it_is) {
+      float* out = values + row * cols;
+      if (input.norm_weight != nullptr) {
+        kernels_.rms_norm(x, input.norm_weight, input.eps, n_cols, out);
+      } else if (input.up != nullptr) {
+        kernels_.swiglu(x, input.up + source, n_cols, out);
+      } else {
+        std::copy(x, x + cols, out);
+      }
+      x = out;
+    }
+    if (bf16) {
+      std::uint16_t* out = bf16_.data() + row * even;
+      out[even - 1] = 0;
+      kernels_.to_bf16(x, n_cols, out);
+    }
+    if (quantized) {
+      kernels_.quantize(x, n_cols, quants_.data() + row * cols, scales_.data() + row * groups,
+                        sums_.data() + row * groups);
+    }
+  });
   return result;
 }
 
-void CpuBackend::linear(const float* x, int n_rows, std::span<const Linear> linears,
-                        bool accumulate) {
-  const Activations activations = prepare(x, n_rows, linears);
+void CpuBackend::linear(const Input& input, std::span<const Linear> linears, bool accumulate) {
+  multiply(prepare(input, linears), n_rows(), linears, accumulate);
+}
+
+void CpuBackend::multiply(const Activations& x, int n_rows, std::span<const Linear> linears,
+                          bool accumulate) {
   int n_panels = 0;
   for (const Linear& l : linears) n_panels += PackedWeight::of(*l.weight).n_panels();
 
@@ -162,19 +170,9 @@ void CpuBackend::linear(const float* x, int n_rows, std::span<const Linear> line
   pool_.run(n_panels, [&](int task, int) {
     const auto [l, panel, matrix] = place(task);
     const std::uint8_t* next = place(std::min(task + 1, n_panels - 1)).data();
-    kernels_.linear({matrix, activations, n_rows, l->bias, l->out + Index{panel} * kPanel,
-                     matrix.rows, accumulate, next},
-                    panel, panel + 1);
-  });
-}
-
-void CpuBackend::swiglu(float* gate, const float* up, int cols) {
-  constexpr int kChunk = 2048;
-  const int chunks = (cols + kChunk - 1) / kChunk;
-  pool_.run(n_rows() * chunks, [&](int task, int) {
-    const int begin = task % chunks * kChunk;
-    const Index at = Index{task / chunks} * cols + begin;
-    kernels_.swiglu(gate + at, up + at, std::min(kChunk, cols - begin));
+    kernels_.linear(
+        {matrix, x, n_rows, l->bias, l->out + Index{panel} * kPanel, matrix.rows, accumulate, next},
+        panel, panel + 1);
   });
 }
 

@@ -56,22 +56,22 @@ class CpuBackend : public Backend {
   void begin(const ForwardRows& rows, std::span<const float> inverse_frequencies,
              bool rope_interleaved) override;
   void embed(const Weight& table, float* out) override;
-  void rms_norm(const float* x, std::span<const int> rows, const float* weight, float eps, int cols,
-                float* out) override;
-  void linear(const float* x, int n_rows, std::span<const Linear> linears,
-              bool accumulate) override;
+  void linear(const Input& input, std::span<const Linear> linears, bool accumulate) override;
   void rotate_and_cache(int layer, const HeadShape& heads, const float* q_norm, const float* k_norm,
                         float eps, float* q, float* k, const float* v) override;
   void attention(int layer, const HeadShape& heads, const float* q, float* out) override;
-  void swiglu(float* gate, const float* up, int cols) override;
-  void head_stats(const float* x, const Weight& head, std::span<const OutputRow> outputs,
+  void head_stats(const Input& input, const Weight& head, std::span<const OutputRow> outputs,
                   TokenId mask_token, std::span<RowStats> stats) override;
-  void head_logits(const float* x, int n_rows, const Weight& head, float* logits) override;
+  void head_logits(const Input& input, const Weight& head, std::span<const OutputRow> outputs,
+                   float* logits) override;
 
  private:
   int n_rows() const { return static_cast<int>(rows_.tokens.size()); }
-  // x in the forms that the weights' types need; they live until the next call.
-  Activations prepare(const float* x, int n_rows, std::span<const Linear> linears);
+  // The input's rows, or those of the outputs, in the forms that the weights' types need; they live
+  // until the next call.
+  Activations prepare(const Input& input, std::span<const Linear> linears,
+                      std::span<const OutputRow> outputs = {});
+  void multiply(const Activations& x, int n_rows, std::span<const Linear> linears, bool accumulate);
   void attend(int layer, const HeadShape& heads, const float* q, float* out, Index queries,
               Index padded);
 
@@ -86,6 +86,7 @@ class CpuBackend : public Backend {
   Pages peak_pages_;
 
   // Scratch, grown to the largest forward seen.
+  std::vector<float> values_;
   std::vector<std::uint16_t> bf16_;
   std::vector<std::int8_t> quants_;
   std::vector<float> scales_;

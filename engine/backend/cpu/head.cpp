@@ -58,15 +58,16 @@ RowStats merge(const RunStats* runs, int n_runs, Index stride) {
 
 }  // namespace
 
-void CpuBackend::head_stats(const float* x, const Weight& head, std::span<const OutputRow> outputs,
-                            TokenId mask_token, std::span<RowStats> stats) {
+void CpuBackend::head_stats(const Input& input, const Weight& head,
+                            std::span<const OutputRow> outputs, TokenId mask_token,
+                            std::span<RowStats> stats) {
   const PackedWeight& weight = PackedWeight::of(head);
   const int n_rows = static_cast<int>(outputs.size());
   const Index vocab = head.rows();
   const int n_runs = (head.rows() + kRun - 1) / kRun;
   const int n_blocks = (n_rows + kRowBlock - 1) / kRowBlock;
   const Linear linear_head{&head, nullptr, nullptr};
-  const Activations activations = prepare(x, n_rows, {&linear_head, 1});
+  const Activations activations = prepare(input, {&linear_head, 1}, outputs);
 
   const std::size_t n_stats = outputs.size() * static_cast<std::size_t>(n_runs);
   if (run_stats_.size() < n_stats) run_stats_.resize(n_stats);
@@ -89,7 +90,13 @@ void CpuBackend::head_stats(const float* x, const Weight& head, std::span<const 
     const int padded = (n_tokens + kLanes - 1) / kLanes * kLanes;
     const int panel = run * kRunPanels;
     const int mask = mask_token < first_token ? n_tokens : mask_token - first_token;
-    LinearTask t{weight.matrix(), activations, 0, nullptr, tiles_[thread].data(), kRun, false,
+    LinearTask t{weight.matrix(),
+                 activations,
+                 0,
+                 nullptr,
+                 tiles_[thread].data(),
+                 kRun,
+                 false,
                  weight.matrix().data + Index{panel + kRunPanels} * weight.matrix().panel_bytes};
     t.x.first_row = task % n_blocks * kRowBlock;
     t.n_rows = std::min(kRowBlock, n_rows - t.x.first_row);
@@ -123,9 +130,11 @@ void CpuBackend::head_stats(const float* x, const Weight& head, std::span<const 
   }
 }
 
-void CpuBackend::head_logits(const float* x, int n_rows, const Weight& head, float* logits) {
+void CpuBackend::head_logits(const Input& input, const Weight& head,
+                             std::span<const OutputRow> outputs, float* logits) {
   const Linear linear_head{&head, nullptr, logits};
-  linear(x, n_rows, {&linear_head, 1}, /*accumulate=*/false);
+  multiply(prepare(input, {&linear_head, 1}, outputs), static_cast<int>(outputs.size()),
+           {&linear_head, 1}, /*accumulate=*/false);
 }
 
 }  // namespace sbd::cpu

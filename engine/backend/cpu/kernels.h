@@ -92,7 +92,7 @@ struct Kernels {
   // Sum of exp((x - highest) * scale); n need not be a multiple of 16.
   float (*exp_sum)(const float* x, Index n, float highest, float scale);
   void (*rms_norm)(const float* x, const float* weight, float eps, int n, float* out);
-  void (*swiglu)(float* gate, const float* up, int n);
+  void (*swiglu)(const float* gate, const float* up, int n, float* out);
   // Pairs (i, i + dim / 2), or (2i, 2i + 1) where interleaved, turned by cos and sin [dim / 2].
   void (*rotate)(float* x, const float* cos, const float* sin, int dim, bool interleaved);
   void (*quantize)(const float* x, int n, std::int8_t* quants, float* scales, std::int32_t* sums);

@@ -79,8 +79,7 @@ struct BF16Format {
   static inline void run(const LinearTask& t, const Tile& tile, PrefetchStream& stream,
                          F (&sums)[R][P]) {
     const int pairs = (t.weight.cols + 1) / 2;
-    const std::uint16_t* x =
-        t.x.bf16 + static_cast<Index>(t.x.first_row + tile.row) * pairs * 2;
+    const std::uint16_t* x = t.x.bf16 + static_cast<Index>(t.x.first_row + tile.row) * pairs * 2;
     const std::uint8_t* weights = tile.panel + tile.half * 64;
     const int end = lowest(tile.end * kStep / 2, pairs);
     for (int k = tile.begin * kStep / 2; k < end; ++k) {

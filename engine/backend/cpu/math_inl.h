@@ -50,11 +50,11 @@ static void rms_norm(const float* x, const float* weight, float eps, int n, floa
   }
 }
 
-static void swiglu(float* gate, const float* up, int n) {
+static void swiglu(const float* gate, const float* up, int n, float* out) {
   for (int i = 0; i < n; i += 16) {
     const F g = load_some(gate + i, n - i);
     const F silu = div(g, add(set1(1.0f), exp(sub(zero(), g))));
-    store_some(gate + i, mul(silu, load_some(up + i, n - i)), n - i);
+    store_some(out + i, mul(silu, load_some(up + i, n - i)), n - i);
   }
 }
 
@@ -77,14 +77,14 @@ static void quantize(const float* x, int n, std::int8_t* quants, float* scales,
     const F b = load(x + 16);
     const float top = reduce_max(max(abs(a), abs(b)));
     const F inverse = set1(top > 1e-36f ? 127.0f / top : 0.0f);  // of less it would be infinite
-    store_int8(quants, mul(a, inverse));
-    store_int8(quants + 16, mul(b, inverse));
-    std::int32_t sum = 0;
-    for (int i = 0; i < kGroupSize; ++i) sum += quants[i];
+    const F low = round(mul(a, inverse));
+    const F high = round(mul(b, inverse));
+    store_int8(quants, low);
+    store_int8(quants + 16, high);
     // The maximum may have passed over a NaN.
     const bool numbers = (equal_mask(a, a) & equal_mask(b, b)) == 0xffffu;
     scales[g] = numbers ? top / 127.0f : __builtin_nanf("");
-    sums[g] = sum;
+    sums[g] = numbers ? static_cast<std::int32_t>(reduce_add(add(low, high))) : 0;
   }
 }
 

@@ -54,7 +54,7 @@ class ThreadPool {
   void worker_loop(int thread);
 
   Job job_{};
-  std::vector<Run> runs_;  // one a thread
+  std::vector<Run> runs_;                            // one a thread
   alignas(64) std::atomic<std::uint32_t> epoch_{0};  // grows by one with every job
   alignas(64) std::atomic<bool> open_{false};        // workers may enter the job
   alignas(64) std::atomic<int> inside_{0};           // workers that may be touching it

@@ -1,0 +1,238 @@
+"""Milliseconds per forward, of this engine and of others, side by side in one run.
+
+Every engine is a process that is stopped while another one is timed. Rounds go over row counts, and
+within one over all engines in turn, so that a machine whose memory bandwidth drifts is as slow for
+one as for the other; medians count. See docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from lineup import CLASSES, OURS, PEERS, Entry, entries
+from model_files import TYPES, checkpoint, gguf_file, shapes
+from options import DOCS, Parser, integers, some_of
+from peers.process import PeerError, Process
+from peers.worker import Missing
+from report import docs_section, print_report, save_plot, write_docs
+from roofline import Work, floor_ms, medians, work
+
+from sbd_engine import SbdError
+
+# What is loaded at the same time: all of it takes more than 24 GB.
+GROUPS = (("16 bits",), ("8 bits", "6 bits", "4 bits"))
+_CHECKED = list(range(100, 140))  # tokens whose logits are compared
+_REPEATS = 2  # forwards per turn
+
+
+def main() -> None:
+    args = arguments()
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    run = Run(args)
+    for group in GROUPS:
+        run.measure(group)
+    report = run.report()
+    path = args.work_dir / "cpu_peers.json"
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    plot = args.work_dir / "cpu_peers.png"
+    save_plot(report, plot)
+    print_report(report)
+    print(f"wrote {path} and {plot}", file=sys.stderr)
+    if args.write_docs:
+        save_plot(report, DOCS / "performance.png")
+        write_docs(DOCS / "performance.md", "cpu_peers", docs_section(report))
+
+
+def arguments() -> Any:
+    parser = Parser(__doc__ or "", rounds=5)
+    parser.add_argument("--shape", choices=shapes(), default="qwen3-0.6b")
+    parser.add_argument("--types", type=some_of(TYPES), default=list(TYPES), help="with commas")
+    parser.add_argument(
+        "--rows", type=integers(1), default=[1, 2, 4, 8, 16, 32, 64], help="per forward"
+    )
+    parser.add_argument(
+        "--context", type=integers(1), default=[256], help="positions in the KV cache before them"
+    )
+    parser.add_argument(
+        "--peers", type=some_of(PEERS), default=list(PEERS), help="beside this engine"
+    )
+    return parser.parse_args()
+
+
+class Run:
+    """All measurements, and what becomes of them."""
+
+    def __init__(self, args: Any) -> None:
+        self._args = args
+        self._about: dict[str, str] = {}
+        self._missing: dict[str, str] = {}
+        self._results: list[dict[str, Any]] = []
+        self._machine: list[dict[str, float]] = []
+        self._works: dict[str, Work] = {}
+
+    def measure(self, group: tuple[str, ...]) -> None:
+        """Loads the engines of these classes, times them, and ends them."""
+        processes: list[tuple[Entry, Process]] = []
+        try:
+            for weight_class in group:
+                for entry in self._entries(weight_class):
+                    process = self._start(entry)
+                    if process:
+                        processes.append((entry, process))
+            if processes:
+                errors = self._errors(processes)
+                samples = self._samples(processes)
+                self._collect(processes, samples, errors)
+        finally:
+            for _, process in processes:
+                process.close()
+
+    def report(self) -> dict[str, Any]:
+        args = self._args
+        machine = medians(self._machine)
+        floors = [
+            {
+                "type": dtype,
+                "rows": rows,
+                "context": context,
+                "ms": floor_ms(self._works[dtype], dtype, rows, context, machine),
+            }
+            for dtype in self._works
+            for context in args.context
+            for rows in args.rows
+        ]
+        return {
+            "shape": args.shape,
+            "threads": args.threads,
+            "rounds": args.rounds,
+            "machine": machine,
+            "machine_samples": self._machine,
+            "about": self._about,
+            "missing": self._missing,
+            "floors": floors,
+            "results": self._results,
+        }
+
+    def _entries(self, weight_class: str) -> list[Entry]:
+        args = self._args
+        files: dict[str, Path] = {}
+        for dtype in CLASSES[weight_class]:
+            if dtype in args.types:
+                try:
+                    file = gguf_file(args.shape, dtype, args.work_dir)
+                    self._works[dtype] = work(file)
+                    files[dtype] = file
+                except (ImportError, SbdError) as error:  # no quantiser, or the engine has no such
+                    self._missing[dtype] = str(error)
+        if not files:
+            return []
+        n_ctx = max(args.context) + max(*args.rows, len(_CHECKED))
+        folder = checkpoint(args.shape, args.work_dir)
+        return entries(weight_class, files, folder, args.peers, args.threads, n_ctx)
+
+    def _start(self, entry: Entry) -> Process | None:
+        print(f"loading {entry.name}", file=sys.stderr)
+        log = self._args.work_dir / f"{entry.name.replace(' ', '_')}.log"
+        try:
+            process = Process(entry.module, entry.options, log)
+        except (Missing, PeerError) as error:
+            self._missing[entry.name] = str(error)
+            print(f"skipping {entry.name}: {error}", file=sys.stderr)
+            return None
+        self._about[entry.engine] = process.about
+        return process
+
+    def _errors(self, processes: list[tuple[Entry, Process]]) -> dict[str, float]:
+        """How far each one's logits are from float32's, as a share of these: by name."""
+        args = self._args
+        folder = str(checkpoint(args.shape, args.work_dir))
+        options = {"folder": folder, "weights": "f32", "threads": args.threads}
+        log = args.work_dir / "reference.log"
+        try:
+            reference = Process("peers.pytorch", options, log)
+        except (Missing, PeerError) as error:
+            self._missing["the column of errors"] = str(error)
+            return {}
+        file = args.work_dir / "logits.npy"
+
+        def logits(process: Process, setting: dict[str, Any]) -> Any:
+            process.call("logits", tokens=_CHECKED, setting=setting, to=str(file))
+            return np.load(file)
+
+        expected = logits(reference, {})
+        reference.close()
+        return {
+            entry.name: float(
+                np.linalg.norm(logits(process, entry.settings[0]) - expected)
+                / np.linalg.norm(expected)
+            )
+            for entry, process in processes
+        }
+
+    def _samples(
+        self, processes: list[tuple[Entry, Process]]
+    ) -> dict[tuple[str, int, int], list[list[float]]]:
+        """Milliseconds by name, context and rows, of each setting."""
+        samples: dict[tuple[str, int, int], list[list[float]]] = {}
+        ours = next(process for entry, process in processes if entry.engine == OURS)
+        for context, turn, rows in self._turns():
+            print(f"context {context}, round {turn + 1}, rows {rows}", file=sys.stderr)
+            self._machine.append(ours.call("machine"))
+            for entry, process in processes:
+                kept = samples.setdefault((entry.name, context, rows), [[] for _ in entry.settings])
+                for setting, times in zip(entry.settings, kept, strict=True):
+                    times.extend(
+                        process.call(
+                            "time", rows=rows, context=context, repeats=_REPEATS, setting=setting
+                        )
+                    )
+        return samples
+
+    def _turns(self) -> Iterator[tuple[int, int, int]]:
+        args = self._args
+        for context in args.context:
+            for turn in range(args.rounds):
+                for rows in args.rows:
+                    yield context, turn, rows
+
+    def _collect(
+        self,
+        processes: list[tuple[Entry, Process]],
+        samples: dict[tuple[str, int, int], list[list[float]]],
+        errors: dict[str, float],
+    ) -> None:
+        for entry, _ in processes:
+            measured = []
+            for (name, context, rows), times in samples.items():
+                if name == entry.name:
+                    each = [median(setting) for setting in times]
+                    best = min(range(len(each)), key=each.__getitem__)
+                    measured.append(
+                        {
+                            "context": context,
+                            "rows": rows,
+                            "ms": each[best],
+                            "setting": entry.settings[best],
+                            "ms_by_setting": each,
+                        }
+                    )
+            self._results.append(
+                {
+                    "engine": entry.engine,
+                    "weights": entry.weights,
+                    "class": entry.weight_class,
+                    "error": errors.get(entry.name),
+                    "settings": entry.settings,
+                    "forwards": measured,
+                }
+            )
+
+
+if __name__ == "__main__":
+    main()

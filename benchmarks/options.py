@@ -1,0 +1,75 @@
+"""Command lines: a problem is one line on standard error and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+WORK_DIR = Path(__file__).parent.parent / "build" / "benchmarks"
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+class Parser(argparse.ArgumentParser):
+    """With what both benchmarks take."""
+
+    def __init__(self, description: str, rounds: int) -> None:
+        super().__init__(
+            description=description,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.add_argument("--rounds", type=at_least(1), default=rounds, help="medians are over")
+        self.add_argument(
+            "--threads",
+            type=at_least(1),
+            default=len(os.sched_getaffinity(0)),
+            help="of every engine",
+        )
+        self.add_argument(
+            "--work-dir", type=Path, default=WORK_DIR, help="model files, results and logs"
+        )
+        self.add_argument(
+            "--write-docs", action="store_true", help="put the result into docs/performance.md"
+        )
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if value < low:
+            raise argparse.ArgumentTypeError(f"expected an integer >= {low}, got {text!r}")
+        return value
+
+    return parse
+
+
+def integers(low: int) -> Callable[[str], list[int]]:
+    def parse(text: str) -> list[int]:
+        return sorted({at_least(low)(part) for part in text.split(",")})
+
+    return parse
+
+
+def some_of(names: Sequence[str]) -> Callable[[str], list[str]]:
+    """In the order of `names`."""
+
+    def parse(text: str) -> list[str]:
+        wanted = text.split(",")
+        for name in wanted:
+            if name not in names:
+                expected = ", ".join(names)
+                raise argparse.ArgumentTypeError(f"expected some of {expected}, got {name!r}")
+        return [name for name in names if name in wanted]
+
+    return parse

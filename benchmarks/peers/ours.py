@@ -1,0 +1,68 @@
+"""sbd-engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from roofline import peaks
+
+from sbd_engine import Engine, SbdError, __version__, _core
+
+from .worker import Missing
+
+
+class Forwards:
+    """Single forwards, timed by the engine itself."""
+
+    def __init__(self, path: str, threads: int, n_ctx: int) -> None:
+        self._core = _core.Engine(
+            path, device="auto", n_threads=threads, n_ctx=n_ctx, kv_dtype="f16"
+        )
+        self.about = f"sbd-engine {__version__}, {self._core.device}"
+
+    def time(
+        self, rows: int, context: int, repeats: int, setting: dict[str, Any]
+    ) -> Sequence[float]:
+        """The rows are one block; every row's statistics are made, from logits that are consumed
+        where they are computed."""
+        return self._core.time_forward(rows, context, repeats)
+
+    def logits(self, tokens: Sequence[int], setting: dict[str, Any]) -> NDArray[np.float32]:
+        return self._core.forward(list(tokens), 0)
+
+    def machine(self) -> dict[str, float]:
+        """What roofline.floor_ms needs, measured now."""
+        return {"read_gb_s": self._core.read_bandwidth() / 1e9, **peaks()}
+
+
+class Generations:
+    """Whole generations, through the interface that everyone uses. path None: the demo model."""
+
+    def __init__(self, path: str | None, threads: int, n_ctx: int | None) -> None:
+        self._engine = Engine(path, n_threads=threads, n_ctx=n_ctx)
+        self.about = f"sbd-engine {__version__}, {self._engine.device}"
+
+    def encode(self, text: str) -> list[int]:
+        return self._engine.tokenizer.encode(text)
+
+    def generate(self, prompt: Sequence[int], **options: Any) -> dict[str, Any]:
+        """When each forward that decided tokens ended, in seconds from the first of them, and how
+        many it decided."""
+        ends, decided = [], []
+        with self._engine.stream(list(prompt), **options) as stream:
+            for chunk in stream:
+                ends.append(time.perf_counter())
+                decided.append(len(chunk.revealed))
+            tokens = stream.completion.tokens
+        return {"seconds": [end - ends[0] for end in ends], "decided": decided, "tokens": tokens}
+
+
+def load(options: dict[str, Any]) -> Forwards | Generations:
+    try:
+        return Generations(**options) if options.pop("generate", False) else Forwards(**options)
+    except SbdError as error:
+        raise Missing(str(error)) from None
