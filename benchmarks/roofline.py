@@ -3,12 +3,9 @@ and value once, and to do every multiplication."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from sbd_engine import _core
 
@@ -44,19 +41,6 @@ def floor_ms(work: Work, dtype: str, rows: int, context: int, machine: dict[str,
     matmul = 2 * rows * work.weights / peak
     attention = rows * (context + rows) * work.attention / machine["f32_gflop_s"]
     return max(read / machine["read_gb_s"], matmul + attention) / 1e6
-
-
-def peaks() -> dict[str, float]:
-    """10^9 operations per second: float32 as numpy's matrix product reaches it, and what the same
-    registers hold of the narrower types."""
-    a = np.ones((1024, 1024), dtype=np.float32)
-    seconds = []
-    for _ in range(9):
-        start = time.perf_counter()
-        a @ a
-        seconds.append(time.perf_counter() - start)
-    f32 = 2 * 1024**3 / median(seconds) / 1e9
-    return {"int8_gop_s": 4 * f32, "bf16_gflop_s": 2 * f32, "f32_gflop_s": f32}
 
 
 def medians(samples: list[dict[str, float]]) -> dict[str, Any]:

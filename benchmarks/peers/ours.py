@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from roofline import peaks
 
 from sbd_engine import Engine, SbdError, __version__, _core
 
@@ -29,14 +28,20 @@ class Forwards:
     ) -> Sequence[float]:
         """The rows are one block; every row's statistics are made, from logits that are consumed
         where they are computed."""
-        return self._core.time_forward(rows, context, repeats)
+        return self._core.time_forwards([rows], context, repeats)[0]
 
     def logits(self, tokens: Sequence[int], setting: dict[str, Any]) -> NDArray[np.float32]:
         return self._core.forward(list(tokens), 0)
 
     def machine(self) -> dict[str, float]:
         """What roofline.floor_ms needs, measured now."""
-        return {"read_gb_s": self._core.read_bandwidth() / 1e9, **peaks()}
+        peaks = self._core.measure_peaks()
+        return {
+            "read_gb_s": peaks["read"] / 1e9,
+            "int8_gop_s": peaks["int8"] / 1e9,
+            "bf16_gflop_s": peaks["bf16"] / 1e9,
+            "f32_gflop_s": peaks["f32"] / 1e9,
+        }
 
 
 class Generations:

@@ -111,8 +111,10 @@ class Backend {
                      bool rope_interleaved) = 0;
   // out [rows, weight.cols] = the rows' token embeddings
   virtual void embed(const Weight& table, float* out) = 0;
-  // Several weights on the same input; accumulate: out += instead of out =
-  virtual void linear(const Input& input, std::span<const Linear> linears, bool accumulate) = 0;
+  // Several weights on the same input; accumulate: out += instead of out =. `then`: the weights that
+  // the next matmul reads, which may be fetched ahead.
+  virtual void linear(const Input& input, std::span<const Linear> linears, bool accumulate,
+                      std::span<const Linear> then) = 0;
   // RMSNorm of each head (where the norms are not nullptr), RoPE, keys and values into the cache.
   // q [rows, heads * head_dim] in place; k, v [rows, kv_heads * head_dim]
   virtual void rotate_and_cache(int layer, const HeadShape& heads, const float* q_norm,

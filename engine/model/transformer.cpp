@@ -64,24 +64,32 @@ void Transformer::run_layers(const Batch& batch) {
   b.begin({tokens_, positions_, kv_end_, sequences_}, weights_.inverse_frequencies,
           config_.rope_interleaved);
   b.embed(*weights_.embedding, x);
+  const Linear head{&weights_.head(), nullptr, nullptr};
+  Matmuls next = matmuls(0);
   for (int i = 0; i < config_.num_hidden_layers; ++i) {
     const LayerWeights& w = weights_.layers[i];
-    const Linear qkv[] = {{w.q.get(), w.q_bias.get(), q_.get()},
-                          {w.k.get(), w.k_bias.get(), k_.get()},
-                          {w.v.get(), w.v_bias.get(), v_.get()}};
-    const Linear o[] = {{w.o.get(), w.o_bias.get(), x}};
-    const Linear gate_up[] = {{w.gate.get(), nullptr, gate_.get()},
-                              {w.up.get(), nullptr, up_.get()}};
-    const Linear down[] = {{w.down.get(), nullptr, x}};
-
-    b.linear({x, w.attn_norm.get(), eps}, qkv, /*accumulate=*/false);
+    const Matmuls m = next;
+    const bool last = i + 1 == config_.num_hidden_layers;
+    if (!last) next = matmuls(i + 1);
+    b.linear({x, w.attn_norm.get(), eps}, m.qkv, /*accumulate=*/false, m.o);
     b.rotate_and_cache(i, heads_, w.q_norm.get(), w.k_norm.get(), eps, q_.get(), k_.get(),
                        v_.get());
     b.attention(i, heads_, q_.get(), attended_.get());
-    b.linear({attended_.get()}, o, /*accumulate=*/true);
-    b.linear({x, w.ffn_norm.get(), eps}, gate_up, /*accumulate=*/false);
-    b.linear({.x = gate_.get(), .up = up_.get()}, down, /*accumulate=*/true);
+    b.linear({attended_.get()}, m.o, /*accumulate=*/true, m.gate_up);
+    b.linear({x, w.ffn_norm.get(), eps}, m.gate_up, /*accumulate=*/false, m.down);
+    b.linear({.x = gate_.get(), .up = up_.get()}, m.down, /*accumulate=*/true,
+             last ? std::span(&head, 1) : std::span<const Linear>(next.qkv));
   }
+}
+
+Transformer::Matmuls Transformer::matmuls(int layer) const {
+  const LayerWeights& w = weights_.layers[layer];
+  return {{Linear{w.q.get(), w.q_bias.get(), q_.get()},
+           {w.k.get(), w.k_bias.get(), k_.get()},
+           {w.v.get(), w.v_bias.get(), v_.get()}},
+          {Linear{w.o.get(), w.o_bias.get(), residual_.get()}},
+          {Linear{w.gate.get(), nullptr, gate_.get()}, {w.up.get(), nullptr, up_.get()}},
+          {Linear{w.down.get(), nullptr, residual_.get()}}};
 }
 
 void Transformer::gather_rows(const Batch& batch) {

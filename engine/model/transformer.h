@@ -1,6 +1,7 @@
 // The transformer forward: one for all backends, architectures and decoders.
 #pragma once
 
+#include <array>
 #include <memory>
 #include <span>
 #include <vector>
@@ -54,6 +55,14 @@ class Transformer {
   // Runs the layers over the batch's rows; outputs_ says which of them are wanted.
   void run_layers(const Batch& batch);
   Input head_input() const;
+  // A layer's matmuls, on the buffers below.
+  struct Matmuls {
+    std::array<Linear, 3> qkv;
+    std::array<Linear, 1> o;
+    std::array<Linear, 2> gate_up;
+    std::array<Linear, 1> down;
+  };
+  Matmuls matmuls(int layer) const;
   void gather_rows(const Batch& batch);
   static void commit(const Batch& batch);
   void reserve(std::size_t n_rows);

@@ -282,7 +282,7 @@ TEST(backend_linear_equals_the_kernels_for_any_thread_count) {
         }
         const std::vector<int> anywhere(static_cast<std::size_t>(rows));
         backend.begin({anywhere, anywhere, anywhere, {}}, {}, false);
-        backend.linear({values.data()}, linears, /*accumulate=*/false);
+        backend.linear({values.data()}, linears, /*accumulate=*/false, {});
         for (std::size_t i = 0; i < stored.size(); ++i) {
           const Case where{kernels, &stored[i]};
           const PackedWeight& packed = PackedWeight::of(*weights[i]);

@@ -143,36 +143,53 @@ Activations CpuBackend::prepare(const Input& input, std::span<const Linear> line
   return result;
 }
 
-void CpuBackend::linear(const Input& input, std::span<const Linear> linears, bool accumulate) {
-  multiply(prepare(input, linears), n_rows(), linears, accumulate);
+void CpuBackend::linear(const Input& input, std::span<const Linear> linears, bool accumulate,
+                        std::span<const Linear> then) {
+  multiply(prepare(input, linears), n_rows(), linears, accumulate, then);
 }
 
-void CpuBackend::multiply(const Activations& x, int n_rows, std::span<const Linear> linears,
-                          bool accumulate) {
-  int n_panels = 0;
-  for (const Linear& l : linears) n_panels += PackedWeight::of(*l.weight).n_panels();
+namespace {
 
-  // A task is a panel, counted through all weights.
-  struct Place {
-    const Linear* linear;
-    int panel;
-    PackedMatrix matrix;
-    const std::uint8_t* data() const { return matrix.data + panel * matrix.panel_bytes; }
-  };
-  const auto place = [&](int task) {
-    const Linear* l = linears.data();
-    for (;; ++l) {
-      const PackedWeight& weight = PackedWeight::of(*l->weight);
-      if (task < weight.n_panels()) return Place{l, task, weight.matrix()};
-      task -= weight.n_panels();
+// The panels of several weights, counted through all of them.
+struct Place {
+  const Linear* linear;
+  PackedMatrix matrix;
+  int panel;
+  const std::uint8_t* data() const { return matrix.data + panel * matrix.panel_bytes; }
+};
+
+int count_panels(std::span<const Linear> linears) {
+  int n = 0;
+  for (const Linear& l : linears) n += PackedWeight::of(*l.weight).n_panels();
+  return n;
+}
+
+Place find_panel(std::span<const Linear> linears, int panel) {
+  for (const Linear* l = linears.data();; ++l) {
+    const PackedWeight& weight = PackedWeight::of(*l->weight);
+    if (panel < weight.n_panels()) return {l, weight.matrix(), panel};
+    panel -= weight.n_panels();
+  }
+}
+
+}  // namespace
+
+void CpuBackend::multiply(const Activations& x, int n_rows, std::span<const Linear> linears,
+                          bool accumulate, std::span<const Linear> then) {
+  const int n_panels = count_panels(linears);
+  const int n_then = count_panels(then);
+  pool_.run(n_panels, [&](int task, int thread) {
+    const Place place = find_panel(linears, task);
+    const std::uint8_t* next = place.data();  // where nothing else is known
+    if (task + 1 < pool_.first_task(thread + 1, n_panels)) {
+      next = find_panel(linears, task + 1).data();
+    } else if (n_then > 0) {
+      next = find_panel(then, pool_.first_task(thread, n_then)).data();
     }
-  };
-  pool_.run(n_panels, [&](int task, int) {
-    const auto [l, panel, matrix] = place(task);
-    const std::uint8_t* next = place(std::min(task + 1, n_panels - 1)).data();
     kernels_.linear(
-        {matrix, x, n_rows, l->bias, l->out + Index{panel} * kPanel, matrix.rows, accumulate, next},
-        panel, panel + 1);
+        {place.matrix, x, n_rows, place.linear->bias,
+         place.linear->out + Index{place.panel} * kPanel, place.matrix.rows, accumulate, next},
+        place.panel, place.panel + 1);
   });
 }
 

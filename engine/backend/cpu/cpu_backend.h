@@ -56,7 +56,8 @@ class CpuBackend : public Backend {
   void begin(const ForwardRows& rows, std::span<const float> inverse_frequencies,
              bool rope_interleaved) override;
   void embed(const Weight& table, float* out) override;
-  void linear(const Input& input, std::span<const Linear> linears, bool accumulate) override;
+  void linear(const Input& input, std::span<const Linear> linears, bool accumulate,
+              std::span<const Linear> then) override;
   void rotate_and_cache(int layer, const HeadShape& heads, const float* q_norm, const float* k_norm,
                         float eps, float* q, float* k, const float* v) override;
   void attention(int layer, const HeadShape& heads, const float* q, float* out) override;
@@ -71,7 +72,8 @@ class CpuBackend : public Backend {
   // until the next call.
   Activations prepare(const Input& input, std::span<const Linear> linears,
                       std::span<const OutputRow> outputs = {});
-  void multiply(const Activations& x, int n_rows, std::span<const Linear> linears, bool accumulate);
+  void multiply(const Activations& x, int n_rows, std::span<const Linear> linears, bool accumulate,
+                std::span<const Linear> then);
   void attend(int layer, const HeadShape& heads, const float* q, float* out, Index queries,
               Index padded);
 

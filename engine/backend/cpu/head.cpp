@@ -134,7 +134,7 @@ void CpuBackend::head_logits(const Input& input, const Weight& head,
                              std::span<const OutputRow> outputs, float* logits) {
   const Linear linear_head{&head, nullptr, logits};
   multiply(prepare(input, {&linear_head, 1}, outputs), static_cast<int>(outputs.size()),
-           {&linear_head, 1}, /*accumulate=*/false);
+           {&linear_head, 1}, /*accumulate=*/false, {});
 }
 
 }  // namespace sbd::cpu

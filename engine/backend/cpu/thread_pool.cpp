@@ -59,8 +59,8 @@ void ThreadPool::stop() {
 void ThreadPool::start(const Job& job) {
   job_ = job;
   for (int i = 0; i < size(); ++i) {
-    runs_[i].next = static_cast<int>(std::int64_t{job.n_tasks} * i / size());
-    runs_[i].end = static_cast<int>(std::int64_t{job.n_tasks} * (i + 1) / size());
+    runs_[i].next = first_task(i, job.n_tasks);
+    runs_[i].end = first_task(i + 1, job.n_tasks);
   }
   open_ = true;
   ++epoch_;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <memory>
 #include <thread>
 #include <type_traits>
@@ -18,6 +19,11 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int size() const { return static_cast<int>(workers_.size()) + 1; }
+
+  // Where the run of consecutive tasks begins that is a thread's own; thread size(): n_tasks.
+  int first_task(int thread, int n_tasks) const {
+    return static_cast<int>(std::int64_t{n_tasks} * thread / size());
+  }
 
   // Calls fn(task, thread) for every task in [0, n_tasks), thread in [0, size()), and returns when
   // all have ended. Every thread has a run of consecutive tasks, which it takes one at a time, so
