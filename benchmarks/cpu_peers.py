@@ -27,7 +27,7 @@ from sbd_engine import SbdError
 
 # What is loaded at the same time: all of it takes more than 24 GB.
 GROUPS = (("16 bits",), ("8 bits", "6 bits", "4 bits"))
-_CHECKED = list(range(100, 140))  # tokens whose logits are compared
+_PROMPT, _CHECKED = list(range(100, 120)), list(range(120, 140))  # logits that are compared
 _REPEATS = 2  # forwards per turn
 
 
@@ -129,10 +129,10 @@ class Run:
                     self._works[dtype] = work(file)
                     files[dtype] = file
                 except (ImportError, SbdError) as error:  # no quantiser, or the engine has no such
-                    self._missing[dtype] = str(error)
+                    self._missing[dtype] = str(error).replace(f"{args.work_dir}/", "")
         if not files:
             return []
-        n_ctx = max(args.context) + max(*args.rows, len(_CHECKED))
+        n_ctx = max(args.context) + max(*args.rows, len(_PROMPT + _CHECKED))
         folder = checkpoint(args.shape, args.work_dir)
         return entries(weight_class, files, folder, args.peers, args.threads, n_ctx)
 
@@ -162,7 +162,7 @@ class Run:
         file = args.work_dir / "logits.npy"
 
         def logits(process: Process, setting: dict[str, Any]) -> Any:
-            process.call("logits", tokens=_CHECKED, setting=setting, to=str(file))
+            process.call("logits", prompt=_PROMPT, tokens=_CHECKED, setting=setting, to=str(file))
             return np.load(file)
 
         expected = logits(reference, {})

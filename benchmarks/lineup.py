@@ -13,7 +13,7 @@ CLASSES = {
     "6 bits": ("q6_k",),
     "4 bits": ("q4_0", "q4_k"),
 }
-PEERS = ("llama.cpp", "OpenVINO", "PyTorch")
+PEERS = ("llama.cpp", "OpenVINO", "onnxruntime", "PyTorch")
 OURS = "sbd-engine"
 
 
@@ -67,6 +67,9 @@ def entries(
         out.append(
             Entry("OpenVINO", precision, weight_class, "peers.openvino_peer", options, settings)
         )
+    if precision in ("int8", "int4"):
+        options = {"folder": str(folder), "weights": precision, **common}
+        out.append(Entry("onnxruntime", precision, weight_class, "peers.onnx_runtime", options))
     if precision in ("bf16", "int8"):
         options = {"folder": str(folder), "weights": precision, "threads": threads}
         out.append(Entry("PyTorch", precision, weight_class, "peers.pytorch", options))

@@ -12,6 +12,7 @@ _COLOURS = {
     "sbd-engine": "#0b6e4f",
     "llama.cpp": "#c0392b",
     "OpenVINO": "#2c5fa8",
+    "onnxruntime": "#7d3c98",
     "PyTorch": "#e08e0b",
 }
 

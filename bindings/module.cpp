@@ -128,6 +128,20 @@ py::array_t<float> forward(Engine& engine, const std::vector<TokenId>& tokens, i
 }
 
 // What is in a model file, without loading its weights into an engine.
+py::dict peaks(Engine& engine) {
+  Peaks measured;
+  {
+    const py::gil_scoped_release released;
+    measured = engine.measure_peaks();
+  }
+  py::dict result;
+  result["read"] = measured.read;
+  result["int8"] = measured.int8;
+  result["bf16"] = measured.bf16;
+  result["f32"] = measured.f32;
+  return result;
+}
+
 py::dict read_gguf(const std::filesystem::path& path) {
   const GgufFile file(path);
   py::list tensors;
@@ -220,17 +234,7 @@ PYBIND11_MODULE(_core, module) {
       .def("forward", &forward, py::arg("tokens"), py::arg("block"))
       .def("time_forwards", &Engine::time_forwards, py::arg("rows"), py::arg("context"),
            py::arg("repeats"), py::call_guard<py::gil_scoped_release>())
-      .def("measure_peaks", [](Engine& engine) {
-        py::gil_scoped_release release;
-        const Peaks peaks = engine.measure_peaks();
-        py::gil_scoped_acquire acquire;
-        py::dict result;
-        result["read"] = peaks.read;
-        result["int8"] = peaks.int8;
-        result["bf16"] = peaks.bf16;
-        result["f32"] = peaks.f32;
-        return result;
-      });
+      .def("measure_peaks", &peaks);
 
   module.def("read_gguf", &read_gguf, py::arg("path"));
 }

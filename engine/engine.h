@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "core/dtype.h"
+#include "core/peaks.h"
 #include "decode/decoder.h"
 #include "format/model_config.h"
 
@@ -19,7 +20,6 @@ namespace sbd {
 
 class Backend;
 class Transformer;
-struct Peaks;
 
 struct EngineOptions {
   std::string device = "auto";  // "auto", "cpu"

@@ -99,9 +99,11 @@ class Llama:
             cache.truncate(context)
         return milliseconds[1:]
 
-    def logits(self, tokens: Sequence[int], setting: dict[str, Any]) -> NDArray[np.float32]:
+    def logits(
+        self, prompt: Sequence[int], tokens: Sequence[int], setting: dict[str, Any]
+    ) -> NDArray[np.float32]:
         cache = self._contexts[setting["flash_attention"]]
-        cache.truncate(0)
+        cache.fill(prompt)
         return cache.decode(tokens, True)
 
     def generate(

@@ -93,10 +93,13 @@ class OpenVino:
             milliseconds.append(1e3 * (time.perf_counter() - start))
         return milliseconds[1:]
 
-    def logits(self, tokens: Sequence[int], setting: dict[str, Any]) -> NDArray[np.float32]:
+    def logits(
+        self, prompt: Sequence[int], tokens: Sequence[int], setting: dict[str, Any]
+    ) -> NDArray[np.float32]:
         key = json.dumps(setting)
         self._context.pop(key, None)
-        return self._compiled[key].forward(tokens, 0)[:, 0]
+        self._compiled[key].forward(prompt, 0)
+        return self._compiled[key].forward(tokens, len(prompt))[:, 0]
 
 
 def load(options: dict[str, Any]) -> OpenVino:

@@ -30,8 +30,10 @@ class Forwards:
         where they are computed."""
         return self._core.time_forwards([rows], context, repeats)[0]
 
-    def logits(self, tokens: Sequence[int], setting: dict[str, Any]) -> NDArray[np.float32]:
-        return self._core.forward(list(tokens), 0)
+    def logits(
+        self, prompt: Sequence[int], tokens: Sequence[int], setting: dict[str, Any]
+    ) -> NDArray[np.float32]:
+        return self._core.forward([*prompt, *tokens], 0)[len(prompt) :]
 
     def machine(self) -> dict[str, float]:
         """What roofline.floor_ms needs, measured now."""

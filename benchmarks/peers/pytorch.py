@@ -43,8 +43,11 @@ class PyTorch:
             self._cache.crop(-rows)
         return milliseconds[1:]
 
-    def logits(self, tokens: Sequence[int], setting: dict[str, Any]) -> NDArray[np.float32]:
+    def logits(
+        self, prompt: Sequence[int], tokens: Sequence[int], setting: dict[str, Any]
+    ) -> NDArray[np.float32]:
         self._cache = DynamicCache()
+        self._forward(prompt)
         logits: NDArray[np.float32] = self._forward(tokens)[0].float().numpy()
         return logits
 

@@ -38,8 +38,10 @@ class Peer(Protocol):
         cache, after one that is not counted."""
         ...
 
-    def logits(self, tokens: Sequence[int], setting: dict[str, Any]) -> NDArray[np.float32]:
-        """[len(tokens), vocab_size], causal, from an empty KV cache."""
+    def logits(
+        self, prompt: Sequence[int], tokens: Sequence[int], setting: dict[str, Any]
+    ) -> NDArray[np.float32]:
+        """[len(tokens), vocab_size], causal, with `prompt` in the KV cache."""
         ...
 
 

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "core/dtype.h"
+#include "core/peaks.h"
 #include "core/types.h"
 #include "format/gguf.h"
 #include "model/batch.h"
@@ -80,15 +81,6 @@ struct OutputRow {
   int row;
   int position;
   Sampling sampling;
-};
-
-// What the machine does at most, measured with every thread: bytes read, and operations (a product
-// and its sum are two) on the operands of a matmul, per second.
-struct Peaks {
-  double read;
-  double int8;
-  double bf16;
-  double f32;
 };
 
 class Backend {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json as json_module
+import math
+from collections import Counter
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -25,7 +27,12 @@ class Subject(NamedTuple):
 
     name: str
     core: Engine
-    weight_bytes: int  # that a forward of one row reads
+    weight_bytes: int  # that a forward reads
+    operations: Counter[str]  # of a row's matmuls, by the operands they take
+
+
+# What a weight's type multiplies with: the integers of quantised groups, else itself.
+_OPERANDS = {"f32": "f32", "f16": "f32", "bf16": "bf16"}
 
 
 def bench(
@@ -51,6 +58,10 @@ def bench(
     debug: options.Debug = False,
 ) -> None:
     """Time forwards of one to many rows, statistics wanted on every row.
+
+    The floor of a forward is what this machine cannot beat, measured in the same run: the time to
+    read the weights and the KV cache, or to do the operations (attention in float32), whichever
+    is longer.
 
     The implied speedup is the Set Block Decoding paper's: k time(1) / (time(2k) + (l-1) time(k))
     for blocks of k = 16 positions, decided in l = k / nfe-reduction forwards each.
@@ -92,32 +103,57 @@ def measure(
     """The report, as `--json` prints it. GB are 10^9 bytes."""
     core = subject.core
     results, speedups = [], []
-    one_row: dict[str, Any] | None = None
+    measured = [core.measure_peaks()]
+    times = {}
     for context in contexts:
-        ms = {n: median(core.time_forward(n, context, repeats)) for n in rows}
+        milliseconds = core.time_forwards(rows, context, repeats)
+        times[context] = {n: median(ms) for n, ms in zip(rows, milliseconds, strict=True)}
+        measured.append(core.measure_peaks())
+    peaks = {name: median(peak[name] for peak in measured) for name in measured[0]}
+    kv_bytes = _kv_bytes_per_position(core, kv_dtype)
+    for context, ms in times.items():
         for n in rows:
-            ratio = ms[n] / ms[1] if 1 in ms else None
+            floor = _floor_ms(subject, n, context, kv_bytes, peaks)
             results.append(
-                {"rows": n, "context": context, "ms_per_forward": ms[n], "ratio_to_one_row": ratio}
+                {
+                    "rows": n,
+                    "context": context,
+                    "ms_per_forward": ms[n],
+                    "ratio_to_one_row": ms[n] / ms[1] if 1 in ms else None,
+                    "floor_ms": floor,
+                }
             )
-        if 1 in ms and one_row is None:
-            read = subject.weight_bytes + context * _kv_bytes_per_position(core, kv_dtype)
-            one_row = {"context": context, "bytes_read": read, "gb_s": read / ms[1] / 1e6}
         if all(n in ms for n in (1, _BLOCK_SIZE, 2 * _BLOCK_SIZE)):
             speedups.append({"context": context, "speedup": implied_speedup(ms, nfe_reduction)})
     return {
         "model": subject.name,
         "device": core.device,
         "n_threads": core.n_threads,
+        "machine": {
+            "read_gb_s": peaks["read"] / 1e9,
+            "int8_gop_s": peaks["int8"] / 1e9,
+            "bf16_gflop_s": peaks["bf16"] / 1e9,
+            "f32_gflop_s": peaks["f32"] / 1e9,
+        },
+        "weight_bytes": subject.weight_bytes,
         "results": results,
-        "one_row": one_row,
-        "read_bandwidth_gb_s": core.read_bandwidth() / 1e9,
         "implied_speedup": {
             "block_size": _BLOCK_SIZE,
             "nfe_reduction": nfe_reduction,
             "results": speedups,
         },
     }
+
+
+def _floor_ms(
+    subject: Subject, rows: int, context: int, kv_bytes: int, peaks: dict[str, float]
+) -> float:
+    read = (subject.weight_bytes + context * kv_bytes) / peaks["read"]
+    seconds = sum(rows * n / peaks[operands] for operands, n in subject.operations.items())
+    config = subject.core.model_config()
+    heads = config["num_hidden_layers"] * config["num_attention_heads"] * config["head_dim"]
+    attention = 4 * rows * (context + rows) * heads  # two products, of keys and of values
+    return 1000 * float(max(read, seconds + attention / peaks["f32"]))
 
 
 def implied_speedup(ms: dict[int, float], nfe_reduction: float) -> float:
@@ -139,8 +175,8 @@ def _from_model(model: Path | None, settings: dict[str, Any]) -> Subject:
     from ..model_file import model_file
 
     with model_file(model) as path:
-        sizes = {name: size for name, _, _, size in _core.read_gguf(path)["tensors"]}
-        return Subject(path.name, _core.Engine(path, **settings), _bytes_read(sizes))
+        core = _core.Engine(path, **settings)
+        return _subject(path.name, core, _core.read_gguf(path)["tensors"])
 
 
 def _from_config(path: Path, dtype: str, settings: dict[str, Any]) -> Subject:
@@ -161,20 +197,31 @@ def _from_config(path: Path, dtype: str, settings: dict[str, Any]) -> Subject:
     try:
         wanted = weight_type(dtype)
         metadata = dict(model_metadata(config))
-        sizes = {
-            spec.name: stored_bytes(spec.shape, stored_type(spec.shape, wanted))
-            for spec in tensor_specs(config, tied=tied)
-        }
+        tensors = []
+        for spec in tensor_specs(config, tied=tied):
+            stored = stored_type(spec.shape, wanted)
+            size = stored_bytes(spec.shape, stored)
+            tensors.append((spec.name, stored.name.lower(), spec.shape, size))
     except ConvertError as error:
         raise SbdValueError(f"{path}: {error}") from None
     core = _core.Engine.random(metadata, dtype, tied, **settings)
-    return Subject(f"{path.name} ({dtype}, random weights)", core, _bytes_read(sizes))
+    return _subject(f"{path.name} ({dtype}, random weights)", core, tensors)
 
 
-def _bytes_read(sizes: dict[str, int]) -> int:
+def _subject(
+    name: str, core: Engine, tensors: list[tuple[str, str, tuple[int, ...], int]]
+) -> Subject:
     """Of an embedding that is not the head as well, a row reads next to nothing."""
-    untied = "output.weight" in sizes
-    return sum(sizes.values()) - (sizes.get("token_embd.weight", 0) if untied else 0)
+    untied = any(tensor == "output.weight" for tensor, *_ in tensors)
+    weight_bytes = 0
+    operations: Counter[str] = Counter()
+    for tensor, dtype, shape, size in tensors:
+        if untied and tensor == "token_embd.weight":
+            continue
+        weight_bytes += size
+        if len(shape) == 2:
+            operations[_OPERANDS.get(dtype, "int8")] += 2 * math.prod(shape)
+    return Subject(name, core, weight_bytes, operations)
 
 
 def _integers(name: str, text: str, low: int) -> list[int]:
@@ -194,7 +241,11 @@ def _print_report(report: dict[str, Any]) -> None:
 
     console = Console(highlight=False)
     console.print(f"{report['model']} on {report['device']}, {report['n_threads']} threads")
-    table = Table("context", "rows", "ms/forward", "x one row", box=None, padding=(0, 2, 0, 0))
+    table = Table(
+        *("context", "rows", "ms/forward", "x one row", "floor ms", "x floor"),
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
     for column in table.columns:
         column.justify = "right"
     for result in report["results"]:
@@ -204,13 +255,15 @@ def _print_report(report: dict[str, Any]) -> None:
             str(result["rows"]),
             f"{result['ms_per_forward']:.3f}",
             "" if ratio is None else f"{ratio:.2f}",
+            f"{result['floor_ms']:.3f}",
+            f"{result['ms_per_forward'] / result['floor_ms']:.2f}",
         )
     console.print(table)
-    peak = report["read_bandwidth_gb_s"]
-    if report["one_row"]:
-        reached = report["one_row"]["gb_s"]
-        share = f"{reached / peak:.0%} of" if reached <= peak else "from cache, more than"
-        console.print(f"one row reads {reached:.1f} GB/s, {share} this machine's {peak:.1f} GB/s")
+    machine = report["machine"]
+    console.print(
+        f"this machine: {machine['read_gb_s']:.1f} GB/s read, {machine['int8_gop_s']:.0f} GOP/s in "
+        f"int8, {machine['bf16_gflop_s']:.0f} GFLOP/s in bf16, {machine['f32_gflop_s']:.0f} in f32"
+    )
     implied = report["implied_speedup"]
     for result in implied["results"]:
         console.print(
