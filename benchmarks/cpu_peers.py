@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from lineup import CLASSES, OURS, PEERS, Entry, entries
 from model_files import TYPES, checkpoint, gguf_file, shapes
-from options import DOCS, Parser, integers, some_of
+from options import DOCS, Parser, integers, run, some_of
 from peers.process import PeerError, Process
 from peers.worker import Missing
 from report import docs_section, print_report, save_plot, write_docs
@@ -25,24 +25,25 @@ from roofline import Work, floor_ms, medians, work
 
 from sbd_engine import SbdError
 
-# What is loaded at the same time: all of it takes more than 24 GB.
+# What is loaded at the same time: the groups take 12 and 16 GB or more.
 GROUPS = (("16 bits",), ("8 bits", "6 bits", "4 bits"))
 _PROMPT, _CHECKED = list(range(100, 120)), list(range(120, 140))  # logits that are compared
 _REPEATS = 2  # forwards per turn
+# Milliseconds by name, context and rows, of each setting.
+Samples = dict[tuple[str, int, int], list[list[float]]]
 
 
 def main() -> None:
     args = arguments()
-    args.work_dir.mkdir(parents=True, exist_ok=True)
-    run = Run(args)
+    measured = Run(args)
     for group in GROUPS:
-        run.measure(group)
-    report = run.report()
+        measured.measure(group)
+    report = measured.report()
     path = args.work_dir / "cpu_peers.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
     plot = args.work_dir / "cpu_peers.png"
-    save_plot(report, plot)
     print_report(report)
+    save_plot(report, plot)
     print(f"wrote {path} and {plot}", file=sys.stderr)
     if args.write_docs:
         save_plot(report, DOCS / "performance.png")
@@ -52,15 +53,13 @@ def main() -> None:
 def arguments() -> Any:
     parser = Parser(__doc__ or "", rounds=5)
     parser.add_argument("--shape", choices=shapes(), default="qwen3-0.6b")
-    parser.add_argument("--types", type=some_of(TYPES), default=list(TYPES), help="with commas")
+    parser.add_argument("--types", type=some_of(TYPES), default=",".join(TYPES), help="with commas")
+    parser.add_argument("--rows", type=integers(1), default="1,2,4,8,16,32,64", help="per forward")
     parser.add_argument(
-        "--rows", type=integers(1), default=[1, 2, 4, 8, 16, 32, 64], help="per forward"
+        "--context", type=integers(1), default="256", help="positions in the KV cache before them"
     )
     parser.add_argument(
-        "--context", type=integers(1), default=[256], help="positions in the KV cache before them"
-    )
-    parser.add_argument(
-        "--peers", type=some_of(PEERS), default=list(PEERS), help="beside this engine"
+        "--peers", type=some_of(PEERS), default=",".join(PEERS), help="beside this engine"
     )
     return parser.parse_args()
 
@@ -74,27 +73,28 @@ class Run:
         self._missing: dict[str, str] = {}
         self._results: list[dict[str, Any]] = []
         self._machine: list[dict[str, float]] = []
+        self._running: list[tuple[Entry, Process]] = []
         self._works: dict[str, Work] = {}
 
     def measure(self, group: tuple[str, ...]) -> None:
         """Loads the engines of these classes, times them, and ends them."""
-        processes: list[tuple[Entry, Process]] = []
         try:
             for weight_class in group:
                 for entry in self._entries(weight_class):
-                    process = self._start(entry)
-                    if process:
-                        processes.append((entry, process))
-            if processes:
-                errors = self._errors(processes)
-                samples = self._samples(processes)
-                self._collect(processes, samples, errors)
+                    self._start(entry)
+            if self._running:
+                errors = self._errors()
+                samples = self._samples()
+                self._collect(samples, errors)
         finally:
-            for _, process in processes:
+            for _, process in self._running:
                 process.close()
+            self._running = []
 
     def report(self) -> dict[str, Any]:
         args = self._args
+        if not self._machine:
+            raise RuntimeError(f"nothing was measured: {self._missing}")
         machine = medians(self._machine)
         floors = [
             {
@@ -129,69 +129,83 @@ class Run:
                     self._works[dtype] = work(file)
                     files[dtype] = file
                 except (ImportError, SbdError) as error:  # no quantiser, or the engine has no such
-                    self._missing[dtype] = str(error).replace(f"{args.work_dir}/", "")
+                    self._leave_out(dtype, error)
         if not files:
             return []
         n_ctx = max(args.context) + max(*args.rows, len(_PROMPT + _CHECKED))
         folder = checkpoint(args.shape, args.work_dir)
         return entries(weight_class, files, folder, args.peers, args.threads, n_ctx)
 
-    def _start(self, entry: Entry) -> Process | None:
+    def _start(self, entry: Entry) -> None:
         print(f"loading {entry.name}", file=sys.stderr)
         log = self._args.work_dir / f"{entry.name.replace(' ', '_')}.log"
         try:
             process = Process(entry.module, entry.options, log)
         except (Missing, PeerError) as error:
-            self._missing[entry.name] = str(error)
-            print(f"skipping {entry.name}: {error}", file=sys.stderr)
-            return None
+            self._leave_out(entry.name, error)
+            return
+        self._running.append((entry, process))
         self._about[entry.engine] = process.about
-        return process
 
-    def _errors(self, processes: list[tuple[Entry, Process]]) -> dict[str, float]:
+    def _leave_out(self, name: str, error: Exception) -> None:
+        self._missing[name] = str(error).replace(f"{self._args.work_dir}/", "")
+        print(f"leaving out {name}: {error}", file=sys.stderr)
+
+    def _each(self, call: Callable[[Entry, Process], None]) -> None:
+        """Calls every engine in turn, and goes on without one that fails."""
+        for entry, process in list(self._running):
+            try:
+                call(entry, process)
+            except PeerError as error:
+                self._leave_out(entry.name, error)
+                process.close()
+                self._running.remove((entry, process))
+
+    def _errors(self) -> dict[str, float]:
         """How far each one's logits are from float32's, as a share of these: by name."""
         args = self._args
         folder = str(checkpoint(args.shape, args.work_dir))
         options = {"folder": folder, "weights": "f32", "threads": args.threads}
-        log = args.work_dir / "reference.log"
-        try:
-            reference = Process("peers.pytorch", options, log)
-        except (Missing, PeerError) as error:
-            self._missing["the column of errors"] = str(error)
-            return {}
         file = args.work_dir / "logits.npy"
 
         def logits(process: Process, setting: dict[str, Any]) -> Any:
             process.call("logits", prompt=_PROMPT, tokens=_CHECKED, setting=setting, to=str(file))
             return np.load(file)
 
+        errors: dict[str, float] = {}
+        try:
+            reference = Process("peers.pytorch", options, args.work_dir / "reference.log")
+        except (Missing, PeerError) as error:
+            self._leave_out("the column of errors", error)
+            return errors
         expected = logits(reference, {})
         reference.close()
-        return {
-            entry.name: float(
-                np.linalg.norm(logits(process, entry.settings[0]) - expected)
-                / np.linalg.norm(expected)
-            )
-            for entry, process in processes
-        }
 
-    def _samples(
-        self, processes: list[tuple[Entry, Process]]
-    ) -> dict[tuple[str, int, int], list[list[float]]]:
-        """Milliseconds by name, context and rows, of each setting."""
-        samples: dict[tuple[str, int, int], list[list[float]]] = {}
-        ours = next(process for entry, process in processes if entry.engine == OURS)
+        def compare(entry: Entry, process: Process) -> None:
+            off = logits(process, entry.settings[0]) - expected
+            errors[entry.name] = float(np.linalg.norm(off) / np.linalg.norm(expected))
+
+        self._each(compare)
+        return errors
+
+    def _samples(self) -> Samples:
+        samples: Samples = {}
         for context, turn, rows in self._turns():
             print(f"context {context}, round {turn + 1}, rows {rows}", file=sys.stderr)
-            self._machine.append(ours.call("machine"))
-            for entry, process in processes:
-                kept = samples.setdefault((entry.name, context, rows), [[] for _ in entry.settings])
-                for setting, times in zip(entry.settings, kept, strict=True):
-                    times.extend(
-                        process.call(
-                            "time", rows=rows, context=context, repeats=_REPEATS, setting=setting
-                        )
+
+            def sample(
+                entry: Entry, process: Process, context: int = context, rows: int = rows
+            ) -> None:
+                if entry.engine == OURS:
+                    self._machine.append(process.call("machine"))
+                key = (entry.name, context, rows)
+                times = samples.setdefault(key, [[] for _ in entry.settings])
+                for index, setting in enumerate(entry.settings):
+                    times[index] += process.call(
+                        "time", rows=rows, context=context, repeats=_REPEATS, setting=setting
                     )
+
+            self._each(sample)
         return samples
 
     def _turns(self) -> Iterator[tuple[int, int, int]]:
@@ -201,13 +215,8 @@ class Run:
                 for rows in args.rows:
                     yield context, turn, rows
 
-    def _collect(
-        self,
-        processes: list[tuple[Entry, Process]],
-        samples: dict[tuple[str, int, int], list[list[float]]],
-        errors: dict[str, float],
-    ) -> None:
-        for entry, _ in processes:
+    def _collect(self, samples: Samples, errors: dict[str, float]) -> None:
+        for entry, _ in self._running:
             measured = []
             for (name, context, rows), times in samples.items():
                 if name == entry.name:
@@ -235,4 +244,4 @@ class Run:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

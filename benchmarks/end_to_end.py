@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 from model_files import gguf_file, shapes
-from options import DOCS, Parser, at_least, integers, some_of
+from options import DOCS, Parser, at_least, integers, run, some_of
 from peers.process import PeerError, Process
 from peers.worker import Missing
 from replay import Phase, phases, seconds_of_phase, tokens_per_forward
@@ -39,7 +39,6 @@ Generated = dict[str, Any]
 
 def main() -> None:
     args = arguments()
-    args.work_dir.mkdir(parents=True, exist_ok=True)
     results = {}
     for shape in args.shapes:
         results[shape] = measure_shape(args, shape)
@@ -63,8 +62,10 @@ def main() -> None:
 def arguments() -> Any:
     parser = Parser(__doc__ or "", rounds=3)
     names = shapes()
-    parser.add_argument("--shapes", type=some_of(names), default=names, help="with commas")
-    parser.add_argument("--block-sizes", type=integers(2), default=[8, 16, 32], help="of SBD")
+    parser.add_argument(
+        "--shapes", type=some_of(names), default=",".join(names), help="with commas"
+    )
+    parser.add_argument("--block-sizes", type=integers(2), default="8,16,32", help="of SBD")
     parser.add_argument("--context", type=at_least(64), default=256, help="where decoding begins")
     parser.add_argument("--tokens", type=at_least(1), default=192, help="decoded and timed")
     args = parser.parse_args()
@@ -256,7 +257,9 @@ _HEADER = ["decoder", "block size", "tokens per forward", "tok/s", "x llama.cpp"
 
 
 def docs_section(report: dict[str, Any]) -> str:
-    return "\n\n".join(f"**{table.title}**\n\n{markdown(table)}" for table in tables(report))
+    parts = [f"{report['threads']} threads, medians of {report['rounds']} rounds."]
+    parts += [f"**{table.title}**\n\n{markdown(table)}" for table in tables(report)]
+    return "\n\n".join(parts)
 
 
 def _speed(tok_s: float | None, base: float | None) -> list[str]:
@@ -267,4 +270,4 @@ def _speed(tok_s: float | None, base: float | None) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
             help="of every engine",
         )
         self.add_argument(
-            "--work-dir", type=Path, default=WORK_DIR, help="model files, results and logs"
+            "--work-dir", type=_folder, default=str(WORK_DIR), help="model files, results, logs"
         )
         self.add_argument(
             "--write-docs", action="store_true", help="put the result into docs/performance.md"
@@ -39,6 +39,26 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2)
+
+
+def run(main: Callable[[], None]) -> None:
+    """A command's whole life: what goes wrong is one line too."""
+    try:
+        main()
+    except (OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _folder(text: str) -> Path:
+    path = Path(text).absolute()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error.strerror}") from None
+    return path
 
 
 def at_least(low: int) -> Callable[[str], int]:

@@ -138,6 +138,7 @@ def save_plot(report: dict[str, Any], path: Path) -> None:
         1, len(classes), figsize=(4.2 * len(classes), 4.2), sharey=True, squeeze=False
     )
     for axis, weight_class in zip(axes[0], classes, strict=True):
+        rows = sorted({f["rows"] for r in report["results"] for f in r["forwards"]})
         results = [r for r in report["results"] if r["class"] == weight_class]
         context = min(f["context"] for r in results for f in r["forwards"])
         seen: dict[str, int] = {}
@@ -162,7 +163,7 @@ def save_plot(report: dict[str, Any], path: Path) -> None:
                 )
         axis.set_xscale("log", base=2)
         axis.set_yscale("log", base=2)
-        axis.set_xticks(list(ms), [str(n) for n in ms])
+        axis.set_xticks(rows, [str(n) for n in rows])
         axis.yaxis.set_major_formatter("{x:g}")
         axis.set_title(f"{weight_class}, KV {context}")
         axis.set_xlabel("rows per forward")
@@ -170,5 +171,5 @@ def save_plot(report: dict[str, Any], path: Path) -> None:
         axis.legend(fontsize=7)
     axes[0][0].set_ylabel("ms per forward")
     figure.tight_layout()
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=80)
     pyplot.close(figure)

@@ -47,12 +47,14 @@ const char* error_class(ErrorKind kind) {
 }
 
 DType dtype_named(const std::string& wanted) {
-  for (const DType type : {DType::f32, DType::f16, DType::bf16, DType::q8_0, DType::q4_0}) {
+  for (const DType type :
+       {DType::f32, DType::f16, DType::bf16, DType::q8_0, DType::q4_0, DType::q4_k, DType::q6_k}) {
     if (wanted == name(type)) {
       return type;
     }
   }
-  fail(ErrorKind::value, "unknown type \"{}\": expected one of f32, f16, bf16, q8_0, q4_0", wanted);
+  fail(ErrorKind::value,
+       "unknown type \"{}\": expected one of f32, f16, bf16, q8_0, q4_0, q4_k, q6_k", wanted);
 }
 
 EngineOptions options(std::string device, int n_threads, int n_ctx, const std::string& kv_dtype) {

@@ -17,7 +17,7 @@ from .worker import Missing
 _FOLDER = Path(__file__).parent.parent
 
 
-class PeerError(Exception):
+class PeerError(RuntimeError):
     """A peer that had started failed."""
 
 

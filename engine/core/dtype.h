@@ -8,9 +8,11 @@
 
 namespace sbd {
 
-enum class DType : std::uint8_t { f32, f16, bf16, q8_0, q4_0 };
+enum class DType : std::uint8_t { f32, f16, bf16, q8_0, q4_0, q4_k, q6_k };
 
-inline constexpr int kGroupSize = 32;  // weights that share a scale in Q8_0 and Q4_0
+inline constexpr int kGroupSize = 32;        // weights that share a scale in Q8_0 and Q4_0
+inline constexpr int kSuperGroupSize = 256;  // weights of a K-quant's block
+inline constexpr int kHalfGroupSize = 16;    // weights that share a scale in Q6_K
 
 struct BlockQ8_0 {      // w[i] = scale * quants[i]
   std::uint16_t scale;  // IEEE half
@@ -25,9 +27,39 @@ struct BlockQ4_0 {  // w[i] = scale * ((nibbles[i] & 15) - 8), w[i + 16] = scale
 };
 static_assert(sizeof(BlockQ4_0) == 18);
 
+// Group g of 32: w[i] = scale * scales[g] * q[i] - min * mins[g]. Groups 2j and 2j + 1 are the low
+// and the high nibbles of 32 bytes. The eight scales and mins have six bits each.
+struct BlockQ4_K {
+  std::uint16_t scale;  // IEEE half
+  std::uint16_t min;
+  std::uint8_t six_bits[12];
+  std::uint8_t nibbles[kSuperGroupSize / 2];
+};
+static_assert(sizeof(BlockQ4_K) == 144);
+
+// w[i] = scale * scales[i / 16] * (q[i] - 32). Of each 128 weights, those at i, i + 32, i + 64 and
+// i + 96 share byte i of `highs` for their bits 4 and 5; bits 0 to 3 of the first two are the low,
+// of the last two the high nibbles of bytes i and i + 32 of `lows`.
+struct BlockQ6_K {
+  std::uint8_t lows[kSuperGroupSize / 2];
+  std::uint8_t highs[kSuperGroupSize / 4];
+  std::int8_t scales[kSuperGroupSize / kHalfGroupSize];
+  std::uint16_t scale;  // IEEE half
+};
+static_assert(sizeof(BlockQ6_K) == 210);
+
 // Values that are stored together: one for the float types, a group for the quantised ones.
 constexpr int values_per_block(DType type) {
-  return type == DType::q8_0 || type == DType::q4_0 ? kGroupSize : 1;
+  switch (type) {
+    case DType::f32:
+    case DType::f16:
+    case DType::bf16: return 1;
+    case DType::q8_0:
+    case DType::q4_0: return kGroupSize;
+    case DType::q4_k:
+    case DType::q6_k: return kSuperGroupSize;
+  }
+  return 1;
 }
 
 constexpr std::size_t bytes_per_block(DType type) {
@@ -37,6 +69,8 @@ constexpr std::size_t bytes_per_block(DType type) {
     case DType::bf16: return 2;
     case DType::q8_0: return sizeof(BlockQ8_0);
     case DType::q4_0: return sizeof(BlockQ4_0);
+    case DType::q4_k: return sizeof(BlockQ4_K);
+    case DType::q6_k: return sizeof(BlockQ6_K);
   }
   return 0;
 }
@@ -48,6 +82,8 @@ constexpr std::string_view name(DType type) {
     case DType::bf16: return "bf16";
     case DType::q8_0: return "q8_0";
     case DType::q4_0: return "q4_0";
+    case DType::q4_k: return "q4_k";
+    case DType::q6_k: return "q6_k";
   }
   return "?";
 }
@@ -68,5 +104,7 @@ constexpr float half_to_float(std::uint16_t bits) {
   const float value = static_cast<float>(magnitude) * 0x1p-24f;  // subnormal and zero
   return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(value));
 }
+
+constexpr bool half_is_finite(std::uint16_t bits) { return (bits & 0x7c00u) != 0x7c00u; }
 
 }  // namespace sbd

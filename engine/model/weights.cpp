@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstring>
 
 #include "core/error.h"
@@ -167,6 +168,11 @@ Tensor RandomTensors::get(const std::string& name, const std::vector<std::int64_
       case DType::bf16: set(i, static_cast<std::uint16_t>((get16(i) & 0x807fu) | 0x3c00u)); break;
       case DType::q8_0: set(i, std::uint16_t{0x0a00}); break;  // scale 1.8e-4
       case DType::q4_0: set(i, std::uint16_t{0x1a00}); break;  // scale 2.9e-3
+      case DType::q4_k:                                        // 0 in the mean: min = 7.5 scale
+        set(i + offsetof(BlockQ4_K, scale), std::uint16_t{0x068e});  // 1e-4
+        set(i + offsetof(BlockQ4_K, min), std::uint16_t{0x1225});    // 7.5e-4
+        break;
+      case DType::q6_k: set(i + offsetof(BlockQ6_K, scale), std::uint16_t{0x0150}); break;  // 2e-5
     }
   }
   return {name, dtype, shape, data_};

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .._core import Engine
 
 _BLOCK_SIZE = 16  # of the implied speedup
+_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_k", "q6_k")  # the engine's
 
 
 class Subject(NamedTuple):
@@ -43,7 +44,9 @@ def bench(
     ] = None,
     type: Annotated[
         str | None,
-        typer.Option(help="Of --config's weights: f32, f16, bf16, q8_0 (without) or q4_0."),
+        typer.Option(
+            help="Of --config's weights: f32, f16, bf16, q8_0 (without), q4_0, q4_k or q6_k."
+        ),
     ] = None,
     rows: Annotated[str, typer.Option(help="Rows per forward.")] = "1,2,4,8,16,32,64",
     context: Annotated[str, typer.Option(help="Positions in the KV cache before them.")] = "256",
@@ -180,10 +183,12 @@ def _from_model(model: Path | None, settings: dict[str, Any]) -> Subject:
 
 
 def _from_config(path: Path, dtype: str, settings: dict[str, Any]) -> Subject:
+    from gguf import GGMLQuantizationType
+
     from .. import _core
     from ..convert.architectures import model_metadata, tensor_specs
     from ..convert.errors import ConvertError
-    from ..convert.quantize import stored_bytes, stored_type, weight_type
+    from ..convert.quantize import stored_bytes, stored_type
 
     try:
         config = json_module.loads(path.read_text())
@@ -193,9 +198,11 @@ def _from_config(path: Path, dtype: str, settings: dict[str, Any]) -> Subject:
         raise SbdValueError(f"{path}: expected a config.json, got no JSON: {error}") from None
     if not isinstance(config, dict):
         raise SbdValueError(f"{path}: expected a config.json, got no JSON object")
+    if dtype not in _TYPES:
+        raise SbdValueError(f"expected --type as one of {', '.join(_TYPES)}, got {dtype!r}")
+    wanted = GGMLQuantizationType[dtype.upper()]
     tied = bool(config.get("tie_word_embeddings", False))
     try:
-        wanted = weight_type(dtype)
         metadata = dict(model_metadata(config))
         tensors = []
         for spec in tensor_specs(config, tied=tied):

@@ -35,12 +35,14 @@ inline GgufTensor filled_tensor(const std::string& name, std::vector<std::uint64
   for (const char c : name) key = combine(key, static_cast<unsigned char>(c));
 
   const bool is_weight = dimensions.size() == 1 && name.ends_with(".weight");
-  const bool in_groups = type == gguf_tensor::q8_0 || type == gguf_tensor::q4_0;
+  std::uint64_t block = 1;
+  if (type == gguf_tensor::q8_0 || type == gguf_tensor::q4_0) block = 32;
+  if (type == gguf_tensor::q4_k || type == gguf_tensor::q6_k) block = 256;
   std::string data;
   const auto random_bytes = [&](std::uint64_t count) {
     for (; count > 0; --count) data += static_cast<char>(mix64(key + data.size()));
   };
-  for (std::uint64_t i = 0; i < (in_groups ? n / 32 : n); ++i) {
+  for (std::uint64_t i = 0; i < n / block; ++i) {
     const std::uint64_t bits = combine(key, i);
     switch (type) {
       case gguf_tensor::f32:
@@ -60,6 +62,14 @@ inline GgufTensor filled_tensor(const std::string& name, std::vector<std::uint64
       case gguf_tensor::q4_0:
         data += bytes_of(std::uint16_t{0x2800});  // scale 1/32
         random_bytes(16);
+        break;
+      case gguf_tensor::q4_k:
+        data += bytes_of(std::uint16_t{0x0c00}) + bytes_of(std::uint16_t{0x1800});  // 2^-12, 2^-9
+        random_bytes(140);
+        break;
+      case gguf_tensor::q6_k:
+        random_bytes(208);
+        data += bytes_of(std::uint16_t{0x0400});  // scale 2^-14
         break;
     }
   }
@@ -135,6 +145,7 @@ inline std::vector<ModelShape> complete_models() {
       {"qwen3", 1, 32, 32, 4, 2, 8, 17, {q4_0, bf16, q8_0, f16}, true, false, true},
       {"llama", 1, 8, 9, 1, 1, 4, 9, {f32}, false, false, false},
       {"qwen3", 2, 6, 5, 3, 3, 2, 8, {bf16}, false, false, false},
+      {"qwen3", 1, 256, 256, 4, 1, 64, 9, {q6_k, q4_k, q4_k}, true, false, true},
   };
 }
 

@@ -17,7 +17,8 @@ inline constexpr std::uint32_t u8 = 0, i8 = 1, u16 = 2, i16 = 3, u32 = 4, i32 = 
                                boolean = 7, string = 8, array = 9, u64 = 10, i64 = 11, f64 = 12;
 }
 namespace gguf_tensor {
-inline constexpr std::uint32_t f32 = 0, f16 = 1, q4_0 = 2, q8_0 = 8, q4_k = 12, bf16 = 30;
+inline constexpr std::uint32_t f32 = 0, f16 = 1, q4_0 = 2, q8_0 = 8, q4_k = 12, q6_k = 14,
+                               bf16 = 30;
 }
 
 template <typename T>
@@ -139,7 +140,9 @@ inline GgufBuilder tiny_model(const std::string& architecture = "llama") {
   builder.tensor({"output_norm.weight", {32}, gguf_tensor::f32, std::string(128, '\2')});
   builder.tensor({"blk.0.ffn_up.weight", {32, 64}, gguf_tensor::q8_0, std::string(64 * 34, '\3')});
   builder.tensor({"blk.1.ffn_up.weight", {32, 64}, gguf_tensor::q4_0, std::string(64 * 18, '\4')});
-  builder.tensor({"blk.1.attn_q.weight", {32, 32}, gguf_tensor::bf16, std::string(2048, '\5')});
+  builder.tensor({"blk.0.ffn_down.weight", {512, 3}, gguf_tensor::q4_k, std::string(864, '\5')});
+  builder.tensor({"blk.1.ffn_down.weight", {512, 3}, gguf_tensor::q6_k, std::string(1260, '\6')});
+  builder.tensor({"blk.1.attn_q.weight", {32, 32}, gguf_tensor::bf16, std::string(2048, '\7')});
   return builder;
 }
 

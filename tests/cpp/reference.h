@@ -20,8 +20,11 @@
 namespace sbd::test {
 
 inline constexpr double kEps = 0x1p-24;  // half a unit in the last place of a float32 in [1, 2)
-inline constexpr DType kAllTypes[] = {DType::f32, DType::f16, DType::bf16, DType::q8_0,
-                                      DType::q4_0};
+inline constexpr DType kAllTypes[] = {DType::f32,  DType::f16,  DType::bf16, DType::q8_0,
+                                      DType::q4_0, DType::q4_k, DType::q6_k};
+
+// The shortest row of at least 64 values.
+constexpr int short_row(DType dtype) { return std::max(64, values_per_block(dtype)); }
 
 // A number of `mantissa_bits` stored bits with exponents from `lowest` to `highest`: the nearest to
 // x, ties to even, subnormals below 2^lowest, infinity from halfway beyond the highest on.
@@ -94,29 +97,36 @@ inline StoredTensor random_matrix(std::string name, DType dtype, int rows, int c
   StoredTensor tensor{std::move(name), dtype, {rows, cols}, {}};
   const int exponent = std::ilogb(size);
   const auto float_bits = [&](int mantissa_bits, int bias) {
-    const auto e = static_cast<std::uint64_t>(exponent + bias - random.below(3)) << mantissa_bits;
-    return e | (random.bits() & ((1ull << mantissa_bits) - 1));
+    const int e = std::max(0, exponent + bias - random.below(3));  // at 0: subnormal
+    return static_cast<std::uint64_t>(e) << mantissa_bits |
+           (random.bits() & ((1ull << mantissa_bits) - 1));
+  };
+  const auto half = [&](int range) {  // of what is multiplied by up to 2^range
+    const std::uint64_t sign = random.bits() & 1u;
+    const auto stored = static_cast<std::uint16_t>(sign << 15 | float_bits(10, 15 - range));
+    append(tensor.bytes, stored);
+    return stored;
+  };
+  const auto bytes = [&](int n) {
+    for (; n > 0; --n) append(tensor.bytes, static_cast<std::uint8_t>(random.bits()));
   };
   const int blocks = rows * cols / values_per_block(dtype);
   for (int i = 0; i < blocks; ++i) {
-    const std::uint64_t sign = random.bits() & 1u;
     switch (dtype) {
       case DType::f32: append(tensor.bytes, static_cast<float>(random.uniform(-size, size))); break;
-      case DType::f16:
-        append(tensor.bytes, static_cast<std::uint16_t>(sign << 15 | float_bits(10, 15)));
-        break;
-      case DType::bf16:
+      case DType::f16: half(0); break;
+      case DType::bf16: {
+        const std::uint64_t sign = random.bits() & 1u;
         append(tensor.bytes, static_cast<std::uint16_t>(sign << 15 | float_bits(7, 127)));
         break;
-      case DType::q8_0:
-      case DType::q4_0: {
-        const int bytes = dtype == DType::q8_0 ? 32 : 16;
-        const int range = dtype == DType::q8_0 ? 7 : 3;  // quants reach 2^range
-        append(tensor.bytes, static_cast<std::uint16_t>(sign << 15 | (float_bits(10, 15 - range))));
-        for (int j = 0; j < bytes; ++j) {
-          append(tensor.bytes, static_cast<std::uint8_t>(random.bits()));
-        }
       }
+      case DType::q8_0: half(7), bytes(32); break;
+      case DType::q4_0: half(3), bytes(16); break;
+      case DType::q4_k:  // offsets are multiplied by 8 d, so that values lie around 0
+        append(tensor.bytes, static_cast<std::uint16_t>(half(10) + (3 << 10)));
+        bytes(12 + 128);
+        break;
+      case DType::q6_k: bytes(128 + 64 + 16), half(12); break;
     }
   }
   return tensor;
@@ -124,6 +134,12 @@ inline StoredTensor random_matrix(std::string name, DType dtype, int rows, int c
 
 // GGUF's blocks: Q8_0 is a half scale and 32 int8; Q4_0 a half scale and 16 bytes whose low nibbles
 // are weights 0-15 and high nibbles 16-31, each minus 8.
+// Q4_K: halves d and m, then for each of eight groups of 32 a scale s and an offset o of six bits
+// in 12 bytes, then 128 bytes of nibbles, 32 for two groups, whose first has the low ones:
+// d s q - m o.
+// Q6_K: 128 bytes of low nibbles, 64 bytes of two high bits, an int8 scale s for each 16 weights, a
+// half d: d s (q - 32). Each half block has 64 bytes of nibbles (low ones first) and 32 bytes of
+// high bits (lowest first).
 inline std::vector<double> values_of(const StoredTensor& tensor) {
   std::vector<double> values;
   const std::byte* p = tensor.bytes.data();
@@ -148,6 +164,36 @@ inline std::vector<double> values_of(const StoredTensor& tensor) {
         for (int& byte : bytes) byte = take(std::uint8_t{});
         for (const int byte : bytes) values.push_back(scale * (byte % 16 - 8));
         for (const int byte : bytes) values.push_back(scale * (byte / 16 - 8));
+        break;
+      }
+      case DType::q4_k: {
+        const double d = half_value(take(std::uint16_t{}));
+        const double m = half_value(take(std::uint16_t{}));
+        int six[12], q[128];
+        for (int& byte : six) byte = take(std::uint8_t{});
+        for (int& byte : q) byte = take(std::uint8_t{});
+        for (int i = 0; i < 256; ++i) {
+          const int g = i / 32;
+          const int s = g < 4 ? six[g] % 64 : six[g + 4] % 16 + six[g - 4] / 64 * 16;
+          const int o = g < 4 ? six[g + 4] % 64 : six[g + 4] / 16 + six[g] / 64 * 16;
+          const int byte = q[g / 2 * 32 + i % 32];
+          values.push_back(d * s * (g % 2 ? byte / 16 : byte % 16) - m * o);
+        }
+        break;
+      }
+      case DType::q6_k: {
+        int lows[128], highs[64], scales[16];
+        for (int& byte : lows) byte = take(std::uint8_t{});
+        for (int& byte : highs) byte = take(std::uint8_t{});
+        for (int& byte : scales) byte = take(std::int8_t{});
+        const double d = half_value(take(std::uint16_t{}));
+        for (int i = 0; i < 256; ++i) {
+          const int in_half = i % 128;
+          const int byte = lows[i / 128 * 64 + in_half % 64];
+          const int low = in_half < 64 ? byte % 16 : byte / 16;
+          const int high = highs[i / 128 * 32 + i % 32] >> (in_half / 32 * 2) & 3;
+          values.push_back(d * scales[i / 16] * (low + 16 * high - 32));
+        }
         break;
       }
     }

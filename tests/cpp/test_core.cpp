@@ -60,10 +60,10 @@ TEST(the_comparison_fails_what_it_must) {
 TEST(blocks_know_their_sizes) {
   for (const DType type : kAllTypes) {
     Random random(1);
-    const StoredTensor tensor = random_matrix("w", type, 2, 64, 1.0, random);
+    const StoredTensor tensor = random_matrix("w", type, 2, 256, 1.0, random);
     CHECK_EQ(tensor.bytes.size(),
-             128u / static_cast<std::size_t>(values_per_block(type)) * bytes_per_block(type));
-    CHECK_EQ(values_of(tensor).size(), 128u);
+             512u / static_cast<std::size_t>(values_per_block(type)) * bytes_per_block(type));
+    CHECK_EQ(values_of(tensor).size(), 512u);
   }
 }
 

@@ -109,9 +109,10 @@ TEST(gguf_reads_every_tensor_type) {
   const std::string image = tiny_model().build();
   const GgufContents contents = parse(image);
   const auto& tensors = contents.tensors;
-  CHECK_EQ(tensors.size(), 5);
-  const DType types[] = {DType::f16, DType::f32, DType::q8_0, DType::q4_0, DType::bf16};
-  const std::size_t sizes[] = {512, 128, 64 * 34, 64 * 18, 2048};
+  CHECK_EQ(tensors.size(), 7);
+  const DType types[] = {DType::f16,  DType::f32,  DType::q8_0, DType::q4_0,
+                         DType::q4_k, DType::q6_k, DType::bf16};
+  const std::size_t sizes[] = {512, 128, 64 * 34, 64 * 18, 6 * 144, 6 * 210, 2048};
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     CHECK_EQ(tensors[i].dtype, types[i]);
     CHECK_EQ(tensors[i].data.size(), sizes[i]);
@@ -277,6 +278,9 @@ TEST(gguf_refuses_bad_shapes) {
   CHECK_THROWS_WITH(with({33}, tensor::q8_0),
                     "tensor 't': rows of 33 values, expected a multiple of 32");
   CHECK_THROWS_WITH(with({16, 2}, tensor::q4_0), "rows of 16 values, expected a multiple of 32");
+  CHECK_THROWS_WITH(with({320}, tensor::q4_k),
+                    "tensor 't': rows of 320 values, expected a multiple of 256 for q4_k");
+  CHECK_THROWS_WITH(with({128, 2}, tensor::q6_k), "rows of 128 values, expected a multiple of 256");
   CHECK_THROWS_WITH(parse(GgufBuilder().tensor(vector_of_8(""))), "a tensor's name is empty");
 }
 
@@ -284,9 +288,9 @@ TEST(gguf_names_tensor_types_it_does_not_have) {
   const auto with = [](std::uint32_t type) {
     return parse(GgufBuilder().tensor({"t", {256}, type, std::string(1024, '\0')}));
   };
-  CHECK_THROWS_WITH(with(tensor::q4_k),
-                    "tensor 't': tensor type Q4_K is not supported, expected F32, "
-                    "F16, BF16, Q8_0, Q4_0; convert the original checkpoint");
+  CHECK_THROWS_WITH(with(13),
+                    "tensor 't': tensor type Q5_K is not supported, expected F32, "
+                    "F16, BF16, Q8_0, Q4_0, Q4_K, Q6_K; convert the original checkpoint");
   CHECK_THROWS_WITH(with(7), "tensor type Q5_1 is not supported");
   CHECK_THROWS_WITH(with(20), "tensor type IQ4_NL is not supported");
   for (const std::uint32_t unknown : {4u, 5u, 31u, 36u, 99u, 0xffffffffu}) {
@@ -312,15 +316,15 @@ TEST(gguf_refuses_bad_offsets) {
 
 TEST(gguf_with_our_keys_has_exactly_its_length) {
   GgufBuilder builder = tiny_model();
-  CHECK_EQ(parse(builder).tensors.size(), 5);
+  CHECK_EQ(parse(builder).tensors.size(), 7);
   const std::string image = builder.build();
   builder.trailing = std::string(1, '\0');
   CHECK_THROWS_WITH(parse(builder), format("the file has {} bytes, expected {} for its tensors",
                                            image.size() + 1, image.size()));
   builder.trailing = std::string(2048, '\0');
-  builder.tensors[4].offset = 512 + 128 + 64 * 34 + 64 * 18 + 64;
+  builder.tensors[6].offset = 512 + 128 + 64 * 34 + 64 * 18 + 896 + 1280 + 64;
   CHECK_THROWS_WITH(parse(builder),
-                    "tensor 'blk.1.attn_q.weight' starts at offset 4032, expected 3968 "
+                    "tensor 'blk.1.attn_q.weight' starts at offset 6208, expected 6144 "
                     "in a file with sbd.* keys");
 }
 
@@ -349,7 +353,7 @@ TEST(gguf_file_maps_a_file) {
   const TemporaryFolder folder;
   const std::string image = tiny_model().build();
   const GgufFile file(folder.write("model.bin", image));
-  CHECK_EQ(file.tensors().size(), 5);
+  CHECK_EQ(file.tensors().size(), 7);
   CHECK_EQ(file.metadata().string("general.architecture"), "llama");
   CHECK(file.find("no such tensor") == nullptr);
   const Tensor* found = file.find("blk.1.attn_q.weight");

@@ -165,9 +165,10 @@ TEST(head_stats_depend_on_no_thread_count_and_no_other_row) {
     const ForcedIsa forced(kernels->name);
     for (const DType type : kAllTypes) {
       Random random(11);
-      const auto head = random_matrix("output.weight", type, 1200, 64, 0.3, random);
+      const int cols = short_row(type);
+      const auto head = random_matrix("output.weight", type, 1200, cols, 0.3, random);
       constexpr int rows = 130;  // more than two blocks of rows
-      const auto x = random.floats(rows * 64, -1, 1);
+      const auto x = random.floats(static_cast<std::size_t>(rows * cols), -1, 1);
       std::vector<OutputRow> outputs;
       for (int row = 0; row < rows; ++row) {
         outputs.push_back({row, row, {.temperature = row % 3 == 0 ? 1.0f : 0.0f, .seed = 5}});
@@ -222,12 +223,13 @@ TEST(head_stats_refuse_logits_that_are_not_finite) {
     CpuBackend backend(2);
     for (const DType type : kAllTypes) {
       Random random(13);
-      const auto stored = random_matrix("output.weight", type, 600, 64, 0.5, random);
+      const int cols = short_row(type);
+      const auto stored = random_matrix("output.weight", type, 600, cols, 0.5, random);
       const auto weight = backend.load_weight(stored.view());
       const OutputRow outputs[] = {{0, 0, {}}, {1, 1, {.temperature = 1.0f}}};
       for (const float bad : {NAN, INFINITY, -INFINITY}) {
-        for (const std::size_t at : {0, 20, 127}) {
-          auto x = random.floats(2 * 64, -1, 1);
+        for (const int at : {0, 20, 2 * cols - 1}) {
+          auto x = random.floats(static_cast<std::size_t>(2 * cols), -1, 1);
           RowStats stats[2];
           backend.head_stats({x.data()}, *weight, outputs, 3, stats);
           x[at] = bad;

@@ -1,5 +1,6 @@
 // The matmul kernels of every table, against float64 products of the stored blocks.
 #include <cmath>
+#include <cstddef>
 
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cpu/packed_weight.h"
@@ -19,7 +20,9 @@ const int kRowCounts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 16, 31, 64}
 std::span<const int> in_features(DType type) {
   static const int grouped[] = {32, 64, 96, 2048};
   static const int any[] = {1, 7, 31, 33, 100};
-  return values_per_block(type) > 1 ? std::span<const int>(grouped) : std::span<const int>(any);
+  static const int super[] = {256, 768, 2048};
+  if (values_per_block(type) == 1) return any;
+  return values_per_block(type) == kGroupSize ? std::span<const int>(grouped) : super;
 }
 
 // Rows of activations in every form, as the backend hands them to the kernels.
@@ -29,6 +32,8 @@ struct Rows {
   std::vector<std::int8_t> quants;
   std::vector<float> scales;
   std::vector<std::int32_t> sums;
+  std::vector<float> q4_k_terms;
+  std::vector<std::int32_t> q6_k_starts;
 
   Rows(const Kernels& kernels, std::vector<float> x, int cols) : values(std::move(x)) {
     const int rows = static_cast<int>(values.size()) / cols;
@@ -38,16 +43,21 @@ struct Rows {
     quants.resize(values.size());
     scales.resize(static_cast<std::size_t>(rows * groups));
     sums.resize(scales.size());
+    q4_k_terms.resize(scales.size());
+    q6_k_starts.resize(scales.size() * 2);
     for (int row = 0; row < rows; ++row) {
       const float* in = values.data() + row * cols;
       kernels.to_bf16(in, cols, bf16.data() + row * even);
       kernels.quantize(in, groups * kGroupSize, quants.data() + row * cols,
                        scales.data() + row * groups, sums.data() + row * groups);
+      kernels.k_terms(quants.data() + row * cols, scales.data() + row * groups, groups * kGroupSize,
+                      q4_k_terms.data() + row * groups, q6_k_starts.data() + row * groups * 2);
     }
   }
 
   Activations view(int first_row) const {
-    return {values.data(), bf16.data(), quants.data(), scales.data(), sums.data(), first_row};
+    return {values.data(), bf16.data(),       quants.data(),      scales.data(),
+            sums.data(),   q4_k_terms.data(), q6_k_starts.data(), first_row};
   }
 };
 
@@ -202,18 +212,22 @@ TEST(linear_of_every_type_and_shape) {
 TEST(linear_of_extreme_groups) {
   ThreadPool pool(1);
   constexpr int features = 17;
-  constexpr int cols = 96;
-  for (const DType type : {DType::q8_0, DType::q4_0}) {
+  for (const DType type : kAllTypes) {
+    if (values_per_block(type) == 1) continue;
+    const int cols = std::max(96, values_per_block(type));
     for (const int scale : {0x0000, 0x8000, 0x0001, 0x83ff, 0x3c00, 0x7bff}) {
       for (const int quants : {0x80, 0x7f, 0x00, 0xff}) {
         StoredTensor weight{"w", type, {features, cols}, {}};
-        for (int block = 0; block < features * cols / kGroupSize; ++block) {
-          append(weight.bytes, static_cast<std::uint16_t>(scale));
-          weight.bytes.insert(weight.bytes.end(), bytes_per_block(type) - 2,
-                              static_cast<std::byte>(quants));
+        const auto half = static_cast<std::uint16_t>(scale);
+        for (int block = 0; block < features * cols / values_per_block(type); ++block) {
+          if (type != DType::q6_k) append(weight.bytes, half);
+          if (type == DType::q4_k) append(weight.bytes, half);  // of the minima
+          const std::size_t end = static_cast<std::size_t>(block + 1) * bytes_per_block(type);
+          weight.bytes.resize(type == DType::q6_k ? end - 2 : end, static_cast<std::byte>(quants));
+          if (type == DType::q6_k) append(weight.bytes, half);
         }
         Random random(3);
-        std::vector<float> x = random.floats(kRows * cols, -1, 1);
+        std::vector<float> x = random.floats(static_cast<std::size_t>(kRows * cols), -1, 1);
         for (int k = 0; k < cols; ++k) {
           x[k] = 0.0f;
           x[cols + k] = 1.0f;  // every quant 127
@@ -236,13 +250,14 @@ TEST(linear_passes_on_what_is_not_finite) {
   ThreadPool pool(1);
   for (const DType type : kAllTypes) {
     Random random(4);
-    const auto weight = random_matrix("w", type, 5, 64, 0.1, random);
+    const int cols = short_row(type);
+    const auto weight = random_matrix("w", type, 5, cols, 0.1, random);
     const PackedWeight packed(weight.view(), pool);
     for (const Kernels* kernels : all_kernels()) {
       for (const float bad : {NAN, INFINITY}) {
-        auto values = random.floats(3 * 64, -1, 1);
-        values[64 + 37] = bad;
-        const Rows x(*kernels, values, 64);
+        auto values = random.floats(static_cast<std::size_t>(3 * cols), -1, 1);
+        values[static_cast<std::size_t>(cols + 37)] = bad;
+        const Rows x(*kernels, values, cols);
         const auto out = run_linear({kernels, &weight}, packed, x, 0, 3, 0, 1);
         for (int i = 0; i < 15; ++i) {
           CHECK_IN(std::string(kernels->name) + " " + std::string(name(type)),
@@ -255,7 +270,7 @@ TEST(linear_passes_on_what_is_not_finite) {
 
 // Several weights of different types on one input, split over threads: as one kernel call each.
 TEST(backend_linear_equals_the_kernels_for_any_thread_count) {
-  constexpr int cols = 64;
+  constexpr int cols = 256;
   for (const Kernels* kernels : all_kernels()) {
     const ForcedIsa forced(kernels->name);
     Random random(6);
@@ -326,12 +341,14 @@ TEST(weights_that_are_not_finite_are_named) {
   for (const DType type : kAllTypes) {
     for (const bool infinite : {false, true}) {
       Random random(2);
-      auto tensor = random_matrix("blk.3.attn_q.weight", type, 20, 64, 0.1, random);
+      auto tensor = random_matrix("blk.3.attn_q.weight", type, 20, short_row(type), 0.1, random);
       backend.load_weight(tensor.view());
       const std::size_t row_bytes = tensor.bytes.size() / 20;
       std::uint16_t half = infinite ? 0xfc00 : 0x7e01;
       if (type == DType::bf16 || type == DType::f32) half = infinite ? 0xff80 : 0x7fc1;
-      const std::size_t at = 17 * row_bytes + (type == DType::f32 ? 2 : 0);  // the high half
+      std::size_t at = 17 * row_bytes;
+      if (type == DType::f32) at += 2;  // the high half
+      if (type == DType::q6_k) at += offsetof(BlockQ6_K, scale);
       if (type == DType::f32) std::fill_n(tensor.bytes.data() + at - 2, 2, std::byte{0});
       std::memcpy(tensor.bytes.data() + at, &half, 2);
       CHECK_THROWS_WITH(backend.load_weight(tensor.view()),

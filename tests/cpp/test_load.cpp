@@ -82,6 +82,8 @@ void spoil_end(GgufTensor& tensor, bool nan) {
       break;
     case gguf_tensor::q8_0: put(34, half); break;
     case gguf_tensor::q4_0: put(18, half); break;
+    case gguf_tensor::q4_k: put(144, half); break;
+    case gguf_tensor::q6_k: put(2, half); break;
   }
 }
 

@@ -65,9 +65,9 @@ TEST(transformer_agrees_with_float64) {
   std::vector<int> kv_end(32, 32);
   std::iota(kv_end.begin(), kv_end.begin() + 23, 1);
   for (const Variant& variant : kVariants) {
-    ModelConfig config = tiny_config(variant.architecture);
-    config.rope_linear_factor = variant.rope_linear_factor;
     for (const DType dtype : kAllTypes) {
+      ModelConfig config = tiny_config(variant.architecture, dtype);
+      config.rope_linear_factor = variant.rope_linear_factor;
       MemoryTensors source(config, dtype, variant.tied, variant.rope_freqs, variant.more_biases);
       const Matrix expected = Float64Model(config, source).logits(tokens, kv_end);
       for (const cpu::Kernels* kernels : all_kernels()) {
@@ -102,7 +102,7 @@ TEST(transformer_agrees_with_float64) {
 class ForwardPaths {
  public:
   ForwardPaths(const std::string& architecture, DType dtype, DType kv_dtype, int n_threads)
-      : config_(tiny_config(architecture)),
+      : config_(tiny_config(architecture, dtype)),
         source_(config_, dtype, /*tied=*/false),
         backend_(n_threads),
         model_(config_, source_, backend_),
@@ -283,7 +283,7 @@ TEST(transformer_overflow_of_the_cache_is_an_error) {
     const ForcedIsa forced(kernels->name);
     for (const char* bias : {"blk.0.attn_v.bias", "blk.0.attn_k.bias"}) {
       for (const DType dtype : kAllTypes) {
-        const ModelConfig config = tiny_config("qwen2");
+        const ModelConfig config = tiny_config("qwen2", dtype);
         MemoryTensors source(config, dtype, true);
         const float huge = 1e6f;
         std::memcpy(source.tensors.at(bias).bytes.data() + 4 * 5, &huge, sizeof huge);

@@ -19,15 +19,17 @@ using Matrix = std::vector<double>;
 
 inline constexpr int kVocab = 75;
 
-inline ModelConfig tiny_config(const std::string& architecture) {
+// Rows of every matrix have whole blocks of the weights' type.
+inline ModelConfig tiny_config(const std::string& architecture, DType dtype = DType::f32) {
+  const bool long_rows = values_per_block(dtype) > kGroupSize;
   ModelConfig config;
   config.architecture = architecture;
   config.num_hidden_layers = 2;
-  config.hidden_size = 64;
-  config.intermediate_size = 96;
+  config.hidden_size = long_rows ? 256 : 64;
+  config.intermediate_size = long_rows ? 512 : 96;
   config.num_attention_heads = 4;
   config.num_key_value_heads = 2;
-  config.head_dim = 16;
+  config.head_dim = long_rows ? 64 : 16;
   config.vocab_size = kVocab;
   config.max_position_embeddings = 4096;
   config.rms_norm_eps = 1e-5f;
@@ -54,6 +56,7 @@ class MemoryTensors : public TensorSource {
     const auto vector = [&](const std::string& name, int n, double low, double high) {
       tensors[name] = f32_tensor(name, {n}, random_.floats(static_cast<std::size_t>(n), low, high));
     };
+    const double size = 2 / std::sqrt(hidden);
     matrix("token_embd.weight", config.vocab_size, hidden, 0.5);
     if (!tied) matrix("output.weight", config.vocab_size, hidden, 0.5);
     vector("output_norm.weight", hidden, 0.5, 1.5);
@@ -62,13 +65,13 @@ class MemoryTensors : public TensorSource {
       const std::string layer = "blk." + std::to_string(i) + ".";
       vector(layer + "attn_norm.weight", hidden, 0.5, 1.5);
       vector(layer + "ffn_norm.weight", hidden, 0.5, 1.5);
-      matrix(layer + "attn_q.weight", q, hidden, 0.25);
-      matrix(layer + "attn_k.weight", kv, hidden, 0.25);
-      matrix(layer + "attn_v.weight", kv, hidden, 0.25);
-      matrix(layer + "attn_output.weight", hidden, q, 0.25);
-      matrix(layer + "ffn_gate.weight", config.intermediate_size, hidden, 0.25);
-      matrix(layer + "ffn_up.weight", config.intermediate_size, hidden, 0.25);
-      matrix(layer + "ffn_down.weight", hidden, config.intermediate_size, 0.25);
+      matrix(layer + "attn_q.weight", q, hidden, size);
+      matrix(layer + "attn_k.weight", kv, hidden, size);
+      matrix(layer + "attn_v.weight", kv, hidden, size);
+      matrix(layer + "attn_output.weight", hidden, q, size);
+      matrix(layer + "ffn_gate.weight", config.intermediate_size, hidden, size);
+      matrix(layer + "ffn_up.weight", config.intermediate_size, hidden, size);
+      matrix(layer + "ffn_down.weight", hidden, config.intermediate_size, size);
       if (config.attention_bias || more_biases) {
         vector(layer + "attn_q.bias", q, -0.5, 0.5);
         vector(layer + "attn_k.bias", kv, -0.5, 0.5);

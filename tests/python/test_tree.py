@@ -115,8 +115,9 @@ def unit_flags() -> dict[str, list[str]]:
 
 def test_every_instruction_set_has_its_flags() -> None:
     flags = unit_flags()
-    assert list(flags) == ["avx2", "avx512", "avx512_bf16", "scalar"]
+    assert list(flags) == ["avx2", "avx2_vnni", "avx512", "avx512_bf16", "scalar"]
     assert flags["scalar"] == []
+    assert set(flags["avx2"]) < set(flags["avx2_vnni"])
     assert set(flags["avx2"]) < set(flags["avx512"]) < set(flags["avx512_bf16"])
 
 

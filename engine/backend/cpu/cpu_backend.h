@@ -93,6 +93,8 @@ class CpuBackend : public Backend {
   std::vector<std::int8_t> quants_;
   std::vector<float> scales_;
   std::vector<std::int32_t> sums_;
+  std::vector<float> q4_k_terms_;
+  std::vector<std::int32_t> q6_k_starts_;
   std::vector<QueryTile> query_tiles_;
   std::vector<int> split_tiles_;                 // per split: its tile
   std::vector<float> partials_;                  // of attention, one for each split

@@ -19,6 +19,7 @@ bool has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
          __builtin_cpu_supports("f16c");
 }
+bool has_avx2_vnni() { return has_avx2() && __builtin_cpu_supports("avxvnni"); }
 bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
@@ -29,9 +30,8 @@ bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf
 
 constexpr Entry kTable[] = {
 #if defined(__x86_64__)
-    {&avx512_bf16::kernels, has_avx512_bf16},
-    {&avx512::kernels, has_avx512},
-    {&avx2::kernels, has_avx2},
+    {&avx512_bf16::kernels, has_avx512_bf16}, {&avx512::kernels, has_avx512},
+    {&avx2_vnni::kernels, has_avx2_vnni},     {&avx2::kernels, has_avx2},
 #endif
     {&scalar::kernels, [] { return true; }},
 };

@@ -25,6 +25,7 @@ inline constexpr float kMinusInfinity = -1e30f;  // finite: differences with it 
 //   q8_0      [groups] of quants [2][8][16][4] as value + 128 and scales [2][16]
 //   q4_0      [groups] of quants [2][4][16][4], a group's steps 0-3 in low and 4-7 in high nibbles,
 //             and scales [2][16]
+//   q4_k, q6_k  k_quants.h
 struct PackedMatrix {
   DType dtype;
   int rows;           // output features
@@ -37,10 +38,13 @@ struct PackedMatrix {
 struct Activations {
   const float* values;        // [rows][cols], for f32 and f16 weights
   const std::uint16_t* bf16;  // [rows][cols rounded up to 2], for bf16
-  const std::int8_t* quants;  // [rows][cols], for q8_0 and q4_0, values = quants * scales
+  const std::int8_t* quants;  // [rows][cols], for quantised weights, values = quants * scales
   const float* scales;        // [rows][groups]
   const std::int32_t* sums;   // [rows][groups], sums of quants
-  int first_row;              // where the task's rows start in all of them
+  // For K-quants: [rows][groups], -scales * sums; [rows][groups][2], -32 times sums of 16 quants.
+  const float* q4_k_terms;
+  const std::int32_t* q6_k_starts;
+  int first_row;  // where the task's rows start in all of them
 };
 
 struct LinearTask {
@@ -96,6 +100,8 @@ struct Kernels {
   // Pairs (i, i + dim / 2), or (2i, 2i + 1) where interleaved, turned by cos and sin [dim / 2].
   void (*rotate)(float* x, const float* cos, const float* sin, int dim, bool interleaved);
   void (*quantize)(const float* x, int n, std::int8_t* quants, float* scales, std::int32_t* sums);
+  void (*k_terms)(const std::int8_t* quants, const float* scales, int n, float* q4_k_terms,
+                  std::int32_t* q6_k_starts);
   void (*to_bf16)(const float* x, int n, std::uint16_t* out);
   void (*to_half)(const float* x, int n, std::uint16_t* out);
   // Reads n bytes (a multiple of 256) and returns something that depends on all.
@@ -111,6 +117,9 @@ extern const Kernels kernels;
 namespace avx2 {
 extern const Kernels kernels;
 }
+namespace avx2_vnni {
+extern const Kernels kernels;
+}
 namespace avx512 {
 extern const Kernels kernels;
 }
@@ -119,7 +128,8 @@ extern const Kernels kernels;
 }
 
 // The best table this CPU runs, or the one that the environment variable SBD_ISA names ("scalar",
-// "avx2", "avx512", "avx512_bf16"); a name that is unknown, or not supported here, is an error.
+// "avx2", "avx2_vnni", "avx512", "avx512_bf16"); a name that is unknown, or not supported here, is
+// an error.
 const Kernels& select_kernels();
 
 // The tables this CPU runs, best first: the i-th, nullptr behind the last.

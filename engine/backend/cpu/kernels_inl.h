@@ -3,6 +3,8 @@
 // unit's copy, compiled for instructions the machine lacks, for baseline code.
 #include "backend/cpu/kernels.h"
 
+#include "backend/cpu/k_quants.h"
+
 namespace sbd::cpu::SBD_ISA {
 
 #define SBD_STRING_OF(x) #x
@@ -31,6 +33,7 @@ const Kernels kernels = {
     swiglu,
     rotate,
     quantize,
+    k_terms,
     to_bf16,
     to_half,
     read,

@@ -98,7 +98,7 @@ struct BF16Format {
 
 // Quantised groups: sum of (u - offset) q = sum of u q - offset * sum of q, with unsigned weights
 // u; the second term starts the integer accumulator.
-template <int Offset, typename Quants>
+template <typename Quants>
 struct QuantFormat {
   static constexpr int kScalesAt = 2 * Quants::kBytes;
   static constexpr int kStepBytes = kScalesAt + 2 * 16 * 2;
@@ -116,7 +116,7 @@ struct QuantFormat {
       const std::uint8_t* group = tile.panel + static_cast<Index>(g) * kStepBytes;
       I dots[R][P];
       for (int r = 0; r < R; ++r) {
-        const I start = set1_int(-Offset * x_sums[r * groups + g]);
+        const I start = set1_int(-Quants::kOffset * x_sums[r * groups + g]);
         for (int p = 0; p < P; ++p) dots[r][p] = start;
       }
       Quants::template multiply<R, P>(group + tile.half * Quants::kBytes,
@@ -136,16 +136,17 @@ struct QuantFormat {
 
 struct Q8Quants {
   static constexpr int kBytes = 512;  // of one half's group
+  static constexpr int kOffset = kQ8Offset;
 
   template <int R, int P>
   static inline void multiply(const std::uint8_t* weights, const std::int8_t* x, Index x_stride,
                               I (&dots)[R][P]) {
     for (int j = 0; j < 8; ++j) {
       W w[P];
-      for (int p = 0; p < P; ++p) w[p] = load_weights(weights + p * kBytes + j * 64);
+      for (int p = 0; p < P; ++p) w[p] = q8_weights(load_weights(weights + p * kBytes + j * 64));
       for (int r = 0; r < R; ++r) {
         const I xr = set1_int(load_int(x + r * x_stride + j * 4));
-        for (int p = 0; p < P; ++p) dots[r][p] = dot_bytes(dots[r][p], w[p], xr);
+        for (int p = 0; p < P; ++p) dots[r][p] = dot_q8(dots[r][p], w[p], xr);
       }
     }
   }
@@ -153,6 +154,7 @@ struct Q8Quants {
 
 struct Q4Quants {
   static constexpr int kBytes = 256;
+  static constexpr int kOffset = 8;
 
   template <int R, int P>
   static inline void multiply(const std::uint8_t* weights, const std::int8_t* x, Index x_stride,
@@ -177,8 +179,10 @@ struct Q4Quants {
 
 using F32Format = FloatFormat<F32Vector>;
 using F16Format = FloatFormat<F16Vector>;
-using Q8Format = QuantFormat<128, Q8Quants>;
-using Q4Format = QuantFormat<8, Q4Quants>;
+using Q8Format = QuantFormat<Q8Quants>;
+using Q4Format = QuantFormat<Q4Quants>;
+
+#include "backend/cpu/k_quants_inl.h"
 
 static inline F load_some(const float* p, int n) {
   if (n >= 16) return load(p);
@@ -291,5 +295,7 @@ static void linear(const LinearTask& t, int panel_begin, int panel_end) {
     case DType::bf16: return linear_panels<BF16Format>(t, panel_begin, panel_end);
     case DType::q8_0: return linear_panels<Q8Format>(t, panel_begin, panel_end);
     case DType::q4_0: return linear_panels<Q4Format>(t, panel_begin, panel_end);
+    case DType::q4_k: return linear_panels<Q4KFormat>(t, panel_begin, panel_end);
+    case DType::q6_k: return linear_panels<Q6KFormat>(t, panel_begin, panel_end);
   }
 }

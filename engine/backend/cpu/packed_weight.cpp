@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "backend/cpu/k_quants.h"
 #include "core/error.h"
 
 namespace sbd::cpu {
@@ -26,6 +27,8 @@ Index packed_panel_bytes(DType dtype, int cols) {
     case DType::bf16: return (n + 1) / 2 * kPanel * 4;
     case DType::q8_0: return n / kGroupSize * kQ8Group;
     case DType::q4_0: return n / kGroupSize * kQ4Group;
+    case DType::q4_k: return n / kSuperGroupSize * Q4KLayout::kSuper;
+    case DType::q6_k: return n / kSuperGroupSize * Q6KLayout::kSuper;
   }
   return 0;
 }
@@ -49,7 +52,6 @@ T load_as(const void* p) {
   return value;
 }
 
-bool half_is_finite(std::uint16_t bits) { return (bits & 0x7c00u) != 0x7c00u; }
 bool is_finite(std::uint32_t bits) { return (bits & 0x7f800000u) != 0x7f800000u; }
 
 // Each packs one row of the source into a panel; false where a value is not finite.
@@ -117,6 +119,8 @@ bool pack_row(DType dtype, const std::byte* source, int cols, int feature, std::
     case DType::bf16: return pack_bf16(source, cols, feature, panel);
     case DType::q8_0: return pack_q8_0(source, cols, feature, panel);
     case DType::q4_0: return pack_q4_0(source, cols, feature, panel);
+    case DType::q4_k: return pack_q4_k(source, cols, feature, panel);
+    case DType::q6_k: return pack_q6_k(source, cols, feature, panel);
   }
   return false;
 }
@@ -170,6 +174,8 @@ void PackedWeight::dequantize_row(int row, float* out) const {
         out[k] = half_to_float(scale) * static_cast<float>((i < 16 ? byte & 15 : byte >> 4) - 8);
         break;
       }
+      case DType::q4_k: return dequantize_q4_k(panel, cols(), feature, out);  // all of the row
+      case DType::q6_k: return dequantize_q6_k(panel, cols(), feature, out);
     }
   }
 }

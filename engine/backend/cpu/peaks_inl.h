@@ -1,5 +1,5 @@
 // What the machine can do at most: memory read in one stream, and the dot instructions of a matmul
-// tile on registers alone.
+// tile, on weights in registers and activations in L1.
 
 static std::uint64_t read(const std::uint8_t* p, Index n) {
   I sums[4] = {set1_int(0), set1_int(0), set1_int(0), set1_int(0)};
@@ -19,59 +19,57 @@ static std::uint64_t read(const std::uint8_t* p, Index n) {
 }
 
 static constexpr int kChains = kHalves * kRowTile;
-static constexpr int kDots = 64;  // of each chain between two looks at the loop counter
+static constexpr int kDots = 64;  // of each chain, a round
 
-static float multiply_int8(Index rounds) {
-  I sums[kChains];
-  for (I& sum : sums) sum = set1_int(0);
-  std::uint8_t bytes[64];
-  for (int i = 0; i < 64; ++i) bytes[i] = static_cast<std::uint8_t>(i);
-  const W w = load_weights(bytes);
-  const I x = set1_int(0x01020304);
-  for (Index i = 0; i < rounds * kDots; ++i) {
-    for (I& sum : sums) sum = dot_bytes(sum, w, x);
+template <typename Sum, typename Weights, typename Dot>
+static void multiply_tile(Index rounds, Sum (&result)[kChains], const Weights& w, Dot dot) {
+  Sum sums[kChains];
+  for (int i = 0; i < kChains; ++i) sums[i] = result[i];
+  std::int32_t x[kDots * kRowTile];
+  for (int i = 0; i < kDots * kRowTile; ++i) x[i] = 0x3f803f80 + i;
+  for (Index round = 0; round < rounds; ++round) {
+    for (int i = 0; i < kDots; ++i) {
+      for (int r = 0; r < kRowTile; ++r) {
+        for (int p = 0; p < kHalves; ++p) {
+          sums[r * kHalves + p] = dot(sums[r * kHalves + p], w, x[i * kRowTile + r]);
+        }
+      }
+    }
   }
-  float total = 0;
-  for (const I& sum : sums) total += reduce_add(to_float(sum));
-  return total;
-}
-
-static float multiply_bf16(Index rounds) {
-  F sums[kChains];
-  for (F& sum : sums) sum = zero();
-  std::uint8_t bytes[64] = {};
-  const W w = load_weights(bytes);
-  const I x = set1_int(0x3f803f80);  // ones
-  for (Index i = 0; i < rounds * kDots; ++i) {
-    for (F& sum : sums) sum = dot_bf16(sum, w, x);
-  }
-  float total = 0;
-  for (const F& sum : sums) total += reduce_add(sum);
-  return total;
-}
-
-static float multiply_f32(Index rounds) {
-  F sums[kChains];
-  for (F& sum : sums) sum = zero();
-  const F w = set1(static_cast<float>(rounds));
-  for (Index i = 0; i < rounds * kDots; ++i) {
-    for (F& sum : sums) sum = fma(sum, w, w);
-  }
-  float total = 0;
-  for (const F& sum : sums) total += reduce_add(sum);
-  return total;
+  for (int i = 0; i < kChains; ++i) result[i] = sums[i];
 }
 
 static Index multiply(DType dtype, Index rounds, float* total) {
+  I ints[kChains];
+  F floats[kChains];
+  for (int i = 0; i < kChains; ++i) {
+    ints[i] = set1_int(0);
+    floats[i] = zero();
+  }
+  std::uint8_t bytes[64];
+  for (int i = 0; i < 64; ++i) bytes[i] = static_cast<std::uint8_t>(i);
+  const W w = load_weights(bytes);
+  const F w_float = set1(0.5f);
   int products = 1;  // a lane of a dot instruction
   if (dtype == DType::f32) {
-    *total = multiply_f32(rounds);
+    multiply_tile(rounds, floats, w_float, [](F sum, F weights, std::int32_t x) {
+      float value;
+      __builtin_memcpy(&value, &x, sizeof(value));
+      return fma(weights, set1(value), sum);
+    });
   } else if (dtype == DType::bf16) {
-    *total = multiply_bf16(rounds);
+    multiply_tile(rounds, floats, w, [](F sum, const W& weights, std::int32_t x) {
+      return dot_bf16(sum, weights, set1_int(x));
+    });
     products = 2;
   } else {
-    *total = multiply_int8(rounds);
+    multiply_tile(rounds, ints, w, [](I sum, const W& weights, std::int32_t x) {
+      return dot_q8(sum, weights, set1_int(x));
+    });
     products = 4;
   }
+  *total = 0;
+  for (const I& sum : ints) *total += reduce_add(to_float(sum));
+  for (const F& sum : floats) *total += reduce_add(sum);
   return rounds * kDots * kChains * 16 * products * 2;
 }

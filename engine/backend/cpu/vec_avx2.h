@@ -32,6 +32,16 @@ static inline F load_half(const std::uint16_t* p) {
   const auto* q = reinterpret_cast<const __m128i*>(p);
   return {_mm256_cvtph_ps(_mm_loadu_si128(q)), _mm256_cvtph_ps(_mm_loadu_si128(q + 1))};
 }
+static inline F load_bytes(const std::uint8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)),
+          _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)))};
+}
+static inline F load_signed_bytes(const std::uint8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+}
 static inline void store_half(std::uint16_t* p, F x) {
   auto* q = reinterpret_cast<__m128i*>(p);
   _mm_storeu_si128(q, _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT));
@@ -90,6 +100,20 @@ static inline W load_weights(const std::uint8_t* p) {
   const auto* q = reinterpret_cast<const __m256i*>(p);
   return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
 }
+static inline W low_sixes(W w) {
+  const __m256i mask = _mm256_set1_epi8(63);
+  return {_mm256_and_si256(w.a, mask), _mm256_and_si256(w.b, mask)};
+}
+// The top two bits of a, b and c, a's lowest.
+static inline __m256i top_bits_half(__m256i a, __m256i b, __m256i c) {
+  a = _mm256_and_si256(_mm256_srli_epi16(a, 6), _mm256_set1_epi8(3));
+  b = _mm256_and_si256(_mm256_srli_epi16(b, 4), _mm256_set1_epi8(12));
+  c = _mm256_and_si256(_mm256_srli_epi16(c, 2), _mm256_set1_epi8(48));
+  return _mm256_or_si256(_mm256_or_si256(a, b), c);
+}
+static inline W top_bits(W a, W b, W c) {
+  return {top_bits_half(a.a, b.a, c.a), top_bits_half(a.b, b.b, c.b)};
+}
 static inline W low_nibbles(W w) {
   const __m256i mask = _mm256_set1_epi8(15);
   return {_mm256_and_si256(w.a, mask), _mm256_and_si256(w.b, mask)};
@@ -99,20 +123,36 @@ static inline W high_nibbles(W w) {
   return {_mm256_and_si256(_mm256_srli_epi16(w.a, 4), mask),
           _mm256_and_si256(_mm256_srli_epi16(w.b, 4), mask)};
 }
-// sum += unsigned weight bytes times signed activation bytes, four products a lane. maddubs would
-// saturate (2 * 255 * 127 > 32767), so even and odd bytes are widened to 16 bits and multiplied
-// there.
-static inline __m256i dot_half(__m256i sum, __m256i w, __m256i x) {
-  const __m256i w_even = _mm256_and_si256(w, _mm256_set1_epi16(255));
-  const __m256i w_odd = _mm256_srli_epi16(w, 8);
-  const __m256i x_even = _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8);
-  const __m256i x_odd = _mm256_srai_epi16(x, 8);
-  sum = _mm256_add_epi32(sum, _mm256_madd_epi16(w_even, x_even));
-  return _mm256_add_epi32(sum, _mm256_madd_epi16(w_odd, x_odd));
+#ifdef __AVXVNNI__
+// sum += unsigned weight bytes times signed activation bytes, four products a lane
+static inline I dot_bytes(I sum, W w, I x) {
+  return {_mm256_dpbusd_avx_epi32(sum.a, w.a, x.a), _mm256_dpbusd_avx_epi32(sum.b, w.b, x.b)};
 }
+// The same for q8_0 weights, stored as value + 128
+constexpr int kQ8Offset = 128;
+static inline W q8_weights(W w) { return w; }
+static inline I dot_q8(I sum, W w, I x) { return dot_bytes(sum, w, x); }
+#else
+static inline __m256i dot_half(__m256i sum, __m256i w, __m256i x) {
+  const __m256i pairs = _mm256_maddubs_epi16(w, x);  // saturates at 32767
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+// sum += unsigned weight bytes, 128 at most, times signed activation bytes, four products a lane
 static inline I dot_bytes(I sum, W w, I x) {
   return {dot_half(sum.a, w.a, x.a), dot_half(sum.b, w.b, x.b)};
 }
+// The same for q8_0 weights, stored as value + 128: made signed here, and multiplied by their
+// magnitudes with the activations under their signs.
+constexpr int kQ8Offset = 0;
+static inline W q8_weights(W w) {
+  const __m256i offset = _mm256_set1_epi8(-128);
+  return {_mm256_xor_si256(w.a, offset), _mm256_xor_si256(w.b, offset)};
+}
+static inline I dot_q8(I sum, W w, I x) {
+  return dot_bytes(sum, {_mm256_abs_epi8(w.a), _mm256_abs_epi8(w.b)},
+                   {_mm256_sign_epi8(x.a, w.a), _mm256_sign_epi8(x.b, w.b)});
+}
+#endif
 
 // sum += two bf16 weights times two bf16 activations a lane
 static inline __m256 dot_bf16_half(__m256 sum, __m256i w, __m256i x) {

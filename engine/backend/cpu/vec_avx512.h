@@ -23,6 +23,14 @@ static inline void store(float* p, F a) { _mm512_storeu_ps(p, a); }
 static inline F load_half(const std::uint16_t* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
+static inline F load_bytes(const std::uint8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
+}
+static inline F load_signed_bytes(const std::uint8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+}
 static inline void store_half(std::uint16_t* p, F a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
 }
@@ -57,12 +65,24 @@ static inline void store_int8(std::int8_t* p, F a) {
 }
 
 static inline W load_weights(const std::uint8_t* p) { return _mm512_loadu_si512(p); }
+static inline W low_sixes(W w) { return _mm512_and_si512(w, _mm512_set1_epi8(63)); }
+// The top two bits of a, b and c, a's lowest.
+static inline W top_bits(W a, W b, W c) {
+  constexpr int or_and = 0xf8;  // x | (y & z)
+  W w = _mm512_and_si512(_mm512_srli_epi16(a, 6), _mm512_set1_epi8(3));
+  w = _mm512_ternarylogic_epi64(w, _mm512_srli_epi16(b, 4), _mm512_set1_epi8(12), or_and);
+  return _mm512_ternarylogic_epi64(w, _mm512_srli_epi16(c, 2), _mm512_set1_epi8(48), or_and);
+}
 static inline W low_nibbles(W w) { return _mm512_and_si512(w, _mm512_set1_epi8(15)); }
 static inline W high_nibbles(W w) {
   return _mm512_and_si512(_mm512_srli_epi16(w, 4), _mm512_set1_epi8(15));
 }
 // sum += unsigned weight bytes times signed activation bytes, four products a lane
 static inline I dot_bytes(I sum, W w, I x) { return _mm512_dpbusd_epi32(sum, w, x); }
+// The same for q8_0 weights, stored as value + 128
+constexpr int kQ8Offset = 128;
+static inline W q8_weights(W w) { return w; }
+static inline I dot_q8(I sum, W w, I x) { return dot_bytes(sum, w, x); }
 
 // sum += two bf16 weights times two bf16 activations a lane
 static inline F dot_bf16(F sum, W w, I x) {

@@ -73,6 +73,12 @@ static inline void store(float* p, const F& a) { __builtin_memcpy(p, a.v, sizeof
 static inline F load_half(const std::uint16_t* p) {
   return lanes([&](int i) { return half_to_float(p[i]); });
 }
+static inline F load_bytes(const std::uint8_t* p) {
+  return lanes([&](int i) { return static_cast<float>(p[i]); });
+}
+static inline F load_signed_bytes(const std::uint8_t* p) {
+  return lanes([&](int i) { return static_cast<float>(static_cast<std::int8_t>(p[i])); });
+}
 static inline void store_half(std::uint16_t* p, const F& a) {
   for (int i = 0; i < 16; ++i) p[i] = float_to_half(a.v[i]);
 }
@@ -139,6 +145,17 @@ static inline W load_weights(const std::uint8_t* p) {
   __builtin_memcpy(w.v, p, sizeof(w.v));
   return w;
 }
+static inline W low_sixes(W w) {
+  for (auto& b : w.v) b &= 63;
+  return w;
+}
+// The top two bits of a, b and c, a's lowest.
+static inline W top_bits(W a, const W& b, const W& c) {
+  for (int i = 0; i < 64; ++i) {
+    a.v[i] = static_cast<std::uint8_t>(a.v[i] >> 6 | b.v[i] >> 6 << 2 | c.v[i] >> 6 << 4);
+  }
+  return a;
+}
 static inline W low_nibbles(W w) {
   for (auto& b : w.v) b &= 15;
   return w;
@@ -157,6 +174,10 @@ static inline I dot_bytes(I sum, const W& w, const I& x) {
   }
   return sum;
 }
+// The same for q8_0 weights, stored as value + 128
+constexpr int kQ8Offset = 128;
+static inline const W& q8_weights(const W& w) { return w; }
+static inline I dot_q8(const I& sum, const W& w, const I& x) { return dot_bytes(sum, w, x); }
 // sum += two bf16 weights times two bf16 activations a lane
 static inline F dot_bf16(F sum, const W& w, const I& x) {
   for (int i = 0; i < 16; ++i) {
