@@ -1,5 +1,5 @@
-"""Qwen3 as an OpenVINO graph in the form that its own exporters give a decoder, so that the CPU
-plugin finds its fused norms, rotary embeddings and attention; weights compressed as NNCF does."""
+"""Qwen3 as an OpenVINO graph in the form that exporters give a decoder, so that the CPU
+plugin finds its fused norms, rotary embeddings and attention; weights in NNCF's layout."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ namespace {
 
 using namespace test;
 
-// A cache with known keys and values: multiples of 2^-6, so that a half holds them exactly. RoPE
-// turns by no angle.
+// A cache with known keys and values: multiples of 2^-8 below 2, so that a half holds them exactly
+// and a bf16 does not. RoPE turns by no angle.
 struct Cache {
   HeadShape heads;
   int n_ctx;
@@ -29,8 +29,8 @@ struct Cache {
         still(static_cast<std::size_t>(shape.head_dim) / 2, 0.0f) {
     const int n = n_ctx * heads.num_key_value_heads * heads.head_dim;
     for (int i = 0; i < n; ++i) {
-      keys.push_back(static_cast<float>(random.below(257) - 128) * 0x1p-6f);
-      values.push_back(static_cast<float>(random.below(257) - 128) * 0x1p-6f);
+      keys.push_back(static_cast<float>(random.below(1025) - 512) * 0x1p-8f);
+      values.push_back(static_cast<float>(random.below(1025) - 512) * 0x1p-8f);
     }
     write(backend, 0, keys, values);
   }
@@ -79,10 +79,21 @@ struct Expected {
   std::vector<double> tolerance;
 };
 
+// Half a unit in the last place of a bf16 in [1, 2).
+constexpr double kBf16Eps = 0x1p-9;
+
+// Does the table multiply an F16 cache as bf16?
+bool multiplies_bf16(const Kernels* kernels, DType dtype) {
+  return dtype == DType::f16 && kernels->half_interleave == 2;
+}
+
 // The bound: a score is off by its roundings, so a probability by twice that and exp's own error;
-// sums over n keys by n roundings, of terms that are at most the sum of magnitudes.
+// sums over n keys by n roundings, of terms that are at most the sum of magnitudes. In bf16, that
+// of queries, keys and values rounded to it, whose probabilities are rounded too: the weight of a
+// value, one of them divided by the sum of all, is then off by twice that.
 Expected expected_attention(const Cache& cache, const std::vector<int>& kv_end,
-                            const std::vector<float>& q) {
+                            const std::vector<float>& q, bool bf16) {
+  const auto as_read = [&](float x) { return bf16 ? rounded_to_bf16(x) : static_cast<double>(x); };
   const int dim = cache.heads.head_dim;
   const int kv_heads = cache.heads.num_key_value_heads;
   const int group = cache.heads.num_attention_heads / kv_heads;
@@ -96,8 +107,9 @@ Expected expected_attention(const Cache& cache, const std::vector<int>& kv_end,
         const float* k = cache.keys.data() + (key * kv_heads + head / group) * dim;
         double score = 0, magnitudes = 0;
         for (int d = 0; d < dim; ++d) {
-          score += static_cast<double>(query[d]) * k[d];
-          magnitudes += std::abs(static_cast<double>(query[d]) * k[d]);
+          const double product = as_read(query[d]) * as_read(k[d]);
+          score += product;
+          magnitudes += std::abs(product);
         }
         p.push_back(score / std::sqrt(dim));
         score_error = std::max(score_error, magnitudes / std::sqrt(dim) * (dim + 4) * kEps);
@@ -105,11 +117,12 @@ Expected expected_attention(const Cache& cache, const std::vector<int>& kv_end,
       const double top = *std::max_element(p.begin(), p.end());
       double sum = 0;
       for (double& x : p) sum += x = std::exp(x - top);
-      const double relative = 2 * score_error + 4e-7 + (kv_end[row] + 40) * kEps;
+      const double relative =
+          2 * score_error + 4e-7 + (kv_end[row] + 40) * kEps + (bf16 ? 1.01 * kBf16Eps : 0);
       for (int d = 0; d < dim; ++d) {
         double value = 0, magnitudes = 0;
         for (int key = 0; key < kv_end[row]; ++key) {
-          const double v = cache.values[(key * kv_heads + head / group) * dim + d];
+          const double v = as_read(cache.values[(key * kv_heads + head / group) * dim + d]);
           value += p[key] / sum * v;
           magnitudes += p[key] / sum * std::abs(v);
         }
@@ -130,20 +143,23 @@ std::string place(const Kernels* kernels, const HeadShape& heads, DType dtype) {
 // Every table and cache type against one reference, and each row alone against all together.
 void check_attention(const HeadShape& heads, const std::vector<int>& kv_end) {
   const int n_ctx = *std::max_element(kv_end.begin(), kv_end.end());
-  std::vector<float> q;
-  Expected expected;
+  Expected expected[2];  // in float32, in bf16
   for (const Kernels* kernels : all_kernels()) {
     const ForcedIsa forced(kernels->name);
     CpuBackend backend(2);
     for (const DType dtype : {DType::f32, DType::f16}) {
       Random random(static_cast<std::uint64_t>(heads.num_attention_heads * 1000 + heads.head_dim));
       Cache cache(backend, heads, n_ctx, dtype, random);
-      if (q.empty()) {
-        q = random.floats(kv_end.size() * cache.q_size(), -1.5, 1.5);
-        expected = expected_attention(cache, kv_end, q);
+      const auto q = random.floats(kv_end.size() * cache.q_size(), -1.5, 1.5);
+      const bool bf16 = multiplies_bf16(kernels, dtype);
+      auto& [values, tolerance] = expected[bf16];
+      if (values.empty()) {
+        Expected worked_out = expected_attention(cache, kv_end, q, bf16);
+        values = worked_out.values;
+        tolerance = worked_out.tolerance;
       }
       const auto all = run_attention(backend, {{&cache, kv_end}}, q);
-      CHECK_CLOSE(place(kernels, heads, dtype), all, expected.values, expected.tolerance);
+      CHECK_CLOSE(place(kernels, heads, dtype), all, values, tolerance);
       for (std::size_t row = 0; row < kv_end.size(); ++row) {
         const auto at = static_cast<std::ptrdiff_t>(row * cache.q_size());
         const std::vector<float> one(q.begin() + at,
@@ -157,7 +173,7 @@ void check_attention(const HeadShape& heads, const std::vector<int>& kv_end) {
 }
 
 TEST(attention_of_every_head_shape) {
-  for (const int dim : {2, 8, 16, 24, 64, 80, 128}) {
+  for (const int dim : {2, 8, 10, 16, 24, 64, 80, 128}) {
     for (const int group : {1, 2, 3, 5, 40}) {
       const int kv_heads = group == 40 ? 1 : 2;
       check_attention({group * kv_heads, kv_heads, dim}, {1, 2, 15, 16, 17, 63, 64, 65, 100});
@@ -170,6 +186,19 @@ TEST(attention_over_long_contexts) {
   check_attention({4, 2, 64}, kv_end);
   check_attention({40, 1, 8}, kv_end);
   check_attention({3, 3, 24}, kv_end);
+  check_attention({2, 1, 16}, {4097, 4096, 4095, 1});
+  check_attention({8, 1, 256}, {511, 512, 513, 600});
+}
+
+// Every number of rows around the tiles' sizes, and more queries than a task holds.
+TEST(attention_of_many_rows) {
+  for (const int n_rows : {2, 3, 4, 5, 7, 8, 9, 16, 17, 33, 67}) {
+    std::vector<int> kv_end;
+    for (int row = 0; row < n_rows; ++row) kv_end.push_back(60 + row * 29 % 83);
+    check_attention({2, 1, 24}, kv_end);
+    check_attention({8, 1, 16}, kv_end);
+    check_attention({3, 3, 8}, kv_end);
+  }
 }
 
 TEST(attention_of_causal_and_block_rows_in_one_forward) {
@@ -216,6 +245,31 @@ TEST(attention_ignores_what_lies_behind_kv_end) {
         }
       }
     }
+  }
+}
+
+// What rounding to bf16 costs where scores are about as large as a trained model's: no more than
+// the roundings of value and probability, 2^-9 / sqrt(3) each in root mean square, and that of the
+// scores, which is their size times as much.
+TEST(attention_in_bf16_is_near_float64) {
+  for (const Kernels* kernels : all_kernels()) {
+    const ForcedIsa forced(kernels->name);
+    CpuBackend backend(2);
+    Random random(11);
+    Cache cache(backend, {4, 2, 128}, 700, DType::f16, random);
+    const std::vector<int> kv_end = {1, 2, 30, 300, 600, 700};
+    const auto q = random.floats(kv_end.size() * cache.q_size(), -1.5, 1.5);
+    const Expected exact = expected_attention(cache, kv_end, q, false);
+    const auto out = run_attention(backend, {{&cache, kv_end}}, q);
+    double errors = 0, squares = 0;
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      errors += (out[i] - exact.values[i]) * (out[i] - exact.values[i]);
+      squares += exact.values[i] * exact.values[i];
+    }
+    const double error = std::sqrt(errors / squares);
+    const bool bf16 = multiplies_bf16(kernels, DType::f16);
+    CHECK_IN(std::string(kernels->name) + ": " + std::to_string(error),
+             error < (bf16 ? 4 * kBf16Eps / std::sqrt(3.0) : 1e-6));
   }
 }
 
@@ -277,68 +331,84 @@ TEST(rotate_and_cache_norms_turns_and_stores) {
       for (const bool normed : {false, true}) {
         constexpr int dim = 24;
         const HeadShape heads{6, 2, dim};
-        const auto kv_storage = backend.allocate_kv(2, heads, 50, DType::f32);
-        const auto& kv = static_cast<const CpuKv&>(*kv_storage);
-        Random random(7);
-        auto q = random.floats(3 * 6 * dim, -2, 2);
-        auto k = random.floats(3 * 2 * dim, -2, 2);
-        const auto v = random.floats(3 * 2 * dim, -2, 2);
-        const auto norm = random.floats(2 * dim, 0.5, 2);
-        std::vector<float> frequencies;
-        for (int i = 0; i < dim / 2; ++i) {
-          frequencies.push_back(static_cast<float>(std::pow(100.0, -2.0 * i / dim)));
-        }
-        const std::vector<int> positions = {17, 18, 31};
-        const auto turned = [&](const std::vector<float>& x, int head_count, const float* weight) {
-          std::vector<double> out;
-          for (std::size_t at = 0; at < x.size(); at += dim) {
-            const int position = positions[at / static_cast<std::size_t>(head_count * dim)];
-            double scale = 1, head[dim];
-            if (normed) {
-              double squares = 0;
-              for (int d = 0; d < dim; ++d) squares += static_cast<double>(x[at + d]) * x[at + d];
-              scale = 1 / std::sqrt(squares / dim + 1e-6);
-            }
-            for (int d = 0; d < dim; ++d) head[d] = x[at + d] * scale * (normed ? weight[d] : 1);
-            for (int i = 0; i < dim / 2; ++i) {
-              const double angle = position * static_cast<double>(frequencies[i]);
-              double& a = head[interleaved ? 2 * i : i];
-              double& b = head[interleaved ? 2 * i + 1 : i + dim / 2];
-              const double before = a;
-              a = a * std::cos(angle) - b * std::sin(angle);
-              b = before * std::sin(angle) + b * std::cos(angle);
-            }
-            out.insert(out.end(), head, head + dim);
+        for (const DType dtype : {DType::f32, DType::f16}) {
+          const auto kv_storage = backend.allocate_kv(2, heads, 50, dtype);
+          const auto& kv = static_cast<const CpuKv&>(*kv_storage);
+          Random random(7);
+          auto q = random.floats(3 * 6 * dim, -2, 2);
+          auto k = random.floats(3 * 2 * dim, -2, 2);
+          const auto v = random.floats(3 * 2 * dim, -2, 2);
+          const auto norm = random.floats(2 * dim, 0.5, 2);
+          std::vector<float> frequencies;
+          for (int i = 0; i < dim / 2; ++i) {
+            frequencies.push_back(static_cast<float>(std::pow(100.0, -2.0 * i / dim)));
           }
-          return out;
-        };
-        const auto expected_q = turned(q, 6, norm.data());
-        const auto expected_k = turned(k, 2, norm.data() + dim);
-        const std::vector<TokenId> tokens(3);
-        const SequenceRows sequence{kv_storage.get(), 0, 3};
-        backend.begin({tokens, positions, positions, {&sequence, 1}}, frequencies, interleaved);
-        backend.rotate_and_cache(1, heads, normed ? norm.data() : nullptr,
-                                 normed ? norm.data() + dim : nullptr, 1e-6f, q.data(), k.data(),
-                                 v.data());
-        // An angle near 31 is off by half a unit in its last place.
-        const std::vector<double> tolerance(q.size(), 8 * (31 + 20) * kEps);
-        CHECK_CLOSE(place(kernels, heads, DType::f32), q, expected_q, tolerance);
-        std::vector<float> stored_k, stored_v;
-        for (int row = 0; row < 3; ++row) {
-          for (int head = 0; head < 2; ++head) {
-            const auto* keys = reinterpret_cast<const float*>(kv.keys(1, head));
-            const auto* values = reinterpret_cast<const float*>(kv.values(1, head));
-            const int position = positions[row];
-            for (int d = 0; d < dim; ++d) {
-              stored_k.push_back(keys[(position / 16 * dim + d) * 16 + position % 16]);
-              stored_v.push_back(values[position * kv.padded_dim() + d]);
+          const std::vector<int> positions = {17, 18, 31};
+          const auto turned = [&](const std::vector<float>& x, int head_count,
+                                  const float* weight) {
+            std::vector<double> out;
+            for (std::size_t at = 0; at < x.size(); at += dim) {
+              const int position = positions[at / static_cast<std::size_t>(head_count * dim)];
+              double scale = 1, head[dim];
+              if (normed) {
+                double squares = 0;
+                for (int d = 0; d < dim; ++d) squares += static_cast<double>(x[at + d]) * x[at + d];
+                scale = 1 / std::sqrt(squares / dim + 1e-6);
+              }
+              for (int d = 0; d < dim; ++d) head[d] = x[at + d] * scale * (normed ? weight[d] : 1);
+              for (int i = 0; i < dim / 2; ++i) {
+                const double angle = position * static_cast<double>(frequencies[i]);
+                double& a = head[interleaved ? 2 * i : i];
+                double& b = head[interleaved ? 2 * i + 1 : i + dim / 2];
+                const double before = a;
+                a = a * std::cos(angle) - b * std::sin(angle);
+                b = before * std::sin(angle) + b * std::cos(angle);
+              }
+              out.insert(out.end(), head, head + dim);
             }
-            CHECK(reinterpret_cast<const float*>(kv.keys(0, head))[position % 16] == 0.0f);
+            return out;
+          };
+          const auto expected_q = turned(q, 6, norm.data());
+          const auto expected_k = turned(k, 2, norm.data() + dim);
+          const std::vector<TokenId> tokens(3);
+          const SequenceRows sequence{kv_storage.get(), 0, 3};
+          backend.begin({tokens, positions, positions, {&sequence, 1}}, frequencies, interleaved);
+          backend.rotate_and_cache(1, heads, normed ? norm.data() : nullptr,
+                                   normed ? norm.data() + dim : nullptr, 1e-6f, q.data(), k.data(),
+                                   v.data());
+          // An angle near 31 is off by half a unit in its last place.
+          const std::vector<double> tolerance(q.size(), 8 * (31 + 20) * kEps);
+          CHECK_CLOSE(place(kernels, heads, dtype), q, expected_q, tolerance);
+          std::vector<float> stored_k, stored_v;
+          const int u = kv.interleave();
+          CHECK_EQ(u, dtype == DType::f16 ? kernels->half_interleave : 1);
+          const auto element = [&](const std::uint8_t* base, int at) {
+            if (dtype == DType::f32) return reinterpret_cast<const float*>(base)[at];
+            return half_to_float(reinterpret_cast<const std::uint16_t*>(base)[at]);
+          };
+          for (int row = 0; row < 3; ++row) {
+            for (int head = 0; head < 2; ++head) {
+              const int position = positions[row];
+              for (int d = 0; d < dim; ++d) {
+                const int key_at =
+                    (position / 16 * (dim / u) + d / u) * 16 * u + position % 16 * u + d % u;
+                const int value_at = (position / u * kv.padded_dim() + d) * u + position % u;
+                stored_k.push_back(element(kv.keys(1, head), key_at));
+                stored_v.push_back(element(kv.values(1, head), value_at));
+              }
+              CHECK(element(kv.keys(0, head), position % 16 * u) == 0.0f);
+            }
           }
+          const double rounding = dtype == DType::f16 ? 0x1p-11 : 0;
+          std::vector<double> stored_tolerance, value_tolerance;
+          for (const double x : expected_k) {
+            stored_tolerance.push_back(tolerance[0] + std::abs(x) * rounding);
+          }
+          for (const float x : v) value_tolerance.push_back(std::abs(x) * rounding);
+          CHECK_CLOSE(place(kernels, heads, dtype), stored_k, expected_k, stored_tolerance);
+          CHECK_CLOSE(place(kernels, heads, dtype), stored_v,
+                      std::vector<double>(v.begin(), v.end()), value_tolerance);
         }
-        CHECK_CLOSE(place(kernels, heads, DType::f32), stored_k, expected_k,
-                    std::span(tolerance).first(stored_k.size()));
-        CHECK(stored_v == v);
       }
     }
   }

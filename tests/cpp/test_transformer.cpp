@@ -83,8 +83,10 @@ TEST(transformer_agrees_with_float64) {
           CHECK_EQ(kv.length(), 23);
           // Float32 alone: 2e-6. Activations are rounded eleven times on the way: to bf16 by about
           // 2^-9 in the mean, to int8 by 1/500 of their group's largest; F16 keys by 2^-12. Layers
-          // let these grow to 0.011, 0.026 and 0.0012.
+          // let these grow to 0.011, 0.026 and 0.0012. Where attention over F16 keys multiplies in
+          // bf16, queries, keys, values and probabilities are rounded to it: 0.012.
           double tolerance = kv_dtype == DType::f16 ? 3e-3 : 1e-5;
+          if (kv_dtype == DType::f16 && kernels->half_interleave == 2) tolerance = 3e-2;
           if (dtype == DType::bf16) tolerance = 3e-2;
           if (values_per_block(dtype) > 1) tolerance = 6e-2;
           const double error = relative_error(logits, expected);

@@ -9,29 +9,46 @@ namespace sbd::cpu {
 
 namespace {
 
-// Keys per task. Fixed, as the split decides how partial results are added up.
-constexpr int kSplit = 1024;
+// Queries that share a task, and with it the conversion of its keys and values, which costs about
+// as much as five of them. Results do not depend on it: where it would leave threads without a
+// task it is halved, down to the lower one.
+constexpr int kMostQueries = 128;
+constexpr int kLeastQueries = 16;
+
+// Rows of a head that one task writes to the cache: as many positions share a line of its keys.
+constexpr int kCacheRows = kLanes;
 
 // Partial results that are kept at a time: 32 MiB, or one tile's where that is more.
 constexpr Index kPartialFloats = 8 << 20;
 
-int n_splits(int key_end) { return (key_end + kSplit - 1) / kSplit; }
+Index round_up(Index n) { return (n + 15) / 16 * 16; }  // whole lines
 
-// value[i] to out[i * stride], in the cache's type
-template <typename Convert>
-void store_kv(const CpuKv& kv, std::uint8_t* base, Index at, Index stride, const float* value,
-              int n, Convert to_half) {
-  if (kv.dtype() == DType::f32) {
-    float* out = reinterpret_cast<float*>(base) + at;
-    for (int i = 0; i < n; ++i) out[i * stride] = value[i];
+int n_splits(int key_end) { return (key_end + kKeysPerSplit - 1) / kKeysPerSplit; }
+
+// Groups of Width neighbours, `stride` apart in `out`
+template <int Width, typename T>
+void scatter(const T* x, int n, T* out, int stride) {
+  for (int i = 0; i < n; i += Width, out += stride) std::memcpy(out, x + i, Width * sizeof(T));
+}
+
+// The same, in the cache's type.
+void store_kv(DType dtype, std::uint8_t* base, Index at, int width, int stride, const float* x,
+              int n, void (*to_half)(const float*, int, std::uint16_t*)) {
+  if (dtype == DType::f32) {
+    scatter<1>(x, n, reinterpret_cast<float*>(base) + at, stride);
     return;
   }
+  constexpr int kChunk = 128;
+  std::uint16_t halves[kChunk];
   auto* out = reinterpret_cast<std::uint16_t*>(base) + at;
-  std::uint16_t half[kLanes];
-  for (int i = 0; i < n; i += kLanes) {
-    const int count = std::min(kLanes, n - i);
-    to_half(value + i, count, half);
-    for (int j = 0; j < count; ++j) out[(i + j) * stride] = half[j];
+  for (int i = 0; i < n; i += kChunk, out += kChunk / width * stride) {
+    const int count = std::min(kChunk, n - i);
+    to_half(x + i, count, halves);
+    if (width == 2) {
+      scatter<2>(halves, count, out, stride);
+    } else {
+      scatter<1>(halves, count, out, stride);
+    }
   }
 }
 
@@ -45,121 +62,142 @@ void CpuBackend::rotate_and_cache(int layer, const HeadShape& heads, const float
   const int group = heads.num_attention_heads / kv_heads;
   for (const SequenceRows& sequence : rows_.sequences) {
     const auto& kv = static_cast<const CpuKv&>(*sequence.kv);
-    pool_.run(sequence.n_rows * kv_heads, [&](int task, int) {
-      const int row = sequence.first_row + task / kv_heads;
-      const int head = task % kv_heads;
-      const float* cos = cos_.data() + row * dim / 2;
-      const float* sin = sin_.data() + row * dim / 2;
-      const auto turn = [&](float* x, const float* norm) {
-        if (norm != nullptr) kernels_.rms_norm(x, norm, eps, heads.head_dim, x);
-        kernels_.rotate(x, cos, sin, heads.head_dim, rope_interleaved_);
-      };
-      float* query = q + (Index{row} * heads.num_attention_heads + head * group) * dim;
-      for (int g = 0; g < group; ++g) turn(query + g * dim, q_norm);
-      const Index at = (Index{row} * kv_heads + head) * dim;
-      turn(k + at, k_norm);
+    const int u = kv.interleave();
+    const int runs = (sequence.n_rows + kCacheRows - 1) / kCacheRows;
+    pool_.run(runs * kv_heads, [&](int task, int) {
+      const int head = task / runs;
+      const int begin = task % runs * kCacheRows;
+      const int end = std::min(begin + kCacheRows, sequence.n_rows);
+      for (Index row = sequence.first_row + begin; row < sequence.first_row + end; ++row) {
+        const float* cos = cos_.data() + row * dim / 2;
+        const float* sin = sin_.data() + row * dim / 2;
+        const auto turn = [&](float* x, const float* norm) {
+          if (norm != nullptr) kernels_.rms_norm(x, norm, eps, heads.head_dim, x);
+          kernels_.rotate(x, cos, sin, heads.head_dim, rope_interleaved_);
+        };
+        float* query = q + (row * heads.num_attention_heads + head * group) * dim;
+        for (int g = 0; g < group; ++g) turn(query + g * dim, q_norm);
+        const Index at = (row * kv_heads + head) * dim;
+        turn(k + at, k_norm);
 
-      const Index position = rows_.positions[row];
-      store_kv(kv, kv.keys(layer, head), position / kLanes * dim * kLanes + position % kLanes,
-               kLanes, k + at, heads.head_dim, kernels_.to_half);
-      store_kv(kv, kv.values(layer, head), position * kv.padded_dim(), 1, v + at, heads.head_dim,
-               kernels_.to_half);
+        const Index position = rows_.positions[static_cast<std::size_t>(row)];
+        const Index key_at = position / kLanes * dim * kLanes + position % kLanes * u;
+        const Index value_at = position / u * kv.padded_dim() * u + position % u;
+        store_kv(kv.dtype(), kv.keys(layer, head), key_at, u, kLanes * u, k + at, heads.head_dim,
+                 kernels_.to_half);
+        store_kv(kv.dtype(), kv.values(layer, head), value_at, 1, u, v + at, heads.head_dim,
+                 kernels_.to_half);
+      }
     });
   }
 }
 
+// A tile: the queries of one key-value head in a few rows of a sequence. A task: a tile and a split
+// of its keys.
 void CpuBackend::attention(int layer, const HeadShape& heads, const float* q, float* out) {
-  const int group = heads.num_attention_heads / heads.num_key_value_heads;
+  const int kv_heads = heads.num_key_value_heads;
+  const int group = heads.num_attention_heads / kv_heads;
   const Index padded = static_cast<const CpuKv&>(*rows_.sequences[0].kv).padded_dim();
-  const int rows_per_tile = std::max(1, kMaxQueries / group);
 
-  // A tile: the queries of one key-value head in a few rows of a sequence. A task: a tile and a
-  // split of its keys, with a partial result [queries][padded] outputs, maxima and sums.
-  query_tiles_.clear();
-  split_tiles_.clear();
+  int rows_per_tile = std::max(1, kMostQueries / group);
+  const auto n_tasks = [&] {
+    Index n = 0;
+    for (const SequenceRows& sequence : rows_.sequences) {
+      const int tiles = (sequence.n_rows + rows_per_tile - 1) / rows_per_tile;
+      n += Index{tiles} * kv_heads * n_splits(rows_.kv_end[sequence.first_row]);
+    }
+    return n;
+  };
+  while (n_tasks() < 2 * pool_.size() && rows_per_tile * group >= 2 * kLeastQueries &&
+         rows_per_tile > 1) {
+    rows_per_tile /= 2;
+  }
+
   const Index queries = Index{rows_per_tile} * group;
-  const Index split_floats = queries * (padded + 2);
+  const Index partial_floats = queries * padded + 2 * round_up(queries);
+  const Index scratch_floats = partial_floats + kKeysPerStep * (padded + queries) +
+                               3 * round_up(queries) + round_up(queries * heads.head_dim);
+  if (attention_scratch_floats_ < scratch_floats) {
+    attention_scratch_ = allocate(static_cast<std::size_t>(scratch_floats * pool_.size()));
+    attention_scratch_floats_ = scratch_floats;
+  }
   for (const SequenceRows& sequence : rows_.sequences) {
     for (int row = 0; row < sequence.n_rows; row += rows_per_tile) {
       const int first = sequence.first_row + row;
       const int n = std::min(rows_per_tile, sequence.n_rows - row);
       const int* ends = rows_.kv_end.data() + first;
       const int key_end = *std::max_element(ends, ends + n);
-      for (int head = 0; head < heads.num_key_value_heads; ++head) {
+      for (int head = 0; head < kv_heads; ++head) {
         const int tile = static_cast<int>(query_tiles_.size());
         query_tiles_.push_back({static_cast<const CpuKv*>(sequence.kv), head, first, n, key_end,
                                 static_cast<int>(split_tiles_.size())});
         split_tiles_.insert(split_tiles_.end(), static_cast<std::size_t>(n_splits(key_end)), tile);
-        if (static_cast<Index>(split_tiles_.size()) * split_floats >= kPartialFloats) {
-          attend(layer, heads, q, out, queries, padded);
+        if (static_cast<Index>(split_tiles_.size()) * partial_floats >= kPartialFloats) {
+          attend(layer, heads, q, out, partial_floats);
         }
       }
     }
   }
-  attend(layer, heads, q, out, queries, padded);
+  attend(layer, heads, q, out, partial_floats);
 }
 
 // Works the tiles gathered so far off.
 void CpuBackend::attend(int layer, const HeadShape& heads, const float* q, float* out,
-                        Index queries, Index padded) {
+                        Index partial_floats) {
   const Index dim = heads.head_dim;
   const int group = heads.num_attention_heads / heads.num_key_value_heads;
-  const Index split_floats = queries * (padded + 2);
-  const auto needed = static_cast<std::size_t>(split_floats) * split_tiles_.size();
+  const Index row_stride = heads.num_attention_heads * dim;
+  const auto needed = static_cast<std::size_t>(partial_floats) * split_tiles_.size();
   if (partials_.size() < needed) partials_.resize(needed);
 
-  pool_.run(static_cast<int>(split_tiles_.size()), [&](int split, int) {
+  const auto merge = [&](const QueryTile& tile, float* partials) {
+    const Index at = tile.first_row * row_stride + tile.kv_head * group * dim;
+    kernels_.merge_attention({partials, partial_floats, rows_.kv_end.data() + tile.first_row,
+                              tile.n_rows, group, heads.head_dim, tile.kv->padded_dim(), out + at,
+                              row_stride});
+  };
+  const auto next_keys = [&](int split) {
+    split = std::min(split, static_cast<int>(split_tiles_.size()) - 1);
     const QueryTile& tile = query_tiles_[split_tiles_[split]];
+    const Index first = Index{split - tile.first_split} * kKeysPerSplit;
+    const Index element = static_cast<Index>(bytes_per_block(tile.kv->dtype()));
+    return tile.kv->keys(layer, tile.kv_head) + first * dim * element;
+  };
+  bool any_split = false;
+  for (const QueryTile& tile : query_tiles_) any_split |= tile.key_end > kKeysPerSplit;
+
+  pool_.run(static_cast<int>(split_tiles_.size()), [&](int split, int thread) {
+    const QueryTile& tile = query_tiles_[split_tiles_[split]];
+    float* scratch = attention_scratch_.get() + thread * attention_scratch_floats_;
+    const bool whole = tile.key_end <= kKeysPerSplit;
     AttentionTask t{};
+    t.queries = q + tile.first_row * row_stride + tile.kv_head * group * dim;
+    t.kv_end = rows_.kv_end.data() + tile.first_row;
+    t.row_stride = row_stride;
+    t.n_rows = tile.n_rows;
+    t.group = group;
     t.head_dim = heads.head_dim;
-    t.padded_dim = static_cast<int>(padded);
+    t.padded_dim = tile.kv->padded_dim();
     t.kv_dtype = tile.kv->dtype();
     t.keys = tile.kv->keys(layer, tile.kv_head);
+    t.next_keys = next_keys(split + 1);
     t.values = tile.kv->values(layer, tile.kv_head);
-    t.key_begin = (split - tile.first_split) * kSplit;
-    t.key_end = std::min(tile.key_end, t.key_begin + kSplit);
+    t.key_begin = (split - tile.first_split) * kKeysPerSplit;
+    t.key_end = std::min(tile.key_end, t.key_begin + kKeysPerSplit);
     t.scale = 1.0f / std::sqrt(static_cast<float>(heads.head_dim));
-    float* partial = partials_.data() + split * split_floats;
-    const int n_queries = tile.n_rows * group;
-    for (int first = 0; first < n_queries; first += kMaxQueries) {  // more than one where group is
-      t.n_queries = std::min(kMaxQueries, n_queries - first);
-      for (int i = 0; i < t.n_queries; ++i) {
-        const int row = tile.first_row + (first + i) / group;
-        const int head = tile.kv_head * group + (first + i) % group;
-        t.queries[i] = q + (Index{row} * heads.num_attention_heads + head) * dim;
-        t.kv_end[i] = rows_.kv_end[row];
-      }
-      t.out = partial + first * padded;
-      t.maxima = partial + queries * padded + first;
-      t.sums = t.maxima + queries;
-      kernels_.attention(t);
-    }
+    t.partial = whole ? scratch : partials_.data() + split * partial_floats;
+    t.scratch = scratch + partial_floats;
+    kernels_.attention(t);
+    if (whole) merge(tile, t.partial);
   });
-
-  // out = sum over splits of exp(max_s - max) out_s, divided by the same sum of the sums
-  pool_.run(static_cast<int>(query_tiles_.size()), [&](int index, int) {
-    const QueryTile& tile = query_tiles_[index];
-    const int splits = n_splits(tile.key_end);
-    const float* first = partials_.data() + tile.first_split * split_floats;
-    for (int i = 0; i < tile.n_rows * group; ++i) {
-      const Index max_at = queries * padded + i;
-      const Index sum_at = max_at + queries;
-      float top = kMinusInfinity;
-      for (int s = 0; s < splits; ++s) top = std::max(top, first[s * split_floats + max_at]);
-      const int row = tile.first_row + i / group;
-      const int head = tile.kv_head * group + i % group;
-      float* o = out + (Index{row} * heads.num_attention_heads + head) * dim;
-      std::fill(o, o + dim, 0.0f);
-      float sum = 0;
-      for (int s = 0; s < splits; ++s) {
-        const float* partial = first + s * split_floats;
-        const float factor = std::exp(partial[max_at] - top);
-        sum += factor * partial[sum_at];
-        for (Index d = 0; d < dim; ++d) o[d] += factor * partial[i * padded + d];
+  if (any_split) {
+    pool_.run(static_cast<int>(query_tiles_.size()), [&](int index, int) {
+      const QueryTile& tile = query_tiles_[index];
+      if (tile.key_end > kKeysPerSplit) {
+        merge(tile, partials_.data() + tile.first_split * partial_floats);
       }
-      for (Index d = 0; d < dim; ++d) o[d] /= sum;
-    }
-  });
+    });
+  }
   query_tiles_.clear();
   split_tiles_.clear();
 }

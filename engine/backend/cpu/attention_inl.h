@@ -1,142 +1,421 @@
-// Attention of queries that share a key-value head: keys are read 16 to a lane group, values 16
-// dimensions to a lane group, with an online softmax over steps of kKeysPerStep keys. A key a query
-// does not see gets probability exactly 0 and changes no bit of its result.
+// Attention of queries that share a key-value head, with an online softmax over steps of
+// kKeysPerStep keys. Keys lie 16 to a vector and values 16 dimensions to a vector, so both products
+// (scores = K q and out += V p) have the same inner loop: a vector times one word of a query, added
+// to 16 float32 sums. A word and a lane hold one float, or two bf16 where the CPU multiplies pairs.
+//
+// A step of an F16 cache is converted once, into scratch that stays in L1, for all queries. A key
+// that a query does not see gets probability exactly 0, and every sum runs in the order of its keys
+// or dimensions: a query's result has the same bits whatever shares its task.
 
-static inline F load_kv(const float* p) { return load(p); }
-static inline F load_kv(const std::uint16_t* p) { return load_half(p); }
+// A call per tile would cost a tenth of its time.
+#define SBD_INLINE __attribute__((always_inline))
 
-static constexpr int kQueryTile = kRowTile < 4 ? 2 : 4;
 static constexpr int kKeyVectors = kKeysPerStep / 16;
 
-// scores[q][64] = queries[q] . keys of one step
-template <int Q, typename T>
-static inline void score_step(const AttentionTask& t, int query, const T* keys,
-                              float (*scores)[kKeysPerStep]) {
-  F sums[Q][kKeyVectors];
-  for (int q = 0; q < Q; ++q) {
-    for (int j = 0; j < kKeyVectors; ++j) sums[q][j] = zero();
+static inline int round_up(int n) { return (n + 15) / 16 * 16; }
+
+// 2^x with a relative error below 2e-7, exactly 1 at 0; 2^-126 below -126. NaN stays NaN.
+static inline F exp2(F x) {
+  x = max(set1(-126.0f), x);
+  const F n = round(x);
+  const F r = sub(x, n);
+  F p = set1(1.32647273e-3f);
+  p = fma(p, r, set1(9.67151279e-3f));
+  p = fma(p, r, set1(5.55073374e-2f));
+  p = fma(p, r, set1(2.40222421e-1f));
+  p = fma(p, r, set1(6.93146978e-1f));
+  p = fma(p, r, set1(1.0f));
+  return scale_by_power(p, n);
+}
+
+struct FloatProducts {
+  static constexpr int kPerWord = 1;
+  using Vector = F;
+  using Word = F;
+  static Vector load_vector(const std::uint8_t* p) {
+    return load(reinterpret_cast<const float*>(p));
   }
-  const Index block = static_cast<Index>(t.head_dim) * 16;
-  for (int d = 0; d < t.head_dim; ++d) {
-    F k[kKeyVectors];
-    for (int j = 0; j < kKeyVectors; ++j) k[j] = load_kv(keys + j * block + d * 16);
-    for (int q = 0; q < Q; ++q) {
-      const F x = set1(t.queries[query + q][d]);
-      for (int j = 0; j < kKeyVectors; ++j) sums[q][j] = fma(k[j], x, sums[q][j]);
-    }
+  static Vector load_halves(const std::uint16_t* p) { return load_half(p); }
+  static Word spread(const std::uint8_t* p) { return set1(*reinterpret_cast<const float*>(p)); }
+  static F multiply_add(F sum, Vector v, Word w) { return fma(v, w, sum); }
+
+  static void store_vector(std::uint8_t* p, Vector v) { store(reinterpret_cast<float*>(p), v); }
+  static void store_query(const float* q, int dim, std::uint8_t* out) {
+    __builtin_memcpy(out, q, static_cast<std::size_t>(dim) * sizeof(float));
   }
-  for (int q = 0; q < Q; ++q) {
+  // Over the scores of a step; returns lanes that add up to the probabilities' sum.
+  static F store_probabilities(const F (&p)[kKeyVectors], float* out) {
+    F sum = zero();
     for (int j = 0; j < kKeyVectors; ++j) {
-      store(scores[query + q] + j * 16, mul(sums[q][j], set1(t.scale)));
+      store(out + j * 16, p[j]);
+      sum = add(sum, p[j]);
     }
+    return sum;
+  }
+};
+
+#ifdef __AVX512BF16__
+struct Bf16Products {
+  static constexpr int kPerWord = 2;
+  using Vector = W;
+  using Word = I;
+  static Vector load_vector(const std::uint8_t* p) { return load_weights(p); }
+  static Vector load_halves(const std::uint16_t* p) {
+    return pack_bf16(load_half(p), load_half(p + 16));
+  }
+  static Word spread(const std::uint8_t* p) {
+    std::int32_t word;
+    __builtin_memcpy(&word, p, 4);
+    return set1_int(word);
+  }
+  static F multiply_add(F sum, Vector v, Word w) { return dot_bf16(sum, v, w); }
+
+  static void store_vector(std::uint8_t* p, Vector v) { store_words(p, v); }
+  static void store_query(const float* q, int dim, std::uint8_t* out) {
+    int d = 0;
+    for (; d + 32 <= dim; d += 32)
+      store_words(out + d * 2, pack_bf16(load(q + d), load(q + d + 16)));
+    if (d == dim) return;
+    float rest[32] = {};
+    std::uint8_t words[64];
+    __builtin_memcpy(rest, q + d, static_cast<std::size_t>(dim - d) * sizeof(float));
+    store_words(words, pack_bf16(load(rest), load(rest + 16)));
+    __builtin_memcpy(out + d * 2, words, static_cast<std::size_t>(dim - d) * 2);
+  }
+  // The sum is that of the rounded probabilities, so that the weights of the values add up to 1.
+  static F store_probabilities(const F (&p)[kKeyVectors], float* out) {
+    const I ones = set1_int(0x3f803f80);
+    F sum = zero();
+    for (int j = 0; j < kKeyVectors; j += 2) {
+      const W words = pack_bf16(p[j], p[j + 1]);
+      store_words(reinterpret_cast<std::uint8_t*>(out) + j * 32, words);
+      sum = dot_bf16(sum, words, ones);
+    }
+    return sum;
+  }
+};
+using HalfProducts = Bf16Products;
+#else
+using HalfProducts = FloatProducts;
+#endif
+
+// Where vectors come from. Words: an F32 cache, or scratch; what the next half step reads is
+// brought into L2 in even portions, one at each word.
+template <typename Products>
+struct Words {
+  static constexpr int kBytes = 64;  // of a vector
+  const std::uint8_t* next;
+  Index portion;
+  void step() {
+    prefetch(next);
+    next += portion;
+  }
+  static typename Products::Vector load(const std::uint8_t* p) { return Products::load_vector(p); }
+};
+
+// An F16 cache, converted on the way; what is needed a step later is prefetched.
+template <typename Products>
+struct Halves {
+  static constexpr int kBytes = 32 * Products::kPerWord;
+  Index step_bytes;
+  void step() {}
+  typename Products::Vector load(const std::uint8_t* p) const {
+    prefetch(p + step_bytes);
+    return Products::load_halves(reinterpret_cast<const std::uint16_t*>(p));
+  }
+};
+
+// sums[q][j] += vector j of word w times word w of query q, over n words
+template <typename Products, typename Source, int Q, int J>
+static inline void multiply_tile(Source& source, const std::uint8_t* vectors, Index vector_stride,
+                                 Index word_stride, const std::uint8_t* words, Index query_stride,
+                                 int n, F (&sums)[Q][J]) {
+  for (int w = 0; w < n; ++w) {
+    source.step();
+    typename Products::Vector v[J];
+    for (int j = 0; j < J; ++j) v[j] = source.load(vectors + j * vector_stride);
+    for (int q = 0; q < Q; ++q) {
+      const auto word = Products::spread(words + q * query_stride);
+      for (int j = 0; j < J; ++j) sums[q][j] = Products::multiply_add(sums[q][j], v[j], word);
+    }
+    vectors += word_stride;
+    words += 4;
   }
 }
 
-// out[q] += probabilities[q][n_keys] values
-template <int Q, typename T>
-static inline void value_step(const AttentionTask& t, int query, const T* values, int n_keys,
-                              float (*probabilities)[kKeysPerStep]) {
-  constexpr int D = kKeyVectors;
-  for (int d = 0; d < t.padded_dim; d += 16 * D) {
-    const int vectors = (t.padded_dim - d) / 16 < D ? (t.padded_dim - d) / 16 : D;
-    F sums[Q][D];
-    for (int q = 0; q < Q; ++q) {
-      for (int j = 0; j < vectors; ++j) {
-        sums[q][j] = load(t.out + static_cast<Index>(query + q) * t.padded_dim + d + j * 16);
-      }
+// Calls tile.operator()<Q, J>(query, vector) until all are covered.
+template <int Q, int J, typename Tile>
+static inline void query_tiles(int query, int n_queries, int vector, const Tile& tile) {
+  for (; query + Q <= n_queries; query += Q) tile.template operator()<Q, J>(query, vector);
+  if constexpr (Q > 1) query_tiles<Q / 2, J>(query, n_queries, vector, tile);
+}
+template <int Q, int J, typename Tile>
+static inline void tiles(int n_queries, int vector, int n_vectors, const Tile& tile) {
+  for (; vector + J <= n_vectors; vector += J) query_tiles<Q, J>(0, n_queries, vector, tile);
+  if constexpr (J > 1) tiles<(Q < 8 ? 2 * Q : Q), J / 2>(n_queries, vector, n_vectors, tile);
+}
+
+// Halves [0, n) to words
+template <typename Products>
+static inline void convert_step(const std::uint8_t* halves, Index n, std::uint8_t* words) {
+  constexpr int kPerVector = 16 * Products::kPerWord;
+  const auto* in = reinterpret_cast<const std::uint16_t*>(halves);
+  for (Index i = 0; i < n; i += kPerVector, words += 64) {
+    Products::store_vector(words, Products::load_halves(in + i));
+  }
+}
+
+template <typename Products, DType kCache>
+struct AttentionRun {
+  const AttentionTask& t;
+  int n_queries = t.n_rows * t.group;
+  int query_slots = round_up(n_queries);
+  int key_words = t.head_dim / Products::kPerWord;
+  int dim_vectors = t.padded_dim / 16;
+  Index query_bytes = Index{4} * key_words;
+  float* out = t.partial;
+  float* shifts = out + Index{n_queries} * t.padded_dim;  // minus the highest scaled score
+  float* sums = shifts + query_slots;
+  // scratch
+  std::uint8_t* step = reinterpret_cast<std::uint8_t*>(t.scratch);
+  float* scores = t.scratch + Index{kKeysPerStep} * t.padded_dim;
+  float* factors = scores + Index{kKeysPerStep} * n_queries;
+  float* step_sums = factors + query_slots;
+  int* kv_end = reinterpret_cast<int*>(step_sums + query_slots);
+  std::uint8_t* queries = reinterpret_cast<std::uint8_t*>(kv_end + query_slots);
+
+  // Keys of the step at `key` that the one of n queries that sees most sees.
+  int seen(int query, int n, int key) const {
+    int end = kv_end[query];
+    for (int q = 1; q < n; ++q) end = kv_end[query + q] > end ? kv_end[query + q] : end;
+    return end - key;
+  }
+
+  void start() const {
+    for (int i = 0; i < n_queries; ++i) {
+      const int row = i / t.group;
+      kv_end[i] = t.kv_end[row];
+      shifts[i] = -kMinusInfinity;
+      sums[i] = 0.0f;
+      Products::store_query(t.queries + row * t.row_stride + i % t.group * Index{t.head_dim},
+                            t.head_dim, queries + i * query_bytes);
     }
-    if (vectors == D) {
-      for (int key = 0; key < n_keys; ++key) {
-        const T* v = values + static_cast<Index>(key) * t.padded_dim + d;
-        F lanes[D];
-        for (int j = 0; j < D; ++j) lanes[j] = load_kv(v + j * 16);
-        for (int q = 0; q < Q; ++q) {
-          const F p = set1(probabilities[query + q][key]);
-          for (int j = 0; j < D; ++j) sums[q][j] = fma(lanes[j], p, sums[q][j]);
-        }
-      }
-    } else {
-      for (int key = 0; key < n_keys; ++key) {
-        const T* v = values + static_cast<Index>(key) * t.padded_dim + d;
-        for (int q = 0; q < Q; ++q) {
-          const F p = set1(probabilities[query + q][key]);
-          for (int j = 0; j < vectors; ++j) {
-            sums[q][j] = fma(load_kv(v + j * 16), p, sums[q][j]);
+    for (Index i = 0; i < Index{n_queries} * t.padded_dim; i += 16) store(out + i, zero());
+  }
+
+  // scores[q] = queries[q] . keys
+  template <int Q0, int J0, typename Source>
+  void score(Source source, const std::uint8_t* keys, int key, int n_keys) const {
+    const Index vector_bytes = Index{Source::kBytes} * key_words;
+    tiles<Q0, J0>(
+        n_queries, 0, (n_keys + 15) / 16, [&]<int Q, int J>(int query, int vector) SBD_INLINE {
+          if (seen(query, Q, key) <= vector * 16) return;
+          F tile[Q][J];
+          for (auto& row : tile) {
+            for (F& x : row) x = zero();
           }
+          multiply_tile<Products>(source, keys + vector * vector_bytes, vector_bytes,
+                                  Source::kBytes, queries + query * query_bytes, query_bytes,
+                                  key_words, tile);
+          for (int q = 0; q < Q; ++q) {
+            for (int j = 0; j < J; ++j) {
+              store(scores + Index{query + q} * kKeysPerStep + (vector + j) * 16, tile[q][j]);
+            }
+          }
+        });
+  }
+
+  // Keys [0, n) of a step are seen, all of them where kAll.
+  template <bool kAll>
+  float highest_score(int q, int n) const {
+    F top = set1(kMinusInfinity);
+    for (int j = 0; j < kKeyVectors; ++j) {
+      const F x = load(scores + Index{q} * kKeysPerStep + j * 16);
+      top = max(top, kAll ? x : first_lanes(x, n - j * 16, top));
+    }
+    return reduce_max(top);
+  }
+
+  // In the scores' place; returns their sum.
+  template <bool kAll>
+  float probabilities(int q, int n, F scale) const {
+    float* x = scores + Index{q} * kKeysPerStep;
+    const F shift = set1(shifts[q]);
+    F p[kKeyVectors];
+    for (int j = 0; j < kKeyVectors; ++j) {
+      p[j] = exp2(fma(load(x + j * 16), scale, shift));
+      if (!kAll) p[j] = first_lanes(p[j], n - j * 16, zero());
+    }
+    return reduce_add(Products::store_probabilities(p, x));
+  }
+
+  // scores = 2^(scale scores + shift), factors = 2^(new shift - old shift), of every query. In
+  // passes over all of them, as the two reductions of one are long chains.
+  void softmax(int key) const {
+    const F scale = set1(t.scale * 1.44269504f);  // to powers of 2
+    for (int q = 0; q < n_queries; ++q) {
+      const int n = kv_end[q] - key;
+      step_sums[q] = n >= kKeysPerStep ? highest_score<true>(q, n)
+                     : n > 0           ? highest_score<false>(q, n)
+                                       : kMinusInfinity;
+    }
+    for (int q = 0; q < n_queries; q += 16) {
+      const F old = load(shifts + q);
+      const F shift = min(old, sub(zero(), mul(load(step_sums + q), scale)));
+      const F factor = exp2(sub(shift, old));
+      store(shifts + q, shift);
+      store(sums + q, mul(load(sums + q), factor));
+      store(factors + q, factor);
+    }
+    for (int q = 0; q < n_queries; ++q) {
+      const int n = kv_end[q] - key;
+      if (n >= kKeysPerStep) {
+        sums[q] += probabilities<true>(q, n, scale);
+      } else if (n > 0) {
+        sums[q] += probabilities<false>(q, n, scale);
+      } else {
+        F none[kKeyVectors];
+        for (F& p : none) p = zero();
+        Products::store_probabilities(none, scores + Index{q} * kKeysPerStep);
+      }
+    }
+  }
+
+  // out[q] = factors[q] out[q] + probabilities[q] . values
+  template <int Q0, int J0, typename Source>
+  void add_values(Source source, const std::uint8_t* values, int key, int n_keys) const {
+    tiles<Q0, J0>(n_queries, 0, dim_vectors, [&]<int Q, int J>(int query, int vector) SBD_INLINE {
+      int n = seen(query, Q, key);
+      if (n <= 0) return;
+      n = n < n_keys ? n : n_keys;
+      F tile[Q][J];
+      float* o = out + Index{query} * t.padded_dim + vector * 16;
+      for (int q = 0; q < Q; ++q) {
+        const F factor = set1(factors[query + q]);
+        for (int j = 0; j < J; ++j) {
+          tile[q][j] = mul(load(o + Index{q} * t.padded_dim + j * 16), factor);
         }
       }
-    }
-    for (int q = 0; q < Q; ++q) {
-      for (int j = 0; j < vectors; ++j) {
-        store(t.out + static_cast<Index>(query + q) * t.padded_dim + d + j * 16, sums[q][j]);
+      multiply_tile<Products>(
+          source, values + vector * Source::kBytes, Source::kBytes,
+          Index{Source::kBytes} * dim_vectors,
+          reinterpret_cast<const std::uint8_t*>(scores + Index{query} * kKeysPerStep),
+          kKeysPerStep * 4, words_of(n), tile);
+      for (int q = 0; q < Q; ++q) {
+        for (int j = 0; j < J; ++j) store(o + Index{q} * t.padded_dim + j * 16, tile[q][j]);
       }
-    }
-  }
-}
-
-template <typename T>
-static void attention_typed(const AttentionTask& t) {
-  const T* keys = static_cast<const T*>(t.keys);
-  const T* values = static_cast<const T*>(t.values);
-  alignas(64) float scores[kMaxQueries][kKeysPerStep];
-
-  for (int q = 0; q < t.n_queries; ++q) {
-    t.maxima[q] = kMinusInfinity;
-    t.sums[q] = 0.0f;
-    float* out = t.out + static_cast<Index>(q) * t.padded_dim;
-    for (int d = 0; d < t.padded_dim; d += 16) store(out + d, zero());
+    });
   }
 
-  for (int key = t.key_begin; key < t.key_end; key += kKeysPerStep) {
-    const int n_keys = t.key_end - key < kKeysPerStep ? t.key_end - key : kKeysPerStep;
-    const T* step_keys = keys + static_cast<Index>(key) * t.head_dim;
-    int query = 0;
-    for (; query + kQueryTile <= t.n_queries; query += kQueryTile) {
-      score_step<kQueryTile>(t, query, step_keys, scores);
-    }
-    for (; query < t.n_queries; ++query) score_step<1>(t, query, step_keys, scores);
+  static int words_of(int n) { return (n + Products::kPerWord - 1) / Products::kPerWord; }
 
-    for (int q = 0; q < t.n_queries; ++q) {
-      const int seen = t.kv_end[q] - key;
-      for (int i = seen < 0 ? 0 : seen; i < kKeysPerStep; ++i) scores[q][i] = kMinusInfinity;
-      F top = load(scores[q]);
-      for (int j = 1; j < kKeyVectors; ++j) top = max(top, load(scores[q] + j * 16));
-      const float step_max = reduce_max(top);
-      const float old_max = t.maxima[q];
-      const float new_max = step_max > old_max ? step_max : old_max;
-      // Where nothing has been seen yet, exp(-1e30 - -1e30) would be 1: such keys start far below.
-      const F shift = set1(seen > 0 ? new_max : 0.0f);
-      F sum = zero();
-      for (int j = 0; j < kKeyVectors; ++j) {
-        const F p = exp(sub(load(scores[q] + j * 16), shift));
-        store(scores[q] + j * 16, p);
-        sum = add(sum, p);
-      }
-      if (new_max > old_max) {
-        float factor[16];
-        store(factor, exp(set1(old_max - new_max)));
-        t.sums[q] *= factor[0];
-        float* out = t.out + static_cast<Index>(q) * t.padded_dim;
-        for (int d = 0; d < t.padded_dim; d += 16)
-          store(out + d, mul(load(out + d), set1(factor[0])));
-        t.maxima[q] = new_max;
-      }
-      t.sums[q] += reduce_add(sum);
-    }
-
-    const T* step_values = values + static_cast<Index>(key) * t.padded_dim;
-    query = 0;
-    for (; query + kQueryTile <= t.n_queries; query += kQueryTile) {
-      value_step<kQueryTile>(t, query, step_values, n_keys, scores);
-    }
-    for (; query < t.n_queries; ++query) value_step<1>(t, query, step_values, n_keys, scores);
+  // Prefetches `bytes` from `next` over the words of all tiles.
+  Words<Products> words(const std::uint8_t* next, Index bytes, int n_vectors, int n_words) const {
+    const Index n_tiles = Index{(n_queries + kQueryTile - 1) / kQueryTile} *
+                          ((n_vectors + kVectorTile - 1) / kVectorTile);
+    return {next, bytes / (n_tiles * n_words) + 1};
   }
-}
+
+  // A step of an F16 cache each vector of which serves one tile, as that holds all queries: there
+  // is no need of scratch.
+  template <int Q, int J>
+  void step_of_halves(const std::uint8_t* keys, const std::uint8_t* values, int key) const {
+    score<Q, J>(Halves<Products>{Index{kKeysPerStep} * 2 * t.head_dim}, keys, key, kKeysPerStep);
+    softmax(key);
+    add_values<Q, J>(Halves<Products>{Index{kKeysPerStep} * 2 * t.padded_dim}, values, key,
+                     kKeysPerStep);
+  }
+
+  void run() const {
+    start();
+    constexpr int kElement = kCache == DType::f32 ? 4 : 2;
+    constexpr int kHalfTile = kVectorTile > 1 ? kVectorTile / 2 : 1;
+    constexpr int kMoreQueries = kQueryTile * kVectorTile / kHalfTile;
+    for (int key = t.key_begin; key < t.key_end; key += kKeysPerStep) {
+      const int n_keys = t.key_end - key < kKeysPerStep ? t.key_end - key : kKeysPerStep;
+      const auto* keys =
+          static_cast<const std::uint8_t*>(t.keys) + Index{key} * t.head_dim * kElement;
+      const auto* values =
+          static_cast<const std::uint8_t*>(t.values) + Index{key} * t.padded_dim * kElement;
+      if constexpr (kCache == DType::f16) {
+        if (n_keys == kKeysPerStep && n_queries <= kMoreQueries) {
+          if (n_queries <= kQueryTile) {
+            step_of_halves<kQueryTile, kVectorTile>(keys, values, key);
+          } else {
+            step_of_halves<kMoreQueries, kHalfTile>(keys, values, key);
+          }
+          continue;
+        }
+      }
+      const int key_vectors = (n_keys + 15) / 16;
+      const int n_words = words_of(n_keys);
+      const Index step_bytes = Index{kKeysPerStep} * t.head_dim * kElement;
+      const bool last = key + kKeysPerStep >= t.key_end;
+      const auto to_values =
+          words(values, Index{n_keys} * t.padded_dim * kElement, key_vectors, key_words);
+      const auto to_keys =
+          words(last ? static_cast<const std::uint8_t*>(t.next_keys) : keys + step_bytes,
+                step_bytes, dim_vectors, n_words);
+      if (kCache == DType::f16) {
+        convert_step<Products>(keys, Index{key_vectors} * 16 * t.head_dim, step);
+        keys = step;
+      }
+      score<kQueryTile, kVectorTile>(to_values, keys, key, n_keys);
+      softmax(key);
+      if (kCache == DType::f16) {
+        convert_step<Products>(values, Index{n_words} * Products::kPerWord * t.padded_dim, step);
+        values = step;
+        if (n_keys % Products::kPerWord != 0) {
+          // Nobody sees the last pair's second key, and 0 times what lies there need not be 0.
+          std::uint8_t* last_word = step + Index{n_words - 1} * t.padded_dim * 4;
+          for (int i = 0; i < t.padded_dim; ++i) last_word[i * 4 + 2] = last_word[i * 4 + 3] = 0;
+        }
+      }
+      add_values<kQueryTile, kVectorTile>(to_keys, values, key, n_keys);
+    }
+  }
+};
 
 static void attention(const AttentionTask& t) {
   if (t.kv_dtype == DType::f16) {
-    attention_typed<std::uint16_t>(t);
+    AttentionRun<HalfProducts, DType::f16>{t}.run();
   } else {
-    attention_typed<float>(t);
+    AttentionRun<FloatProducts, DType::f32>{t}.run();
+  }
+}
+
+// out = sum over splits s of 2^(shift - shift_s) out_s, divided by the same sum of the sums
+static void merge_attention(const MergeTask& t) {
+  const int n_queries = t.n_rows * t.group;
+  for (int i = 0; i < n_queries; ++i) {
+    const int row = i / t.group;
+    const int splits = (t.kv_end[row] + kKeysPerSplit - 1) / kKeysPerSplit;
+    float* shifts = t.partials + Index{n_queries} * t.padded_dim + i;
+    const float* sums = shifts + round_up(n_queries);
+    float shift = shifts[0];
+    for (int s = 1; s < splits; ++s) {
+      const float other = shifts[s * t.partial_stride];
+      shift = other < shift ? other : shift;
+    }
+    F sum = zero();
+    float* factors = shifts;  // in their place
+    for (int s = 0; s < splits; ++s) {
+      const Index at = s * t.partial_stride;
+      float factor[16];
+      store(factor, exp2(set1(shift - shifts[at])));
+      sum = fma(set1(factor[0]), set1(sums[at]), sum);
+      factors[at] = factor[0];
+    }
+    const F inverse = div(set1(1.0f), sum);
+    float* out = t.out + row * t.row_stride + i % t.group * Index{t.head_dim};
+    for (int d = 0; d < t.head_dim; d += 16) {
+      F total = zero();
+      for (int s = 0; s < splits; ++s) {
+        const Index at = s * t.partial_stride;
+        const float* partial = t.partials + at + Index{i} * t.padded_dim + d;
+        total = fma(set1(factors[at]), load(partial), total);
+      }
+      store_some(out + d, mul(total, inverse), t.head_dim - d);
+    }
   }
 }

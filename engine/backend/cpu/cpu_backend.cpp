@@ -22,10 +22,11 @@ T* grown(std::vector<T>& buffer, Index n) {
 
 }  // namespace
 
-CpuKv::CpuKv(int n_layers, const HeadShape& heads, int n_ctx, DType dtype)
+CpuKv::CpuKv(int n_layers, const HeadShape& heads, int n_ctx, DType dtype, int interleave)
     : dtype_(dtype),
       n_heads_(heads.num_key_value_heads),
-      padded_dim_(round_up(heads.head_dim, kLanes)) {
+      padded_dim_(round_up(heads.head_dim, kLanes)),
+      interleave_(interleave) {
   const Index element = static_cast<Index>(bytes_per_block(dtype));
   const Index positions = round_up(n_ctx, kKeysPerStep);
   keys_bytes_ = positions * heads.head_dim * element;
@@ -66,7 +67,8 @@ Buffer CpuBackend::upload(std::span<const float> values) {
 
 std::unique_ptr<KvStorage> CpuBackend::allocate_kv(int n_layers, const HeadShape& heads, int n_ctx,
                                                    DType dtype) {
-  return std::make_unique<CpuKv>(n_layers, heads, n_ctx, dtype);
+  const int interleave = dtype == DType::f16 ? kernels_.half_interleave : 1;
+  return std::make_unique<CpuKv>(n_layers, heads, n_ctx, dtype, interleave);
 }
 
 void CpuBackend::begin(const ForwardRows& rows, std::span<const float> inverse_frequencies,

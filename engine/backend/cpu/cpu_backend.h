@@ -10,20 +10,24 @@
 
 namespace sbd::cpu {
 
-// Per layer and key-value head: keys [n_ctx / 16][head_dim][16], then values [n_ctx][padded_dim].
+// Per layer and key-value head: keys [n_ctx / 16][head_dim / u][16][u], then values
+// [n_ctx / u][padded_dim][u]. u, the interleave, is 1, or 2 where the kernels multiply halves in
+// pairs.
 class CpuKv : public KvStorage {
  public:
-  CpuKv(int n_layers, const HeadShape& heads, int n_ctx, DType dtype);
+  CpuKv(int n_layers, const HeadShape& heads, int n_ctx, DType dtype, int interleave);
 
   DType dtype() const { return dtype_; }
   std::uint8_t* keys(int layer, int head) const;
   std::uint8_t* values(int layer, int head) const;
   int padded_dim() const { return padded_dim_; }
+  int interleave() const { return interleave_; }
 
  private:
   DType dtype_;
   int n_heads_;
   int padded_dim_;
+  int interleave_;
   Index keys_bytes_;  // of one head
   Index values_bytes_;
   Pages pages_;
@@ -74,8 +78,7 @@ class CpuBackend : public Backend {
                       std::span<const OutputRow> outputs = {});
   void multiply(const Activations& x, int n_rows, std::span<const Linear> linears, bool accumulate,
                 std::span<const Linear> then);
-  void attend(int layer, const HeadShape& heads, const float* q, float* out, Index queries,
-              Index padded);
+  void attend(int layer, const HeadShape& heads, const float* q, float* out, Index partial_floats);
 
   ThreadPool pool_;
   const Kernels& kernels_;
@@ -98,6 +101,8 @@ class CpuBackend : public Backend {
   std::vector<QueryTile> query_tiles_;
   std::vector<int> split_tiles_;                 // per split: its tile
   std::vector<float> partials_;                  // of attention, one for each split
+  Buffer attention_scratch_;                     // one for each thread
+  Index attention_scratch_floats_ = 0;           // of one thread
   std::vector<RunStats> run_stats_;              // [vocabulary runs][rows]
   std::vector<std::vector<float>> tiles_;        // per thread: logits of one run
   std::vector<Index> kept_;                      // per row: where its logits are, or -1

@@ -12,10 +12,10 @@ namespace sbd::cpu {
 
 using Index = std::ptrdiff_t;  // offsets are computed in it: products of int counts overflow an int
 
-inline constexpr int kLanes = 16;        // floats of a vector, keys per cached block
-inline constexpr int kPanel = 32;        // output features per panel
-inline constexpr int kMaxQueries = 32;   // queries that share a pass over keys
-inline constexpr int kKeysPerStep = 64;  // keys between two rescalings of the online softmax
+inline constexpr int kLanes = 16;          // floats of a vector, keys per cached block
+inline constexpr int kPanel = 32;          // output features per panel
+inline constexpr int kKeysPerStep = 64;    // keys between two rescalings of the online softmax
+inline constexpr int kKeysPerSplit = 512;  // keys of one attention task
 inline constexpr float kMinusInfinity = -1e30f;  // finite: differences with it stay numbers
 
 // Weights in panels of 32 output features, two halves of 16, inputs interleaved so that one load
@@ -58,23 +58,42 @@ struct LinearTask {
   const std::uint8_t* next;  // what this thread will probably read after the panels
 };
 
-// Queries of one key-value head against the keys [key_begin, key_end) of one sequence; query i sees
-// those below kv_end[i]. Unnormalised result: exp(scores - max) V, their sum and the max.
+// Queries of one key-value head in rows of one sequence against the keys [key_begin, key_end); a
+// row sees those below its kv_end. Keys and values have u elements side by side in a lane, u being
+// 1 for F32 and Kernels::half_interleave for F16.
 struct AttentionTask {
-  const float* queries[kMaxQueries];
-  int kv_end[kMaxQueries];
-  int n_queries;
+  const float* queries;  // [n_rows][group][head_dim], rows row_stride apart
+  const int* kv_end;     // [n_rows]
+  Index row_stride;
+  int n_rows;
+  int group;
   int head_dim;
   int padded_dim;  // head_dim rounded up to 16
   DType kv_dtype;
-  const void* keys;    // [n_ctx / 16][head_dim][16]
-  const void* values;  // [n_ctx][padded_dim]
-  int key_begin;       // a multiple of kKeysPerStep
+  const void* keys;       // [n_ctx / 16][head_dim / u][16][u]
+  const void* values;     // [n_ctx / u][padded_dim][u]
+  const void* next_keys;  // what the thread is likely to read next: prefetched
+  int key_begin;          // a multiple of kKeysPerStep
   int key_end;
   float scale;
-  float* maxima;  // [n_queries]
-  float* sums;    // [n_queries]
-  float* out;     // [n_queries][padded_dim]
+  // With n = n_rows * group queries, and m that rounded up to 16: [n][padded_dim] of
+  // sum_k 2^(s_k + shift) v_k, then [m] shifts, then [m] sums of 2^(s_k + shift), where
+  // s = scale q.k / ln(2) and shift = -max s
+  float* partial;
+  float* scratch;  // kKeysPerStep * (padded_dim + n) + 3 * m + n * head_dim, 64-byte aligned
+};
+
+// Partial results of splits of kKeysPerSplit keys each, to one.
+struct MergeTask {
+  float* partials;  // as AttentionTask's, a split's partial_stride behind the last's; used up
+  Index partial_stride;
+  const int* kv_end;
+  int n_rows;
+  int group;
+  int head_dim;
+  int padded_dim;
+  float* out;  // [n_rows][group][head_dim], rows row_stride apart
+  Index row_stride;
 };
 
 // Softmax statistics of a run of logits.
@@ -89,8 +108,10 @@ struct RunStats {
 
 struct Kernels {
   const char* name;
+  int half_interleave;  // 2 where an F16 cache is multiplied as pairs of bf16, else 1
   void (*linear)(const LinearTask&, int panel_begin, int panel_end);
   void (*attention)(const AttentionTask&);
+  void (*merge_attention)(const MergeTask&);
   // n is a multiple of 16.
   void (*run_stats)(const float* logits, int n, RunStats* stats);
   // Sum of exp((x - highest) * scale); n need not be a multiple of 16.

@@ -25,8 +25,10 @@ namespace {
 
 const Kernels kernels = {
     SBD_STRING(SBD_ISA),
+    HalfProducts::kPerWord,
     linear,
     attention,
+    merge_attention,
     run_stats,
     exp_sum,
     rms_norm,

@@ -19,23 +19,6 @@ static inline F exp(F x) {
   return zero_below(scale_by_power(p, n), x, limit);
 }
 
-static inline float reduce_add(F x) {
-  float v[16];
-  store(v, x);
-  for (int width = 8; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) v[i] += v[i + width];
-  }
-  return v[0];
-}
-
-static inline float reduce_max(F x) {
-  float v[16];
-  store(v, x);
-  float m = v[0];
-  for (int i = 1; i < 16; ++i) m = v[i] > m ? v[i] : m;
-  return m;
-}
-
 static void rms_norm(const float* x, const float* weight, float eps, int n, float* out) {
   F squares = zero();
   for (int i = 0; i < n; i += 16) {
@@ -60,13 +43,28 @@ static void swiglu(const float* gate, const float* up, int n, float* out) {
 
 static void rotate(float* x, const float* cos, const float* sin, int dim, bool interleaved) {
   const int half = dim / 2;
-  const int step = interleaved ? 2 : 1;
-  const int other = interleaved ? 1 : half;
-  for (int i = 0; i < half; ++i) {
-    const float a = x[i * step];
-    const float b = x[i * step + other];
-    x[i * step] = a * cos[i] - b * sin[i];
-    x[i * step + other] = a * sin[i] + b * cos[i];
+  int i = 0;
+  for (; i + 16 <= half; i += 16) {
+    float* first = interleaved ? x + 2 * i : x + i;
+    float* second = interleaved ? first + 16 : first + half;
+    F a = load(first);
+    F b = load(second);
+    if (interleaved) unzip(a, b, &a, &b);
+    const F c = load(cos + i);
+    const F s = load(sin + i);
+    F turned_a = sub(mul(a, c), mul(b, s));
+    F turned_b = add(mul(a, s), mul(b, c));
+    if (interleaved) zip(turned_a, turned_b, &turned_a, &turned_b);
+    store(first, turned_a);
+    store(second, turned_b);
+  }
+  for (; i < half; ++i) {
+    float& first = x[interleaved ? 2 * i : i];
+    float& second = x[interleaved ? 2 * i + 1 : i + half];
+    const float a = first;
+    const float b = second;
+    first = a * cos[i] - b * sin[i];
+    second = a * sin[i] + b * cos[i];
   }
 }
 
@@ -82,9 +80,9 @@ static void quantize(const float* x, int n, std::int8_t* quants, float* scales,
     store_int8(quants, low);
     store_int8(quants + 16, high);
     // The maximum may have passed over a NaN.
-    const bool numbers = (equal_mask(a, a) & equal_mask(b, b)) == 0xffffu;
-    scales[g] = numbers ? top / 127.0f : __builtin_nanf("");
-    sums[g] = numbers ? static_cast<std::int32_t>(reduce_add(add(low, high))) : 0;
+    const bool finite = (equal_mask(a, a) & equal_mask(b, b)) == 0xffffu && top <= 3.4028235e38f;
+    scales[g] = finite ? top / 127.0f : __builtin_nanf("");
+    sums[g] = finite ? static_cast<std::int32_t>(reduce_add(add(low, high))) : 0;
   }
 }
 

@@ -20,6 +20,9 @@ struct W {  // 64 bytes of packed weights, 4 for each lane
 // 16 registers carry 2 x 3 integer and 2 x 3 float accumulators of half a panel.
 constexpr int kHalves = 1;
 constexpr int kRowTile = 3;
+// Queries and vectors of keys or values an attention tile holds in registers.
+constexpr int kQueryTile = 6;
+constexpr int kVectorTile = 1;
 
 static inline F zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 static inline F set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
@@ -83,6 +86,46 @@ static inline std::uint32_t equal_mask(F x, F y) {
   const auto b =
       static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(x.b, y.b, _CMP_EQ_OQ)));
   return a | b << 8;
+}
+// The first n lanes of x, the others of y.
+static inline F first_lanes(F x, int n, F y) {
+  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const __m256i a = _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lanes);
+  const __m256i b = _mm256_cmpgt_epi32(_mm256_set1_epi32(n - 8), lanes);
+  return {_mm256_blendv_ps(y.a, x.a, _mm256_castsi256_ps(a)),
+          _mm256_blendv_ps(y.b, x.b, _mm256_castsi256_ps(b))};
+}
+// Halves are added to halves, down to one lane.
+static inline float reduce_add(F x) {
+  const __m256 a = _mm256_add_ps(x.a, x.b);
+  const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
+}
+static inline float reduce_max(F x) {
+  const __m256 a = _mm256_max_ps(x.a, x.b);
+  const __m128 b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  const __m128 c = _mm_max_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_max_ss(c, _mm_movehdup_ps(c)));
+}
+// Of 32 neighbours, those at even and at odd places; and back.
+static inline void unzip(F low, F high, F* even, F* odd) {
+  const auto halves = [](__m256 x, __m256 y, auto pick) {
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(pick(x, y)), 0xd8));
+  };
+  const auto even_places = [](__m256 x, __m256 y) { return _mm256_shuffle_ps(x, y, 0x88); };
+  const auto odd_places = [](__m256 x, __m256 y) { return _mm256_shuffle_ps(x, y, 0xdd); };
+  *even = {halves(low.a, low.b, even_places), halves(high.a, high.b, even_places)};
+  *odd = {halves(low.a, low.b, odd_places), halves(high.a, high.b, odd_places)};
+}
+static inline void zip_half(__m256 even, __m256 odd, F* out) {
+  const __m256 a = _mm256_unpacklo_ps(even, odd);
+  const __m256 b = _mm256_unpackhi_ps(even, odd);
+  *out = {_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31)};
+}
+static inline void zip(F even, F odd, F* low, F* high) {
+  zip_half(even.a, odd.a, low);
+  zip_half(even.b, odd.b, high);
 }
 
 static inline I set1_int(std::int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }

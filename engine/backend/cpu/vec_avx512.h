@@ -15,6 +15,9 @@ using W = __m512i;  // 64 bytes of packed weights, 4 for each lane
 // 2 x 6 integer and 2 x 6 float accumulators.
 constexpr int kHalves = 2;
 constexpr int kRowTile = 6;
+// Queries and vectors of keys or values an attention tile holds in registers.
+constexpr int kQueryTile = 4;
+constexpr int kVectorTile = 4;
 
 static inline F zero() { return _mm512_setzero_ps(); }
 static inline F set1(float x) { return _mm512_set1_ps(x); }
@@ -49,13 +52,39 @@ static inline F round(F a) {
 static inline F zero_below(F value, F x, F limit) {
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_NLT_UQ), value);
 }
-// a * 2^n for integral n with a normal result
-static inline F scale_by_power(F a, F n) {
-  const I shift = _mm512_slli_epi32(_mm512_cvtps_epi32(n), 23);
-  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), shift));
-}
+// a * 2^n for integral n
+static inline F scale_by_power(F a, F n) { return _mm512_scalef_ps(a, n); }
 // bit i: a[i] == b[i]
 static inline std::uint32_t equal_mask(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+// The first n lanes of a, the others of b.
+static inline F first_lanes(F a, int n, F b) {
+  const unsigned mask = n >= 16 ? 0xffffu : n <= 0 ? 0u : (1u << n) - 1u;
+  return _mm512_mask_mov_ps(b, static_cast<__mmask16>(mask), a);
+}
+// Halves are added to halves, down to one lane.
+static inline float reduce_add(F x) {
+  const __m256 a = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+  const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
+}
+static inline float reduce_max(F x) {
+  const __m256 a = _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+  const __m128 b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  const __m128 c = _mm_max_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_max_ss(c, _mm_movehdup_ps(c)));
+}
+// Of 32 neighbours, those at even and at odd places; and back.
+static inline void unzip(F low, F high, F* even, F* odd) {
+  const I at = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  *even = _mm512_permutex2var_ps(low, at, high);
+  *odd = _mm512_permutex2var_ps(low, _mm512_or_si512(at, _mm512_set1_epi32(1)), high);
+}
+static inline void zip(F even, F odd, F* low, F* high) {
+  const I at = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  *low = _mm512_permutex2var_ps(even, at, odd);
+  *high = _mm512_permutex2var_ps(even, _mm512_add_epi32(at, _mm512_set1_epi32(8)), odd);
+}
 
 static inline I set1_int(std::int32_t x) { return _mm512_set1_epi32(x); }
 static inline F to_float(I a) { return _mm512_cvtepi32_ps(a); }
@@ -96,6 +125,11 @@ static inline F dot_bf16(F sum, W w, I x) {
                          _mm512_castsi512_ps(_mm512_and_si512(x, high)), sum);
 #endif
 }
+#ifdef __AVX512BF16__
+// 32 neighbours as bf16
+static inline W pack_bf16(F low, F high) { return (W)_mm512_cvtne2ps_pbh(high, low); }
+static inline void store_words(std::uint8_t* p, W w) { _mm512_storeu_si512(p, w); }
+#endif
 
 static inline void prefetch(const void* p) {
   _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);

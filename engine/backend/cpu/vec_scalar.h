@@ -18,6 +18,9 @@ struct W {  // 64 bytes of packed weights, 4 for each lane
 
 constexpr int kHalves = 1;
 constexpr int kRowTile = 2;
+// Queries and vectors of keys or values an attention tile holds in registers.
+constexpr int kQueryTile = 2;
+constexpr int kVectorTile = 1;
 
 template <typename To, typename From>
 static inline To bits(From from) {
@@ -125,6 +128,39 @@ static inline std::uint32_t equal_mask(const F& a, const F& b) {
   std::uint32_t mask = 0;
   for (int i = 0; i < 16; ++i) mask |= static_cast<std::uint32_t>(a.v[i] == b.v[i]) << i;
   return mask;
+}
+// The first n lanes of a, the others of b.
+static inline F first_lanes(const F& a, int n, const F& b) {
+  return lanes([&](int i) { return i < n ? a.v[i] : b.v[i]; });
+}
+// Halves are added to halves, down to one lane.
+static inline float reduce_add(F x) {
+  for (int width = 8; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) x.v[i] += x.v[i + width];
+  }
+  return x.v[0];
+}
+static inline float reduce_max(const F& x) {
+  float m = x.v[0];
+  for (int i = 1; i < 16; ++i) m = x.v[i] > m ? x.v[i] : m;
+  return m;
+}
+// Of 32 neighbours, those at even and at odd places; and back.
+static inline void unzip(F low, F high, F* even, F* odd) {
+  for (int i = 0; i < 8; ++i) {
+    even->v[i] = low.v[2 * i];
+    odd->v[i] = low.v[2 * i + 1];
+    even->v[i + 8] = high.v[2 * i];
+    odd->v[i + 8] = high.v[2 * i + 1];
+  }
+}
+static inline void zip(F even, F odd, F* low, F* high) {
+  for (int i = 0; i < 8; ++i) {
+    low->v[2 * i] = even.v[i];
+    low->v[2 * i + 1] = odd.v[i];
+    high->v[2 * i] = even.v[i + 8];
+    high->v[2 * i + 1] = odd.v[i + 8];
+  }
 }
 
 static inline I set1_int(std::int32_t x) {
