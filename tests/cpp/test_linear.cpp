@@ -192,6 +192,7 @@ void check_linear(const Case& where, const PackedWeight& weight, const std::vect
 
 TEST(linear_of_every_type_and_shape) {
   ThreadPool pool(1);
+  Arena arena;
   for (const DType type : kAllTypes) {
     for (const int features : kOutFeatures) {
       for (const int cols : in_features(type)) {
@@ -199,7 +200,7 @@ TEST(linear_of_every_type_and_shape) {
         const auto weight = random_matrix("w", type, features, cols, 0.1, random);
         const auto x = random.floats(static_cast<std::size_t>(kRows * cols), -2, 3);
         const Expected expected = expected_linear(weight, x);
-        const PackedWeight packed(weight.view(), pool);
+        const PackedWeight packed(weight.view(), arena, pool);
         for (const Kernels* kernels : all_kernels()) {
           check_linear({kernels, &weight}, packed, x, expected);
         }
@@ -211,6 +212,7 @@ TEST(linear_of_every_type_and_shape) {
 // Blocks and activations at the ends of their ranges.
 TEST(linear_of_extreme_groups) {
   ThreadPool pool(1);
+  Arena arena;
   constexpr int features = 17;
   for (const DType type : kAllTypes) {
     if (values_per_block(type) == 1) continue;
@@ -237,7 +239,7 @@ TEST(linear_of_extreme_groups) {
           x[5 * cols + k] *= 1e-40f;
         }
         const Expected expected = expected_linear(weight, x);
-        const PackedWeight packed(weight.view(), pool);
+        const PackedWeight packed(weight.view(), arena, pool);
         for (const Kernels* kernels : all_kernels()) {
           check_linear({kernels, &weight}, packed, x, expected);
         }
@@ -248,11 +250,12 @@ TEST(linear_of_extreme_groups) {
 
 TEST(linear_passes_on_what_is_not_finite) {
   ThreadPool pool(1);
+  Arena arena;
   for (const DType type : kAllTypes) {
     Random random(4);
     const int cols = short_row(type);
     const auto weight = random_matrix("w", type, 5, cols, 0.1, random);
-    const PackedWeight packed(weight.view(), pool);
+    const PackedWeight packed(weight.view(), arena, pool);
     for (const Kernels* kernels : all_kernels()) {
       for (const float bad : {NAN, INFINITY}) {
         auto values = random.floats(static_cast<std::size_t>(3 * cols), -1, 1);

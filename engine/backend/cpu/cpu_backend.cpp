@@ -50,7 +50,7 @@ CpuBackend::CpuBackend(int n_threads) : pool_(n_threads), kernels_(select_kernel
 std::string CpuBackend::description() const { return format("cpu ({})", kernels_.name); }
 
 std::unique_ptr<Weight> CpuBackend::load_weight(const Tensor& tensor) {
-  return std::make_unique<PackedWeight>(tensor, pool_);
+  return std::make_unique<PackedWeight>(tensor, weight_memory_, pool_);
 }
 
 Buffer CpuBackend::allocate(std::size_t n_floats) {

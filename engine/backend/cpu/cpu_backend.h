@@ -88,6 +88,7 @@ class CpuBackend : public Backend {
   std::vector<float> cos_;  // [rows][head_dim / 2]
   std::vector<float> sin_;
 
+  Arena weight_memory_;
   Pages peak_pages_;
 
   // Scratch, grown to the largest forward seen.

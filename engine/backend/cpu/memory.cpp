@@ -2,29 +2,55 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
+
 #include "core/error.h"
 
 namespace sbd::cpu {
 
+namespace {
+
+constexpr std::size_t kHugePage = std::size_t{2} << 20;
+constexpr std::size_t kChunk = std::size_t{64} << 20;
+
+std::size_t round_up(std::size_t n, std::size_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+
+}  // namespace
+
 Pages::Pages(std::size_t n_bytes, bool huge) : size_(n_bytes) {
   if (n_bytes == 0) return;
-  void* p = mmap(nullptr, n_bytes, PROT_READ | PROT_WRITE,
+  mapped_ = huge ? n_bytes + kHugePage : n_bytes;  // what is not touched costs nothing
+  void* p = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE,
                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) {
-    size_ = 0;
     fail(ErrorKind::memory, "cannot reserve {} MiB of memory: use a smaller model or n_ctx",
          n_bytes >> 20);
   }
-  data_ = static_cast<std::uint8_t*>(p);
+  mapping_ = static_cast<std::uint8_t*>(p);
+  data_ = mapping_;
+  if (huge) {
+    data_ += -reinterpret_cast<std::uintptr_t>(p) % kHugePage;
 #if defined(MADV_HUGEPAGE)
-  if (huge) madvise(p, n_bytes, MADV_HUGEPAGE);  // a wish; without it only speed is lost
-#else
-  static_cast<void>(huge);
+    madvise(data_, n_bytes, MADV_HUGEPAGE);  // a wish; without it only speed is lost
 #endif
+  }
 }
 
 Pages::~Pages() {
-  if (data_ != nullptr) munmap(data_, size_);
+  if (mapping_ != nullptr) munmap(mapping_, mapped_);
+}
+
+std::shared_ptr<std::uint8_t> Arena::allocate(std::size_t n_bytes) {
+  n_bytes = round_up(n_bytes, 64);
+  if (!chunk_ || used_ + n_bytes > chunk_->size()) {
+    chunk_ = std::make_shared<Pages>(std::max(round_up(n_bytes, kHugePage), kChunk), /*huge=*/true);
+    used_ = 0;
+  }
+  std::uint8_t* piece = chunk_->data() + used_;
+  used_ += n_bytes;
+  return {chunk_, piece};
 }
 
 }  // namespace sbd::cpu

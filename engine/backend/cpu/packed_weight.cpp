@@ -11,8 +11,6 @@ namespace sbd::cpu {
 
 namespace {
 
-constexpr std::size_t kHugePage = std::size_t{2} << 20;
-
 // Bytes of a panel's quantisation group: quants of both halves, then scales.
 constexpr int kQ8Quants = kPanel * kGroupSize;
 constexpr int kQ4Quants = kPanel * kGroupSize / 2;
@@ -127,15 +125,14 @@ bool pack_row(DType dtype, const std::byte* source, int cols, int feature, std::
 
 }  // namespace
 
-PackedWeight::PackedWeight(const Tensor& tensor, ThreadPool& pool)
+PackedWeight::PackedWeight(const Tensor& tensor, Arena& arena, ThreadPool& pool)
     : Weight(tensor.dtype, static_cast<int>(tensor.shape[0]), static_cast<int>(tensor.shape[1])),
-      panel_bytes_(packed_panel_bytes(dtype(), cols())) {
-  const auto n_bytes = static_cast<std::size_t>(panel_bytes_ * n_panels());
-  pages_ = Pages(n_bytes, n_bytes >= kHugePage);
+      panel_bytes_(packed_panel_bytes(dtype(), cols())),
+      panels_(arena.allocate(static_cast<std::size_t>(panel_bytes_ * n_panels()))) {
   const Index row_bytes = static_cast<Index>(tensor.data.size()) / rows();
   std::atomic<int> bad_row{-1};
   pool.run(n_panels(), [&](int panel, int) {
-    std::uint8_t* out = pages_.data() + panel * panel_bytes_;
+    std::uint8_t* out = panels_.get() + panel * panel_bytes_;
     for (int feature = 0; feature < kPanel && panel * kPanel + feature < rows(); ++feature) {
       const int row = panel * kPanel + feature;
       const std::byte* source = tensor.data.data() + row * row_bytes;
@@ -148,7 +145,7 @@ PackedWeight::PackedWeight(const Tensor& tensor, ThreadPool& pool)
 }
 
 void PackedWeight::dequantize_row(int row, float* out) const {
-  const std::uint8_t* panel = pages_.data() + row / kPanel * panel_bytes_;
+  const std::uint8_t* panel = panels_.get() + row / kPanel * panel_bytes_;
   const int feature = row % kPanel;
   for (int k = 0; k < cols(); ++k) {
     const int g = k / kGroupSize;

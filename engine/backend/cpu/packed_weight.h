@@ -11,9 +11,9 @@ namespace sbd::cpu {
 class PackedWeight : public Weight {
  public:
   // The tensor is a matrix; the panels are packed in parallel. NaN and infinity are errors.
-  PackedWeight(const Tensor& tensor, ThreadPool& pool);
+  PackedWeight(const Tensor& tensor, Arena& arena, ThreadPool& pool);
 
-  PackedMatrix matrix() const { return {dtype(), rows(), cols(), panel_bytes_, pages_.data()}; }
+  PackedMatrix matrix() const { return {dtype(), rows(), cols(), panel_bytes_, panels_.get()}; }
   int n_panels() const { return (rows() + kPanel - 1) / kPanel; }
 
   // The weight as this backend made it.
@@ -26,7 +26,7 @@ class PackedWeight : public Weight {
 
  private:
   Index panel_bytes_;
-  Pages pages_;
+  std::shared_ptr<std::uint8_t> panels_;
 };
 
 }  // namespace sbd::cpu

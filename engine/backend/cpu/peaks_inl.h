@@ -1,5 +1,5 @@
 // What the machine can do at most: memory read in one stream, and the dot instructions of a matmul
-// tile, on weights in registers and activations in L1.
+// tile on registers.
 
 static std::uint64_t read(const std::uint8_t* p, Index n) {
   I sums[4] = {set1_int(0), set1_int(0), set1_int(0), set1_int(0)};
@@ -21,18 +21,17 @@ static std::uint64_t read(const std::uint8_t* p, Index n) {
 static constexpr int kChains = kHalves * kRowTile;
 static constexpr int kDots = 64;  // of each chain, a round
 
-template <typename Sum, typename Weights, typename Dot>
-static void multiply_tile(Index rounds, Sum (&result)[kChains], const Weights& w, Dot dot) {
+// Rows are different constants and the weights are hidden, so that no product is shared or hoisted.
+template <typename Sum, typename Weights, typename X, typename Dot>
+static void multiply_tile(Index rounds, Sum (&result)[kChains], Weights w, const X (&x)[kRowTile],
+                          Dot dot) {
   Sum sums[kChains];
   for (int i = 0; i < kChains; ++i) sums[i] = result[i];
-  std::int32_t x[kDots * kRowTile];
-  for (int i = 0; i < kDots * kRowTile; ++i) x[i] = 0x3f803f80 + i;
-  for (Index round = 0; round < rounds; ++round) {
-    for (int i = 0; i < kDots; ++i) {
-      for (int r = 0; r < kRowTile; ++r) {
-        for (int p = 0; p < kHalves; ++p) {
-          sums[r * kHalves + p] = dot(sums[r * kHalves + p], w, x[i * kRowTile + r]);
-        }
+  for (Index i = 0; i < rounds * kDots; ++i) {
+    hide(w);
+    for (int r = 0; r < kRowTile; ++r) {
+      for (int p = 0; p < kHalves; ++p) {
+        sums[r * kHalves + p] = dot(sums[r * kHalves + p], w, x[r]);
       }
     }
   }
@@ -46,26 +45,26 @@ static Index multiply(DType dtype, Index rounds, float* total) {
     ints[i] = set1_int(0);
     floats[i] = zero();
   }
+  I x[kRowTile];
+  F x_floats[kRowTile];
+  for (int r = 0; r < kRowTile; ++r) {
+    x[r] = set1_int(0x3f803f80 + r);
+    x_floats[r] = set1(1.0f + static_cast<float>(r));
+  }
   std::uint8_t bytes[64];
   for (int i = 0; i < 64; ++i) bytes[i] = static_cast<std::uint8_t>(i);
   const W w = load_weights(bytes);
-  const F w_float = set1(0.5f);
   int products = 1;  // a lane of a dot instruction
   if (dtype == DType::f32) {
-    multiply_tile(rounds, floats, w_float, [](F sum, F weights, std::int32_t x) {
-      float value;
-      __builtin_memcpy(&value, &x, sizeof(value));
-      return fma(weights, set1(value), sum);
-    });
+    multiply_tile(rounds, floats, set1(0.5f), x_floats,
+                  [](F sum, F weights, F value) { return fma(weights, value, sum); });
   } else if (dtype == DType::bf16) {
-    multiply_tile(rounds, floats, w, [](F sum, const W& weights, std::int32_t x) {
-      return dot_bf16(sum, weights, set1_int(x));
-    });
+    multiply_tile(rounds, floats, w, x,
+                  [](F sum, const W& weights, I value) { return dot_bf16(sum, weights, value); });
     products = 2;
   } else {
-    multiply_tile(rounds, ints, w, [](I sum, const W& weights, std::int32_t x) {
-      return dot_q8(sum, weights, set1_int(x));
-    });
+    multiply_tile(rounds, ints, w, x,
+                  [](I sum, const W& weights, I value) { return dot_q8(sum, weights, value); });
     products = 4;
   }
   *total = 0;

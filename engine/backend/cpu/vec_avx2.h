@@ -209,6 +209,10 @@ static inline F dot_bf16(F sum, W w, I x) {
   return {dot_bf16_half(sum.a, w.a, x.a), dot_bf16_half(sum.b, w.b, x.b)};
 }
 
+// The compiler forgets what it knows of a value.
+static inline void hide(W& w) { asm volatile("" : "+x"(w.a), "+x"(w.b)); }
+static inline void hide(F& x) { asm volatile("" : "+x"(x.a), "+x"(x.b)); }
+
 static inline void prefetch(const void* p) {
   _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
 }

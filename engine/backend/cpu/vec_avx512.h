@@ -131,6 +131,10 @@ static inline W pack_bf16(F low, F high) { return (W)_mm512_cvtne2ps_pbh(high, l
 static inline void store_words(std::uint8_t* p, W w) { _mm512_storeu_si512(p, w); }
 #endif
 
+// The compiler forgets what it knows of a value.
+static inline void hide(W& w) { asm volatile("" : "+v"(w)); }
+static inline void hide(F& x) { asm volatile("" : "+v"(x)); }
+
 static inline void prefetch(const void* p) {
   _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
 }

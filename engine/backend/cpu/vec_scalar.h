@@ -226,6 +226,10 @@ static inline F dot_bf16(F sum, const W& w, const I& x) {
   return sum;
 }
 
+// The compiler forgets what it knows of a value.
+static inline void hide(W& w) { asm volatile("" : : "r"(&w) : "memory"); }
+static inline void hide(F& x) { asm volatile("" : : "r"(&x) : "memory"); }
+
 static inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 }  // namespace sbd::cpu::SBD_ISA
