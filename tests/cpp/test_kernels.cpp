@@ -166,30 +166,33 @@ TEST(kernels_quantize) {
       x[224 + i] *= 1e-42f;  // group 7: subnormals
     }
     x[192] = 127.0f;  // scale 1: the others are ties, to even
-    std::vector<std::int8_t> quants(groups * 32 + 1, 77);
-    std::vector<float> scales(groups + 1, kGuard);
-    std::vector<std::int32_t> sums(groups + 1, 77);
-    kernels->quantize(x.data(), groups * 32, quants.data(), scales.data(), sums.data());
+    std::vector<QuantizedGroup> out(groups + 1);
+    out[groups].scale = kGuard;
+    kernels->quantize(x.data(), groups * 32, out.data());
     for (int g = 0; g < groups; ++g) {
+      const QuantizedGroup& group = out[g];
       float top = 0;
       std::vector<float> restored;
       std::vector<double> expected, tolerance;
-      int sum = 0;
-      for (int i = g * 32; i < g * 32 + 32; ++i) {
-        top = std::max(top, std::abs(x[i]));
-        CHECK(quants[i] >= -127);
-        sum += quants[i];
-        restored.push_back(static_cast<float>(quants[i] * static_cast<double>(scales[g])));
-        expected.push_back(x[i]);
+      int sums[2] = {};
+      for (int i = 0; i < 32; ++i) {
+        top = std::max(top, std::abs(x[g * 32 + i]));
+        CHECK(group.quants[i] >= -127);
+        sums[i / 16] += group.quants[i];
+        restored.push_back(static_cast<float>(group.quants[i] * static_cast<double>(group.scale)));
+        expected.push_back(x[g * 32 + i]);
       }
       // Half a step, and the roundings of scale and quotient; a whole group below 1e-36 may be 0.
       for (int i = 0; i < 32; ++i) tolerance.push_back(top / 127.0 * (0.5 + 400 * kEps) + 1e-36);
       CHECK_CLOSE(place(kernels, g), restored, expected, tolerance);
-      CHECK_NEAR(scales[g], top / 127.0, top / 127.0 * 2 * kEps + 0x1p-149);
-      CHECK_EQ(sums[g], sum);
+      CHECK_NEAR(group.scale, top / 127.0, top / 127.0 * 2 * kEps + 0x1p-149);
+      CHECK_EQ(group.sums[0], sums[0]);
+      CHECK_EQ(group.sums[1], sums[1]);
+      CHECK_EQ(group.minus_128_sum, -128 * (sums[0] + sums[1]));
+      CHECK_EQ(group.minus_sum, -group.scale * static_cast<float>(sums[0] + sums[1]));
     }
-    for (int i = 1; i < 32; ++i) CHECK_EQ(quants[192 + i], i % 2 == 0 ? i : i + 1);
-    CHECK(quants[groups * 32] == 77 && scales[groups] == kGuard && sums[groups] == 77);
+    for (int i = 1; i < 32; ++i) CHECK_EQ(out[6].quants[i], i % 2 == 0 ? i : i + 1);
+    CHECK_EQ(out[groups].scale, kGuard);
   }
 }
 
@@ -199,11 +202,9 @@ TEST(kernels_quantize_keeps_what_is_not_finite) {
       for (int at = 0; at < 32; ++at) {  // in whichever lane it stands
         std::vector<float> x(32, 1.0f);
         x[at] = bad;
-        std::int8_t quants[32];
-        float scale;
-        std::int32_t sum;
-        kernels->quantize(x.data(), 32, quants, &scale, &sum);
-        CHECK_IN(place(kernels, at), !std::isfinite(scale));
+        QuantizedGroup group;
+        kernels->quantize(x.data(), 32, &group);
+        CHECK_IN(place(kernels, at), !std::isfinite(group.scale));
       }
     }
   }

@@ -29,35 +29,23 @@ std::span<const int> in_features(DType type) {
 struct Rows {
   std::vector<float> values;
   std::vector<std::uint16_t> bf16;
-  std::vector<std::int8_t> quants;
-  std::vector<float> scales;
-  std::vector<std::int32_t> sums;
-  std::vector<float> q4_k_terms;
-  std::vector<std::int32_t> q6_k_starts;
+  std::vector<QuantizedGroup> groups;
 
   Rows(const Kernels& kernels, std::vector<float> x, int cols) : values(std::move(x)) {
     const int rows = static_cast<int>(values.size()) / cols;
     const int even = cols + cols % 2;
-    const int groups = cols / kGroupSize;
+    const int n_groups = cols / kGroupSize;
     bf16.resize(static_cast<std::size_t>(rows * even));
-    quants.resize(values.size());
-    scales.resize(static_cast<std::size_t>(rows * groups));
-    sums.resize(scales.size());
-    q4_k_terms.resize(scales.size());
-    q6_k_starts.resize(scales.size() * 2);
+    groups.resize(static_cast<std::size_t>(rows * n_groups));
     for (int row = 0; row < rows; ++row) {
       const float* in = values.data() + row * cols;
       kernels.to_bf16(in, cols, bf16.data() + row * even);
-      kernels.quantize(in, groups * kGroupSize, quants.data() + row * cols,
-                       scales.data() + row * groups, sums.data() + row * groups);
-      kernels.k_terms(quants.data() + row * cols, scales.data() + row * groups, groups * kGroupSize,
-                      q4_k_terms.data() + row * groups, q6_k_starts.data() + row * groups * 2);
+      kernels.quantize(in, n_groups * kGroupSize, groups.data() + row * n_groups);
     }
   }
 
   Activations view(int first_row) const {
-    return {values.data(), bf16.data(),       quants.data(),      scales.data(),
-            sums.data(),   q4_k_terms.data(), q6_k_starts.data(), first_row};
+    return {values.data(), bf16.data(), groups.data(), first_row};
   }
 };
 

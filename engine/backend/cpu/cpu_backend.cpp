@@ -98,11 +98,9 @@ Activations CpuBackend::prepare(const Input& input, std::span<const Linear> line
                                 std::span<const OutputRow> outputs) {
   bool bf16 = false;
   bool quantized = false;
-  bool k_quantized = false;
   for (const Linear& l : linears) {
     bf16 |= l.weight->dtype() == DType::bf16;
     quantized |= values_per_block(l.weight->dtype()) > 1;
-    k_quantized |= values_per_block(l.weight->dtype()) > kGroupSize;
   }
   const int n = outputs.empty() ? n_rows() : static_cast<int>(outputs.size());
   const Index cols = linears[0].weight->cols();
@@ -113,15 +111,7 @@ Activations CpuBackend::prepare(const Input& input, std::span<const Linear> line
   Activations result{};
   result.values = as_it_is ? input.x : values;
   if (bf16) result.bf16 = grown(bf16_, n * even);
-  if (quantized) {
-    result.quants = grown(quants_, n * cols);
-    result.scales = grown(scales_, n * groups);
-    result.sums = grown(sums_, n * groups);
-  }
-  if (k_quantized) {
-    result.q4_k_terms = grown(q4_k_terms_, n * groups);
-    result.q6_k_starts = grown(q6_k_starts_, n * groups * 2);
-  }
+  if (quantized) result.groups = grown(groups_, n * groups);
   if (as_it_is && !bf16 && !quantized) return result;
   pool_.run(n, [&](int row, int) {
     const Index source = (outputs.empty() ? row : outputs[row].row) * cols;
@@ -143,14 +133,7 @@ Activations CpuBackend::prepare(const Input& input, std::span<const Linear> line
       out[even - 1] = 0;
       kernels_.to_bf16(x, n_cols, out);
     }
-    if (quantized) {
-      kernels_.quantize(x, n_cols, quants_.data() + row * cols, scales_.data() + row * groups,
-                        sums_.data() + row * groups);
-    }
-    if (k_quantized) {
-      kernels_.k_terms(quants_.data() + row * cols, scales_.data() + row * groups, n_cols,
-                       q4_k_terms_.data() + row * groups, q6_k_starts_.data() + row * groups * 2);
-    }
+    if (quantized) kernels_.quantize(x, n_cols, groups_.data() + row * groups);
   });
   return result;
 }

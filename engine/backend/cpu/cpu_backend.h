@@ -94,11 +94,7 @@ class CpuBackend : public Backend {
   // Scratch, grown to the largest forward seen.
   std::vector<float> values_;
   std::vector<std::uint16_t> bf16_;
-  std::vector<std::int8_t> quants_;
-  std::vector<float> scales_;
-  std::vector<std::int32_t> sums_;
-  std::vector<float> q4_k_terms_;
-  std::vector<std::int32_t> q6_k_starts_;
+  std::vector<QuantizedGroup> groups_;
   std::vector<QueryTile> query_tiles_;
   std::vector<int> split_tiles_;                 // per split: its tile
   std::vector<float> partials_;                  // of attention, one for each split

@@ -1,20 +1,6 @@
 // The matmul formats of K-quants (k_quants.h; linear_inl.h says what a format is). The product of
 // an integer scale and its half precision one is exact in float32.
 
-static void k_terms(const std::int8_t* quants, const float* scales, int n, float* q4_k_terms,
-                    std::int32_t* q6_k_starts) {
-  for (int g = 0; g < n / kGroupSize; ++g, quants += kGroupSize) {
-    std::int32_t sums[2] = {};
-    for (int i = 0; i < 16; ++i) {
-      sums[0] += quants[i];
-      sums[1] += quants[i + 16];
-    }
-    q4_k_terms[g] = -scales[g] * static_cast<float>(sums[0] + sums[1]);
-    q6_k_starts[2 * g] = -32 * sums[0];
-    q6_k_starts[2 * g + 1] = -32 * sums[1];
-  }
-}
-
 static inline F load_halves(const std::uint8_t* p) {
   return load_half(reinterpret_cast<const std::uint16_t*>(p));
 }
@@ -28,11 +14,8 @@ struct Q4KFormat {
   static inline void run(const LinearTask& t, const Tile& tile, PrefetchStream& stream,
                          F (&sums)[R][P]) {
     const Index groups = t.weight.cols / kGroupSize;
-    const Index first = (t.x.first_row + tile.row) * groups;
-    const std::int8_t* x = t.x.quants + first * kGroupSize;
-    const float* x_scales = t.x.scales + first;
-    const float* terms = t.x.q4_k_terms + first;
-    for (int g = tile.begin; g < tile.end; ++g) {
+    const QuantizedGroup* x = t.x.groups + (t.x.first_row + tile.row) * groups + tile.begin;
+    for (int g = tile.begin; g < tile.end; ++g, ++x) {
       stream.step();
       const std::uint8_t* super = tile.panel + static_cast<Index>(g / kSuperSteps) * Layout::kSuper;
       const std::uint8_t* step = super + g % kSuperSteps * Layout::kStep;
@@ -40,8 +23,7 @@ struct Q4KFormat {
       for (int r = 0; r < R; ++r) {
         for (int p = 0; p < P; ++p) dots[r][p] = set1_int(0);
       }
-      Q4Quants::multiply<R, P>(step + tile.half * Layout::kHalfNibbles,
-                               x + static_cast<Index>(g) * kGroupSize, groups * kGroupSize, dots);
+      Q4Quants::multiply<R, P>(step + tile.half * Layout::kHalfNibbles, x, groups, dots);
       for (int p = 0; p < P; ++p) {
         const int feature = (tile.half + p) * 16;
         const F scale = mul(load_halves(super + Layout::kSuperScales + feature * 2),
@@ -49,9 +31,9 @@ struct Q4KFormat {
         const F min = mul(load_halves(super + Layout::kSuperMins + feature * 2),
                           load_bytes(step + Layout::kMins + feature));
         for (int r = 0; r < R; ++r) {
-          const F both = mul(scale, set1(x_scales[r * groups + g]));
+          const F both = mul(scale, set1(x[r * groups].scale));
           sums[r][p] = fma(to_float(dots[r][p]), both, sums[r][p]);
-          sums[r][p] = fma(min, set1(terms[r * groups + g]), sums[r][p]);
+          sums[r][p] = fma(min, set1(x[r * groups].minus_sum), sums[r][p]);
         }
       }
     }
@@ -67,29 +49,23 @@ struct Q6KFormat {
   static inline void run(const LinearTask& t, const Tile& tile, PrefetchStream& stream,
                          F (&sums)[R][P]) {
     const Index groups = t.weight.cols / kGroupSize;
-    const Index first = (t.x.first_row + tile.row) * groups;
-    const std::int8_t* x = t.x.quants + first * kGroupSize;
-    const float* x_scales = t.x.scales + first;
-    const std::int32_t* starts = t.x.q6_k_starts + first * 2;
-    for (int g = tile.begin; g < tile.end; ++g) {
+    const QuantizedGroup* x = t.x.groups + (t.x.first_row + tile.row) * groups + tile.begin;
+    for (int g = tile.begin; g < tile.end; ++g, ++x) {
       stream.step();
       const std::uint8_t* super = tile.panel + static_cast<Index>(g / kSuperSteps) * Layout::kSuper;
       const std::uint8_t* step = super + g % kSuperSteps * Layout::kStep;
-      half<0, R, P>(tile, super, step, x + static_cast<Index>(g) * kGroupSize, x_scales + g,
-                    starts + 2 * g, groups, sums);
-      half<1, R, P>(tile, super, step, x + static_cast<Index>(g) * kGroupSize, x_scales + g,
-                    starts + 2 * g, groups, sums);
+      half<0, R, P>(tile, super, step, x, groups, sums);
+      half<1, R, P>(tile, super, step, x, groups, sums);
     }
   }
 
   // Inputs 0-15 or 16-31 of a step.
   template <int H, int R, int P>
   static inline void half(const Tile& tile, const std::uint8_t* super, const std::uint8_t* step,
-                          const std::int8_t* x, const float* x_scales, const std::int32_t* starts,
-                          Index groups, F (&sums)[R][P]) {
+                          const QuantizedGroup* x, Index groups, F (&sums)[R][P]) {
     I dots[R][P];
     for (int r = 0; r < R; ++r) {
-      const I start = set1_int(starts[r * groups * 2 + H]);
+      const I start = set1_int(-32 * x[r * groups].sums[H]);
       for (int p = 0; p < P; ++p) dots[r][p] = start;
     }
     W w[4][P];
@@ -105,7 +81,7 @@ struct Q6KFormat {
     }
     for (int j = 0; j < 4; ++j) {
       for (int r = 0; r < R; ++r) {
-        const I xr = set1_int(load_int(x + r * groups * kGroupSize + H * 16 + j * 4));
+        const I xr = set1_int(load_int(x[r * groups].quants + H * 16 + j * 4));
         for (int p = 0; p < P; ++p) dots[r][p] = dot_bytes(dots[r][p], w[j][p], xr);
       }
     }
@@ -114,7 +90,7 @@ struct Q6KFormat {
       const F scale = mul(load_halves(super + Layout::kSuperScales + feature * 2),
                           load_signed_bytes(step + Layout::kScales + H * kPanel + feature));
       for (int r = 0; r < R; ++r) {
-        const F both = mul(scale, set1(x_scales[r * groups]));
+        const F both = mul(scale, set1(x[r * groups].scale));
         sums[r][p] = fma(to_float(dots[r][p]), both, sums[r][p]);
       }
     }

@@ -34,17 +34,22 @@ struct PackedMatrix {
   const std::uint8_t* data;
 };
 
+// 32 inputs of a row as int8: values = scale * quants. All that a group's products need lies
+// together, so that a matmul tile follows one pointer a row.
+struct QuantizedGroup {
+  float scale;
+  float minus_sum;             // of the values: what a weight's minimum is multiplied by
+  std::int32_t minus_128_sum;  // of the quants: what q8_0's offset adds
+  std::int32_t sums[2];        // of quants 0-15 and 16-31
+  std::int8_t quants[32];
+};
+
 // Input rows in the forms the weights' types need; unused ones are null.
 struct Activations {
-  const float* values;        // [rows][cols], for f32 and f16 weights
-  const std::uint16_t* bf16;  // [rows][cols rounded up to 2], for bf16
-  const std::int8_t* quants;  // [rows][cols], for quantised weights, values = quants * scales
-  const float* scales;        // [rows][groups]
-  const std::int32_t* sums;   // [rows][groups], sums of quants
-  // For K-quants: [rows][groups], -scales * sums; [rows][groups][2], -32 times sums of 16 quants.
-  const float* q4_k_terms;
-  const std::int32_t* q6_k_starts;
-  int first_row;  // where the task's rows start in all of them
+  const float* values;           // [rows][cols], for f32 and f16 weights
+  const std::uint16_t* bf16;     // [rows][cols rounded up to 2], for bf16
+  const QuantizedGroup* groups;  // [rows][cols / 32], for the quantised types
+  int first_row;                 // where the task's rows start in all of them
 };
 
 struct LinearTask {
@@ -120,9 +125,7 @@ struct Kernels {
   void (*swiglu)(const float* gate, const float* up, int n, float* out);
   // Pairs (i, i + dim / 2), or (2i, 2i + 1) where interleaved, turned by cos and sin [dim / 2].
   void (*rotate)(float* x, const float* cos, const float* sin, int dim, bool interleaved);
-  void (*quantize)(const float* x, int n, std::int8_t* quants, float* scales, std::int32_t* sums);
-  void (*k_terms)(const std::int8_t* quants, const float* scales, int n, float* q4_k_terms,
-                  std::int32_t* q6_k_starts);
+  void (*quantize)(const float* x, int n, QuantizedGroup* groups);
   void (*to_bf16)(const float* x, int n, std::uint16_t* out);
   void (*to_half)(const float* x, int n, std::uint16_t* out);
   // Reads n bytes (a multiple of 256) and returns something that depends on all.

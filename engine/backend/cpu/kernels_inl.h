@@ -35,7 +35,6 @@ const Kernels kernels = {
     swiglu,
     rotate,
     quantize,
-    k_terms,
     to_bf16,
     to_half,
     read,

@@ -107,26 +107,21 @@ struct QuantFormat {
   static inline void run(const LinearTask& t, const Tile& tile, PrefetchStream& stream,
                          F (&sums)[R][P]) {
     const Index groups = t.weight.cols / kGroupSize;
-    const Index first = (t.x.first_row + tile.row) * groups;
-    const std::int8_t* x = t.x.quants + first * kGroupSize;
-    const float* x_scales = t.x.scales + first;
-    const std::int32_t* x_sums = t.x.sums + first;
-    for (int g = tile.begin; g < tile.end; ++g) {
+    const QuantizedGroup* x = t.x.groups + (t.x.first_row + tile.row) * groups + tile.begin;
+    for (int g = tile.begin; g < tile.end; ++g, ++x) {
       stream.step();
       const std::uint8_t* group = tile.panel + static_cast<Index>(g) * kStepBytes;
       I dots[R][P];
       for (int r = 0; r < R; ++r) {
-        const I start = set1_int(-Quants::kOffset * x_sums[r * groups + g]);
+        const I start = set1_int(Quants::start(x[r * groups]));
         for (int p = 0; p < P; ++p) dots[r][p] = start;
       }
-      Quants::template multiply<R, P>(group + tile.half * Quants::kBytes,
-                                      x + static_cast<Index>(g) * kGroupSize, groups * kGroupSize,
-                                      dots);
+      Quants::template multiply<R, P>(group + tile.half * Quants::kBytes, x, groups, dots);
       const std::uint8_t* scales = group + kScalesAt + tile.half * 32;
       for (int p = 0; p < P; ++p) {
         const F w_scale = load_half(reinterpret_cast<const std::uint16_t*>(scales + p * 32));
         for (int r = 0; r < R; ++r) {
-          const F scale = mul(w_scale, set1(x_scales[r * groups + g]));
+          const F scale = mul(w_scale, set1(x[r * groups].scale));
           sums[r][p] = fma(to_float(dots[r][p]), scale, sums[r][p]);
         }
       }
@@ -136,16 +131,18 @@ struct QuantFormat {
 
 struct Q8Quants {
   static constexpr int kBytes = 512;  // of one half's group
-  static constexpr int kOffset = kQ8Offset;
+  static inline std::int32_t start(const QuantizedGroup& x) {
+    return kQ8Offset == 0 ? 0 : x.minus_128_sum;
+  }
 
   template <int R, int P>
-  static inline void multiply(const std::uint8_t* weights, const std::int8_t* x, Index x_stride,
+  static inline void multiply(const std::uint8_t* weights, const QuantizedGroup* x, Index stride,
                               I (&dots)[R][P]) {
     for (int j = 0; j < 8; ++j) {
       W w[P];
       for (int p = 0; p < P; ++p) w[p] = q8_weights(load_weights(weights + p * kBytes + j * 64));
       for (int r = 0; r < R; ++r) {
-        const I xr = set1_int(load_int(x + r * x_stride + j * 4));
+        const I xr = set1_int(load_int(x[r * stride].quants + j * 4));
         for (int p = 0; p < P; ++p) dots[r][p] = dot_q8(dots[r][p], w[p], xr);
       }
     }
@@ -154,10 +151,10 @@ struct Q8Quants {
 
 struct Q4Quants {
   static constexpr int kBytes = 256;
-  static constexpr int kOffset = 8;
+  static inline std::int32_t start(const QuantizedGroup& x) { return x.minus_128_sum / 16; }
 
   template <int R, int P>
-  static inline void multiply(const std::uint8_t* weights, const std::int8_t* x, Index x_stride,
+  static inline void multiply(const std::uint8_t* weights, const QuantizedGroup* x, Index stride,
                               I (&dots)[R][P]) {
     for (int j = 0; j < 4; ++j) {
       W low[P], high[P];
@@ -167,8 +164,8 @@ struct Q4Quants {
         high[p] = high_nibbles(w);
       }
       for (int r = 0; r < R; ++r) {
-        const I x_low = set1_int(load_int(x + r * x_stride + j * 4));
-        const I x_high = set1_int(load_int(x + r * x_stride + j * 4 + 16));
+        const I x_low = set1_int(load_int(x[r * stride].quants + j * 4));
+        const I x_high = set1_int(load_int(x[r * stride].quants + j * 4 + 16));
         for (int p = 0; p < P; ++p) {
           dots[r][p] = dot_bytes(dot_bytes(dots[r][p], low[p], x_low), high[p], x_high);
         }

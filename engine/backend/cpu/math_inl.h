@@ -68,21 +68,25 @@ static void rotate(float* x, const float* cos, const float* sin, int dim, bool i
   }
 }
 
-static void quantize(const float* x, int n, std::int8_t* quants, float* scales,
-                     std::int32_t* sums) {
-  for (int g = 0; g < n / kGroupSize; ++g, x += kGroupSize, quants += kGroupSize) {
+static void quantize(const float* x, int n, QuantizedGroup* groups) {
+  for (int g = 0; g < n / kGroupSize; ++g, x += kGroupSize) {
     const F a = load(x);
     const F b = load(x + 16);
     const float top = reduce_max(max(abs(a), abs(b)));
     const F inverse = set1(top > 1e-36f ? 127.0f / top : 0.0f);  // of less it would be infinite
     const F low = round(mul(a, inverse));
     const F high = round(mul(b, inverse));
-    store_int8(quants, low);
-    store_int8(quants + 16, high);
+    QuantizedGroup& out = groups[g];
+    store_int8(out.quants, low);
+    store_int8(out.quants + 16, high);
     // The maximum may have passed over a NaN.
     const bool finite = (equal_mask(a, a) & equal_mask(b, b)) == 0xffffu && top <= 3.4028235e38f;
-    scales[g] = finite ? top / 127.0f : __builtin_nanf("");
-    sums[g] = finite ? static_cast<std::int32_t>(reduce_add(add(low, high))) : 0;
+    out.scale = finite ? top / 127.0f : __builtin_nanf("");
+    out.sums[0] = finite ? static_cast<std::int32_t>(reduce_add(low)) : 0;
+    out.sums[1] = finite ? static_cast<std::int32_t>(reduce_add(high)) : 0;
+    const std::int32_t sum = out.sums[0] + out.sums[1];
+    out.minus_sum = -out.scale * static_cast<float>(sum);
+    out.minus_128_sum = -128 * sum;
   }
 }
 
