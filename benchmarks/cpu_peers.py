@@ -21,9 +21,9 @@ from options import DOCS, Parser, integers, run, some_of
 from peers.process import PeerError, Process
 from peers.worker import Missing
 from report import docs_section, print_report, save_plot, write_docs
-from roofline import Work, floor_ms, medians, work
 
-from sbd_engine import SbdError
+from sbd_engine import SbdError, _core
+from sbd_engine.roofline import Work, floor_ms, work
 
 # What is loaded at the same time: the groups take 12 and 16 GB or more.
 GROUPS = (("16 bits",), ("8 bits", "6 bits", "4 bits"))
@@ -95,13 +95,13 @@ class Run:
         args = self._args
         if not self._machine:
             raise RuntimeError(f"nothing was measured: {self._missing}")
-        machine = medians(self._machine)
+        machine = {key: median(s[key] for s in self._machine) for key in self._machine[0]}
         floors = [
             {
                 "type": dtype,
                 "rows": rows,
                 "context": context,
-                "ms": floor_ms(self._works[dtype], dtype, rows, context, machine),
+                "ms": floor_ms(self._works[dtype], rows, context, machine),
             }
             for dtype in self._works
             for context in args.context
@@ -126,7 +126,8 @@ class Run:
             if dtype in args.types:
                 try:
                     file = gguf_file(args.shape, dtype, args.work_dir)
-                    self._works[dtype] = work(file)
+                    contents = _core.read_gguf(file)
+                    self._works[dtype] = work(contents["tensors"], contents["model_config"])
                     files[dtype] = file
                 except (ImportError, SbdError) as error:  # no quantiser, or the engine has no such
                     self._leave_out(dtype, error)

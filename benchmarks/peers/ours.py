@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sbd_engine import Engine, SbdError, __version__, _core
+from sbd_engine import Engine, SbdError, __version__, _core, roofline
 
 from .worker import Missing
 
@@ -36,14 +36,7 @@ class Forwards:
         return self._core.forward([*prompt, *tokens], 0)[len(prompt) :]
 
     def machine(self) -> dict[str, float]:
-        """What roofline.floor_ms needs, measured now."""
-        peaks = self._core.measure_peaks()
-        return {
-            "read_gb_s": peaks["read"] / 1e9,
-            "int8_gop_s": peaks["int8"] / 1e9,
-            "bf16_gflop_s": peaks["bf16"] / 1e9,
-            "f32_gflop_s": peaks["f32"] / 1e9,
-        }
+        return roofline.measure(self._core)
 
 
 class Generations:

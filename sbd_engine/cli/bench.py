@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json as json_module
 import math
-from collections import Counter
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from .. import roofline
 from ..errors import SbdFileNotFoundError, SbdValueError
 from ..parameters import integer
+from ..roofline import Work, floor_ms, work
 from . import options
 from .options import print_json
 
 if TYPE_CHECKING:
     from .._core import Engine
 
-_BLOCK_SIZE = 16  # of the implied speedup
 _TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_k", "q6_k")  # the engine's
+_PEAK_SAMPLES = 3  # before and behind every context; their median counts
 
 
 class Subject(NamedTuple):
@@ -28,12 +29,7 @@ class Subject(NamedTuple):
 
     name: str
     core: Engine
-    weight_bytes: int  # that a forward reads
-    operations: Counter[str]  # of a row's matmuls, by the operands they take
-
-
-# What a weight's type multiplies with: the integers of quantised groups, else itself.
-_OPERANDS = {"f32": "f32", "f16": "f32", "bf16": "bf16"}
+    work: Work
 
 
 def bench(
@@ -67,17 +63,15 @@ def bench(
     is longer.
 
     The implied speedup is the Set Block Decoding paper's: k time(1) / (time(2k) + (l-1) time(k))
-    for blocks of k = 16 positions, decided in l = k / nfe-reduction forwards each.
+    for blocks of k positions, decided in l = k / nfe-reduction forwards each.
     """
     from ..engine import engine_options
 
     repeats = integer("--repeats", repeats, 1)
     row_counts = _integers("--rows", rows, 1)
     contexts = _integers("--context", context, 0)
-    if not 0 < nfe_reduction <= _BLOCK_SIZE:  # NaN too
-        raise SbdValueError(
-            f"expected --nfe-reduction above 0 and at most {_BLOCK_SIZE}, got {nfe_reduction}"
-        )
+    if not 0 < nfe_reduction < math.inf:  # NaN too
+        raise SbdValueError(f"expected --nfe-reduction above 0, got {nfe_reduction}")
     engine_settings = engine_options(device, threads, None, kv_dtype)
     if config is None:
         if type is not None:
@@ -88,7 +82,7 @@ def bench(
         subject = _from_config(config, type or "q8_0", engine_settings)
     else:
         raise SbdValueError("expected a model file or --config, got both")
-    report = measure(subject, row_counts, contexts, repeats, nfe_reduction, kv_dtype)
+    report = measure(subject, row_counts, contexts, repeats, nfe_reduction)
     if json:
         print_json(report)
     else:
@@ -101,76 +95,53 @@ def measure(
     contexts: list[int],
     repeats: int,
     nfe_reduction: float,
-    kv_dtype: str,
 ) -> dict[str, Any]:
     """The report, as `--json` prints it. GB are 10^9 bytes."""
     core = subject.core
-    results, speedups = [], []
-    measured = [core.measure_peaks()]
+    samples = _peaks(core)
     times = {}
     for context in contexts:
         milliseconds = core.time_forwards(rows, context, repeats)
         times[context] = {n: median(ms) for n, ms in zip(rows, milliseconds, strict=True)}
-        measured.append(core.measure_peaks())
-    peaks = {name: median(peak[name] for peak in measured) for name in measured[0]}
-    kv_bytes = _kv_bytes_per_position(core, kv_dtype)
-    for context, ms in times.items():
-        for n in rows:
-            floor = _floor_ms(subject, n, context, kv_bytes, peaks)
-            results.append(
-                {
-                    "rows": n,
-                    "context": context,
-                    "ms_per_forward": ms[n],
-                    "ratio_to_one_row": ms[n] / ms[1] if 1 in ms else None,
-                    "floor_ms": floor,
-                }
-            )
-        if all(n in ms for n in (1, _BLOCK_SIZE, 2 * _BLOCK_SIZE)):
-            speedups.append({"context": context, "speedup": implied_speedup(ms, nfe_reduction)})
+        samples += _peaks(core)
+    machine = {name: median(sample[name] for sample in samples) for name in samples[0]}
+    results = [
+        {
+            "rows": n,
+            "context": context,
+            "ms_per_forward": ms[n],
+            "ratio_to_one_row": ms[n] / ms[1] if 1 in ms else None,
+            "floor_ms": floor_ms(subject.work, n, context, machine),
+        }
+        for context, ms in times.items()
+        for n in rows
+    ]
+    speedups = [
+        {"context": context, "block_size": k, "speedup": implied_speedup(ms, k, nfe_reduction)}
+        for context, ms in times.items()
+        for k in rows
+        if k >= max(2, nfe_reduction) and 1 in ms and 2 * k in ms
+    ]
     return {
         "model": subject.name,
         "device": core.device,
         "n_threads": core.n_threads,
-        "machine": {
-            "read_gb_s": peaks["read"] / 1e9,
-            "int8_gop_s": peaks["int8"] / 1e9,
-            "bf16_gflop_s": peaks["bf16"] / 1e9,
-            "f32_gflop_s": peaks["f32"] / 1e9,
-        },
-        "weight_bytes": subject.weight_bytes,
+        "machine": machine,
+        "weight_bytes": subject.work.weight_bytes,
         "results": results,
-        "implied_speedup": {
-            "block_size": _BLOCK_SIZE,
-            "nfe_reduction": nfe_reduction,
-            "results": speedups,
-        },
+        "implied_speedup": {"nfe_reduction": nfe_reduction, "results": speedups},
     }
 
 
-def _floor_ms(
-    subject: Subject, rows: int, context: int, kv_bytes: int, peaks: dict[str, float]
-) -> float:
-    read = (subject.weight_bytes + context * kv_bytes) / peaks["read"]
-    seconds = sum(rows * n / peaks[operands] for operands, n in subject.operations.items())
-    config = subject.core.model_config()
-    heads = config["num_hidden_layers"] * config["num_attention_heads"] * config["head_dim"]
-    attention = 4 * rows * (context + rows) * heads  # two products, of keys and of values
-    return 1000 * float(max(read, seconds + attention / peaks["f32"]))
-
-
-def implied_speedup(ms: dict[int, float], nfe_reduction: float) -> float:
+def implied_speedup(ms: dict[int, float], block_size: int, nfe_reduction: float) -> float:
     """Of Set Block Decoding over one token per forward (arXiv 2509.04185): in `forwards` forwards
     per block, the first runs the last block's commit as well."""
-    k = _BLOCK_SIZE
-    forwards = k / nfe_reduction
-    return k * ms[1] / (ms[2 * k] + (forwards - 1) * ms[k])
+    forwards = block_size / nfe_reduction
+    return block_size * ms[1] / (ms[2 * block_size] + (forwards - 1) * ms[block_size])
 
 
-def _kv_bytes_per_position(core: Engine, kv_dtype: str) -> int:
-    config = core.model_config()
-    values = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * config["head_dim"]
-    return int(values) * (4 if kv_dtype == "f32" else 2)
+def _peaks(core: Engine) -> list[dict[str, float]]:
+    return [roofline.measure(core) for _ in range(_PEAK_SAMPLES)]
 
 
 def _from_model(model: Path | None, settings: dict[str, Any]) -> Subject:
@@ -179,7 +150,8 @@ def _from_model(model: Path | None, settings: dict[str, Any]) -> Subject:
 
     with model_file(model) as path:
         core = _core.Engine(path, **settings)
-        return _subject(path.name, core, _core.read_gguf(path)["tensors"])
+        tensors = _core.read_gguf(path)["tensors"]
+        return Subject(path.name, core, work(tensors, core.model_config(), settings["kv_dtype"]))
 
 
 def _from_config(path: Path, dtype: str, settings: dict[str, Any]) -> Subject:
@@ -212,23 +184,8 @@ def _from_config(path: Path, dtype: str, settings: dict[str, Any]) -> Subject:
     except ConvertError as error:
         raise SbdValueError(f"{path}: {error}") from None
     core = _core.Engine.random(metadata, dtype, tied, **settings)
-    return _subject(f"{path.name} ({dtype}, random weights)", core, tensors)
-
-
-def _subject(
-    name: str, core: Engine, tensors: list[tuple[str, str, tuple[int, ...], int]]
-) -> Subject:
-    """Of an embedding that is not the head as well, a row reads next to nothing."""
-    untied = any(tensor == "output.weight" for tensor, *_ in tensors)
-    weight_bytes = 0
-    operations: Counter[str] = Counter()
-    for tensor, dtype, shape, size in tensors:
-        if untied and tensor == "token_embd.weight":
-            continue
-        weight_bytes += size
-        if len(shape) == 2:
-            operations[_OPERANDS.get(dtype, "int8")] += 2 * math.prod(shape)
-    return Subject(name, core, weight_bytes, operations)
+    name = f"{path.name} ({dtype}, random weights)"
+    return Subject(name, core, work(tensors, core.model_config(), settings["kv_dtype"]))
 
 
 def _integers(name: str, text: str, low: int) -> list[int]:
@@ -272,8 +229,11 @@ def _print_report(report: dict[str, Any]) -> None:
         f"int8, {machine['bf16_gflop_s']:.0f} GFLOP/s in bf16, {machine['f32_gflop_s']:.0f} in f32"
     )
     implied = report["implied_speedup"]
-    for result in implied["results"]:
+    for context in dict.fromkeys(result["context"] for result in implied["results"]):
+        speedups = [result for result in implied["results"] if result["context"] == context]
+        best = max(speedups, key=lambda result: result["speedup"])
+        listed = ", ".join(f"{r['speedup']:.2f}x in blocks of {r['block_size']}" for r in speedups)
         console.print(
-            f"implied speedup {result['speedup']:.2f}x at context {result['context']}: blocks of "
-            f"{implied['block_size']}, {implied['nfe_reduction']:g}x fewer forwards"
+            f"{implied['nfe_reduction']:g}x fewer forwards at context {context} would be {listed}: "
+            f"the best block size here is {best['block_size']}"
         )
