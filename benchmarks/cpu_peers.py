@@ -2,7 +2,8 @@
 
 Every engine is a process that is stopped while another one is timed. Rounds go over row counts, and
 within one over all engines in turn, so that a machine whose memory bandwidth drifts is as slow for
-one as for the other; medians count. See docs/performance.md.
+one as for the other; medians count. Each turn begins with the machine's own peaks, and each round
+with another engine. See docs/performance.md.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from lineup import CLASSES, OURS, PEERS, Entry, entries
@@ -29,6 +31,7 @@ from sbd_engine.roofline import Work, floor_ms, work
 GROUPS = (("16 bits",), ("8 bits", "6 bits", "4 bits"))
 _PROMPT, _CHECKED = list(range(100, 120)), list(range(120, 140))  # logits that are compared
 _REPEATS = 2  # forwards per turn
+T = TypeVar("T")
 # Milliseconds by name, context and rows, of each setting.
 Samples = dict[tuple[str, int, int], list[list[float]]]
 
@@ -62,6 +65,12 @@ def arguments() -> Any:
         "--peers", type=some_of(PEERS), default=",".join(PEERS), help="beside this engine"
     )
     return parser.parse_args()
+
+
+def rotated(items: list[T], by: int) -> list[T]:
+    """As a copy; [0, 1, 2] by 1 is [1, 2, 0]."""
+    start = by % len(items) if items else 0
+    return items[start:] + items[:start]
 
 
 class Run:
@@ -152,9 +161,11 @@ class Run:
         self._missing[name] = str(error).replace(f"{self._args.work_dir}/", "")
         print(f"leaving out {name}: {error}", file=sys.stderr)
 
-    def _each(self, call: Callable[[Entry, Process], None]) -> None:
-        """Calls every engine in turn, and goes on without one that fails."""
-        for entry, process in list(self._running):
+    def _each(
+        self, call: Callable[[Entry, Process], None], running: list[tuple[Entry, Process]]
+    ) -> None:
+        """Calls these engines in turn, and goes on without one that fails."""
+        for entry, process in running:
             try:
                 call(entry, process)
             except PeerError as error:
@@ -174,19 +185,19 @@ class Run:
             return np.load(file)
 
         errors: dict[str, float] = {}
+        log = args.work_dir / "reference.log"
         try:
-            reference = Process("peers.pytorch", options, args.work_dir / "reference.log")
+            with closing(Process("peers.pytorch", options, log)) as reference:
+                expected = logits(reference, {})
         except (Missing, PeerError) as error:
             self._leave_out("the column of errors", error)
             return errors
-        expected = logits(reference, {})
-        reference.close()
 
         def compare(entry: Entry, process: Process) -> None:
             off = logits(process, entry.settings[0]) - expected
             errors[entry.name] = float(np.linalg.norm(off) / np.linalg.norm(expected))
 
-        self._each(compare)
+        self._each(compare, list(self._running))
         return errors
 
     def _samples(self) -> Samples:
@@ -197,8 +208,6 @@ class Run:
             def sample(
                 entry: Entry, process: Process, context: int = context, rows: int = rows
             ) -> None:
-                if entry.engine == OURS:
-                    self._machine.append(process.call("machine"))
                 key = (entry.name, context, rows)
                 times = samples.setdefault(key, [[] for _ in entry.settings])
                 for index, setting in enumerate(entry.settings):
@@ -206,8 +215,14 @@ class Run:
                         "time", rows=rows, context=context, repeats=_REPEATS, setting=setting
                     )
 
-            self._each(sample)
+            self._measure_machine()
+            self._each(sample, rotated(self._running, turn + 1))
         return samples
+
+    def _measure_machine(self) -> None:
+        """In a process of ours, once before a turn of all engines."""
+        ours = [running for running in self._running if running[0].engine == OURS]
+        self._each(lambda _, process: self._machine.append(process.call("machine")), ours[:1])
 
     def _turns(self) -> Iterator[tuple[int, int, int]]:
         args = self._args

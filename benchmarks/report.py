@@ -85,8 +85,8 @@ def machine_line(report: dict[str, Any]) -> str:
     machine = report["machine"]
     return (
         f"{report['threads']} threads; measured meanwhile: {machine['read_gb_s']:.1f} GB/s read, "
-        f"{machine['int8_gop_s']:.0f} int8, {machine['bf16_gflop_s']:.0f} bf16 and "
-        f"{machine['f32_gflop_s']:.0f} float32 GFLOP/s"
+        f"{machine['int8_gop_s']:.0f} GOP/s int8, {machine['bf16_gflop_s']:.0f} GFLOP/s bf16 and "
+        f"{machine['f32_gflop_s']:.0f} GFLOP/s float32"
     )
 
 

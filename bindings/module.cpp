@@ -129,7 +129,6 @@ py::array_t<float> forward(Engine& engine, const std::vector<TokenId>& tokens, i
   return py::array_t<float>({rows, columns}, data, owner);
 }
 
-// What is in a model file, without loading its weights into an engine.
 py::dict peaks(Engine& engine) {
   Peaks measured;
   {
@@ -144,6 +143,7 @@ py::dict peaks(Engine& engine) {
   return result;
 }
 
+// What is in a model file, without loading its weights into an engine.
 py::dict read_gguf(const std::filesystem::path& path) {
   const GgufFile file(path);
   py::list tensors;

@@ -27,7 +27,7 @@ constexpr std::size_t kStepRows = 512;
 
 int available_cores() {
 #if defined(__linux__)
-  cpu_set_t cores;  // where a container or taskset allows fewer, this says so
+  cpu_set_t cores;  // where taskset or a container's set of CPUs allows fewer, this says so
   if (sched_getaffinity(0, sizeof(cores), &cores) == 0) return CPU_COUNT(&cores);
 #endif
   return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));

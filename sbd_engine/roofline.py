@@ -22,6 +22,7 @@ class Work(NamedTuple):
     operations: Counter[str]  # of a row's matmuls, by the peak that bounds them
     kv_bytes: int  # of one position
     attention: int  # operations of one row and key
+    kv_dtype: str
 
 
 def work(
@@ -47,14 +48,17 @@ def work(
         operations,
         kv_bytes=2 * layers * config["num_key_value_heads"] * dim * (4 if kv_dtype == "f32" else 2),
         attention=2 * 2 * layers * config["num_attention_heads"] * dim,
+        kv_dtype=kv_dtype,
     )
 
 
 def floor_ms(work: Work, rows: int, context: int, machine: Mapping[str, float]) -> float:
-    """The larger of reading and multiplying; attention is counted in float32."""
+    """The larger of reading and multiplying. An F16 cache may be multiplied in bf16."""
+    f32, bf16 = machine["f32_gflop_s"], machine["bf16_gflop_s"]
     read = (work.weight_bytes + context * work.kv_bytes) / machine["read_gb_s"]
     matmul = sum(rows * n / machine[peak] for peak, n in work.operations.items())
-    attention = rows * (context + rows) * work.attention / machine["f32_gflop_s"]
+    products = f32 if work.kv_dtype == "f32" else max(f32, bf16)
+    attention = rows * (context + rows) * work.attention / products
     return float(max(read, matmul + attention)) / 1e6
 
 

@@ -59,7 +59,7 @@ struct ForwardRows {
   std::span<const SequenceRows> sequences;
 };
 
-// What a matmul reads: rows x [*, cols], as they are, or first through
+// What a matmul reads: rows x [*, cols], as they are, or first through one of
 //   RMSNorm with norm_weight [cols] and eps, where norm_weight is given;
 //   SwiGLU, silu(x) * up, where up [*, cols] is given.
 struct Input {
@@ -103,8 +103,8 @@ class Backend {
                      bool rope_interleaved) = 0;
   // out [rows, weight.cols] = the rows' token embeddings
   virtual void embed(const Weight& table, float* out) = 0;
-  // Several weights on the same input; accumulate: out += instead of out =. `then`: the weights that
-  // the next matmul reads, which may be fetched ahead.
+  // Several weights on the same input; accumulate: out += instead of out =. `then`: the weights
+  // that the next matmul reads, which may be fetched ahead.
   virtual void linear(const Input& input, std::span<const Linear> linears, bool accumulate,
                       std::span<const Linear> then) = 0;
   // RMSNorm of each head (where the norms are not nullptr), RoPE, keys and values into the cache.

@@ -64,7 +64,6 @@ void Transformer::run_layers(const Batch& batch) {
   b.begin({tokens_, positions_, kv_end_, sequences_}, weights_.inverse_frequencies,
           config_.rope_interleaved);
   b.embed(*weights_.embedding, x);
-  const Linear head{&weights_.head(), nullptr, nullptr};
   Matmuls next = matmuls(0);
   for (int i = 0; i < config_.num_hidden_layers; ++i) {
     const LayerWeights& w = weights_.layers[i];
@@ -78,7 +77,7 @@ void Transformer::run_layers(const Batch& batch) {
     b.linear({attended_.get()}, m.o, /*accumulate=*/true, m.gate_up);
     b.linear({x, w.ffn_norm.get(), eps}, m.gate_up, /*accumulate=*/false, m.down);
     b.linear({.x = gate_.get(), .up = up_.get()}, m.down, /*accumulate=*/true,
-             last ? std::span(&head, 1) : std::span<const Linear>(next.qkv));
+             last ? std::span<const Linear>() : next.qkv);
   }
 }
 

@@ -41,7 +41,7 @@ def bench(
     type: Annotated[
         str | None,
         typer.Option(
-            help="Of --config's weights: f32, f16, bf16, q8_0 (without), q4_0, q4_k or q6_k."
+            help="Of --config's weights: f32, f16, bf16, q8_0 (the default), q4_0, q4_k or q6_k."
         ),
     ] = None,
     rows: Annotated[str, typer.Option(help="Rows per forward.")] = "1,2,4,8,16,32,64",
@@ -59,8 +59,7 @@ def bench(
     """Time forwards of one to many rows, statistics wanted on every row.
 
     The floor of a forward is what this machine cannot beat, measured in the same run: the time to
-    read the weights and the KV cache, or to do the operations (attention in float32), whichever
-    is longer.
+    read the weights and the KV cache, or to do the operations, whichever is longer.
 
     The implied speedup is the Set Block Decoding paper's: k time(1) / (time(2k) + (l-1) time(k))
     for blocks of k positions, decided in l = k / nfe-reduction forwards each.

@@ -12,14 +12,14 @@ namespace {
 
 using namespace test;
 
-constexpr int kRows = 64;
+constexpr int kRows = 67;
 constexpr float kGuard = 12345.0f;
 const int kOutFeatures[] = {1, 15, 16, 17, 31, 32, 33, 100};
-const int kRowCounts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 16, 31, 64};
+const int kRowCounts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 16, 19, 31, 64, 65, 67};
 
 std::span<const int> in_features(DType type) {
   static const int grouped[] = {32, 64, 96, 2048};
-  static const int any[] = {1, 7, 31, 33, 100};
+  static const int any[] = {1, 7, 31, 33, 100, 257};  // the last in several runs of steps
   static const int super[] = {256, 768, 2048};
   if (values_per_block(type) == 1) return any;
   return values_per_block(type) == kGroupSize ? std::span<const int>(grouped) : super;

@@ -301,8 +301,9 @@ class TestBench:
         assert values["weight_bytes"] == total
         for (context, rows), result in results.items():
             read = (total + context * layers * 2 * kv * 2) / machine["read_gb_s"]
-            products = matrices + layers * 2 * (context + rows) * heads * width
-            multiply = rows * 2 * products / machine["f32_gflop_s"]
+            attention = rows * 4 * layers * (context + rows) * heads * width
+            dots = max(machine["f32_gflop_s"], machine["bf16_gflop_s"])  # of an F16 cache
+            multiply = rows * 2 * matrices / machine["f32_gflop_s"] + attention / dots
             assert result["floor_ms"] == pytest.approx(max(read, multiply) / 1e6)
 
     def test_model(self, model: Path) -> None:

@@ -89,7 +89,6 @@ class CpuBackend : public Backend {
   std::vector<float> sin_;
 
   Arena weight_memory_;
-  Pages peak_pages_;
 
   // Scratch, grown to the largest forward seen.
   std::vector<float> values_;

@@ -61,6 +61,7 @@ RowStats merge(const RunStats* runs, int n_runs, Index stride) {
 void CpuBackend::head_stats(const Input& input, const Weight& head,
                             std::span<const OutputRow> outputs, TokenId mask_token,
                             std::span<RowStats> stats) {
+  if (outputs.empty()) return;
   const PackedWeight& weight = PackedWeight::of(head);
   const int n_rows = static_cast<int>(outputs.size());
   const Index vocab = head.rows();
@@ -132,6 +133,7 @@ void CpuBackend::head_stats(const Input& input, const Weight& head,
 
 void CpuBackend::head_logits(const Input& input, const Weight& head,
                              std::span<const OutputRow> outputs, float* logits) {
+  if (outputs.empty()) return;
   const Linear linear_head{&head, nullptr, logits};
   multiply(prepare(input, {&linear_head, 1}, outputs), static_cast<int>(outputs.size()),
            {&linear_head, 1}, /*accumulate=*/false, {});

@@ -209,17 +209,17 @@ struct PanelTask {
 template <typename Format, int R, int P>
 static void linear_tile(const PanelTask& at, const Tile& tile, PrefetchStream& stream) {
   const LinearTask& t = at.task;
-  float* partial = at.partial + (tile.row * 2 + tile.half) * 16;
+  const auto partial = [&](int r, int p) {
+    return at.partial + ((tile.row + r) * 2 + tile.half + p) * 16;
+  };
   F sums[R][P];
   for (int r = 0; r < R; ++r) {
-    for (int p = 0; p < P; ++p) {
-      sums[r][p] = tile.begin == 0 ? zero() : load(partial + (r * 2 + p) * 16);
-    }
+    for (int p = 0; p < P; ++p) sums[r][p] = tile.begin == 0 ? zero() : load(partial(r, p));
   }
   Format::template run<R, P>(t, tile, stream, sums);
   if (tile.end * kStep < t.weight.cols) {
     for (int r = 0; r < R; ++r) {
-      for (int p = 0; p < P; ++p) store(partial + (r * 2 + p) * 16, sums[r][p]);
+      for (int p = 0; p < P; ++p) store(partial(r, p), sums[r][p]);
     }
     return;
   }
@@ -248,28 +248,34 @@ static void linear_rows(const PanelTask& at, Tile tile, int n_rows, PrefetchStre
   }
 }
 
-// Few passes are bound by memory: they share runs of steps, which stay in L1, while the next run is
-// prefetched, so that memory is read in one even stream. Many passes are bound by arithmetic: each
-// takes all steps, while the next panel is prefetched.
+// A lone pass streams along, prefetching a little ahead. Few passes are bound by memory, too: they
+// share runs of steps, which stay in L1, while the next run is prefetched. Many passes are bound by
+// arithmetic: each takes all steps, while the next panel is prefetched.
 template <typename Format>
 static void linear_panel(const LinearTask& t, int panel, const std::uint8_t* next, float* out) {
   constexpr int kRun = 9216 / Format::kStepBytes;
+  constexpr int kAhead = kRun / 2;
   constexpr int kFewPasses = 3;
   alignas(64) float partial[kFewPasses * kRowTile * 2 * 16];
   const int passes = (t.n_rows + kRowTile - 1) / kRowTile;
   const int steps = (t.weight.cols + kStep - 1) / kStep;
   const int tile_passes = passes * 2 / kHalves;
-  const int run = tile_passes > 1 && passes <= kFewPasses ? kRun : steps;
+  int run = steps;
+  if (tile_passes == 1 && steps > kAhead) {
+    run = steps - kAhead;  // the rest prefetches what comes next
+  } else if (tile_passes > 1 && passes <= kFewPasses) {
+    run = kRun;
+  }
   const std::uint8_t* data = t.weight.data + panel * t.weight.panel_bytes;
   const PanelTask at{t, panel * kPanel, out, partial};
-  PrefetchStream stream{nullptr, (Format::kStepBytes / 64 + tile_passes - 1) / tile_passes};
+  PrefetchStream stream{nullptr, ((Format::kStepBytes + 63) / 64 + tile_passes - 1) / tile_passes};
   for (int begin = 0; begin < steps; begin += run) {
     const int end = lowest(begin + run, steps);
-    const int ahead = tile_passes == 1 ? lowest(kRun / 2, steps) : end;  // a lone pass streams on
-    stream.next = ahead < steps ? data + static_cast<Index>(ahead) * Format::kStepBytes : next;
+    const int from = tile_passes == 1 ? begin + kAhead : end;
+    stream.next = from < steps ? data + static_cast<Index>(from) * Format::kStepBytes : next;
     for (int pass = 0; pass < passes; ++pass) {
-      const int row = t.n_rows * pass / passes;
-      const int row_end = t.n_rows * (pass + 1) / passes;
+      const int row = static_cast<int>(static_cast<Index>(t.n_rows) * pass / passes);
+      const int row_end = static_cast<int>(static_cast<Index>(t.n_rows) * (pass + 1) / passes);
       linear_rows<Format, kRowTile>(at, {data, 0, row, begin, end}, row_end - row, stream);
     }
   }

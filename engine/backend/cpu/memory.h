@@ -33,8 +33,9 @@ class Pages {
   std::size_t size_ = 0;
 };
 
-// Pieces of zeroed memory one behind the other on huge pages: a weight alone would begin and end
-// amid them, and a small one would have none. A chunk lives as long as a piece of it.
+// Pieces of zeroed memory on huge pages, small ones one behind the other: a weight alone would
+// begin and end amid such pages, and a small one would have none. A chunk lives as long as a piece
+// of it.
 class Arena {
  public:
   std::shared_ptr<std::uint8_t> allocate(std::size_t n_bytes);

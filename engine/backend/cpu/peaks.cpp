@@ -27,11 +27,10 @@ double best_rate(Work work) {
 
 Peaks CpuBackend::measure_peaks() {
   constexpr Index kChunk = 1 << 20;
-  constexpr int kChunks = 256;  // together far beyond any cache
-  if (peak_pages_.size() == 0) {
-    peak_pages_ = Pages(std::size_t{kChunk} * kChunks, /*huge=*/true);
-    std::memset(peak_pages_.data(), 1, peak_pages_.size());
-  }
+  constexpr int kChunks = 256;  // together more than the caches of most machines
+  const Pages pages(std::size_t{kChunk} * kChunks, /*huge=*/true);
+  pool_.run(kChunks,
+            [&](int chunk, int) { std::memset(pages.data() + chunk * kChunk, 1, kChunk); });
   std::atomic<std::uint64_t> sink{0};  // used, so that nothing is optimised away
   const auto operations = [&](DType dtype) {
     constexpr int kTasks = 64;
@@ -49,9 +48,9 @@ Peaks CpuBackend::measure_peaks() {
   Peaks peaks;
   peaks.read = best_rate([&] {
     pool_.run(kChunks, [&](int chunk, int) {
-      sink += kernels_.read(peak_pages_.data() + chunk * kChunk, kChunk);
+      sink += kernels_.read(pages.data() + chunk * kChunk, kChunk);
     });
-    return static_cast<double>(peak_pages_.size());
+    return static_cast<double>(pages.size());
   });
   peaks.int8 = operations(DType::q8_0);
   peaks.bf16 = operations(DType::bf16);

@@ -67,7 +67,7 @@ void ThreadPool::start(const Job& job) {
   epoch_.notify_all();
   work(0);
   open_ = false;
-  for (int spin = 0; inside_ != 0; ++spin) pause(spin);
+  for (int spin = 0; inside_ != 0; spin = spin < kSpins ? spin + 1 : kPatience) pause(spin);
 }
 
 void ThreadPool::work(int thread) {
@@ -75,6 +75,7 @@ void ThreadPool::work(int thread) {
   const int n = static_cast<int>(runs_.size());
   for (int i = 0; i < n; ++i) {
     Run& run = runs_[(thread + i) % n];
+    if (run.next.load(std::memory_order_relaxed) >= run.end) continue;
     for (int task = run.next++; task < run.end; task = run.next++) {
       job.call(job.body, task, thread);
     }

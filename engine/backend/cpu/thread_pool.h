@@ -1,5 +1,5 @@
-// Threads that stay awake through a forward: an operation is handed out by one store and ended by
-// one counter, which costs microseconds where a fork would cost tens.
+// Threads that stay awake through a forward: an operation is handed out and ended by a few atomics,
+// which costs microseconds where a fork would cost tens.
 #pragma once
 
 #include <atomic>
