@@ -126,9 +126,9 @@ inline std::size_t load_heap(std::size_t image_size, const Claims& claims) {
 }
 
 // The file itself, its matrices in panels of 32 rows (one row alone is padded to 32) in chunks of
-// 64 MiB, each with room to begin on a huge page, and an F16 KV cache of the whole context, head_dim
-// rounded up to 16 and positions to 64. In floating point: a context may justify more than there
-// are addresses.
+// 64 MiB, each with room to begin on a huge page, and an F16 KV cache of the whole context,
+// head_dim rounded up to 16 and positions to 64. In floating point: a context may justify more than
+// there are addresses.
 inline double load_mapped(std::size_t image_size, const Claims& claims) {
   const auto& c = claims.config;
   const double positions = std::ceil(c.max_position_embeddings / 64.0) * 64;

@@ -18,7 +18,8 @@ from sbd_engine.completion import Completion
 from sbd_engine.convert import convert
 from sbd_engine.errors import SbdValueError
 
-ISAS = ("scalar", "avx2", "avx2_vnni", "avx512", "avx512_bf16")
+from .isas import ISAS
+
 SEEDS = range(24)  # every combination of architecture, RoPE scaling and tying
 INFINITY = float("inf")
 

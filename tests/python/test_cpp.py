@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from .isas import ISAS
+
 ROOT = Path(__file__).resolve().parents[2]
-ISAS = ("scalar", "avx2", "avx2_vnni", "avx512", "avx512_bf16")
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,8 @@ from sbd_engine.cli import main
 from sbd_engine.errors import SbdValueError
 
 from .checkpoints import NAMES, Array, convert_quietly, read_model, write_checkpoint
+from .isas import ISAS
 
-ISAS = ("scalar", "avx2", "avx2_vnni", "avx512", "avx512_bf16")
 Q4_K, Q6_K, Q8_0 = WeightType.Q4_K, WeightType.Q6_K, WeightType.Q8_0
 MIXES = {"q4_k": [Q4_K], "q6_k": [Q6_K], "mixed": [Q6_K, Q4_K, Q8_0, Q4_K, WeightType.F32]}
 BLOCK_BYTES = {Q4_K: 144, Q6_K: 210}

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from .isas import ISAS
+
 ROOT = Path(__file__).resolve().parents[2]
 ENGINE = ROOT / "engine"
 SOURCES = [
@@ -105,7 +107,7 @@ def unit_flags() -> dict[str, list[str]]:
     """Compiler flags of each instruction set's unit, as CMakeLists.txt sets them."""
     flags: dict[str, str] = {}
     for name, value in re.findall(
-        r"set\((AVX\w+_FLAGS) (.+)\)", (ROOT / "CMakeLists.txt").read_text()
+        r"set\(((?:AVX|NEON)\w*_FLAGS) (.+)\)", (ROOT / "CMakeLists.txt").read_text()
     ):
         flags[name] = re.sub(r"\$\{(\w+)\}", lambda match: flags[match[1]], value)
     units = ENGINE.glob("backend/cpu/kernels_*.cpp")
@@ -115,19 +117,21 @@ def unit_flags() -> dict[str, list[str]]:
 
 def test_every_instruction_set_has_its_flags() -> None:
     flags = unit_flags()
-    assert list(flags) == ["avx2", "avx2_vnni", "avx512", "avx512_bf16", "scalar"]
+    assert list(flags) == ["avx2", "avx2_vnni", "avx512", "avx512_bf16", "neon", "scalar"]
     assert flags["scalar"] == []
     assert set(flags["avx2"]) < set(flags["avx2_vnni"])
     assert set(flags["avx2"]) < set(flags["avx512"]) < set(flags["avx512_bf16"])
+    assert flags["neon"] == ["-march=armv8.2-a+dotprod"]
 
 
 # An inline function that two objects define is linked once, and the copy that stays may be the one
 # compiled for instructions the machine lacks. So a unit exports its kernel table and nothing else.
 @pytest.mark.skipif(
-    platform.machine() != "x86_64" or not (shutil.which("g++") and shutil.which("nm")),
-    reason="needs g++ and nm on x86-64",
+    platform.machine() not in ("x86_64", "aarch64")
+    or not (shutil.which("g++") and shutil.which("nm")),
+    reason="needs g++ and nm on x86-64 or aarch64",
 )
-@pytest.mark.parametrize("isa", unit_flags())
+@pytest.mark.parametrize("isa", ISAS)
 def test_kernel_units_export_only_their_table(isa: str, tmp_path: Path) -> None:
     unit = ENGINE / "backend" / "cpu" / f"kernels_{isa}.cpp"
     compiled = tmp_path / "unit.o"

@@ -1,4 +1,8 @@
 // The instruction sets, best first, and which of them this CPU runs.
+#if defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
+
 #include <cstdlib>
 #include <string>
 
@@ -26,12 +30,16 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512vnni");
 }
 bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+#elif defined(__aarch64__)
+bool has_neon() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }  // with dot products
 #endif
 
 constexpr Entry kTable[] = {
 #if defined(__x86_64__)
     {&avx512_bf16::kernels, has_avx512_bf16}, {&avx512::kernels, has_avx512},
     {&avx2_vnni::kernels, has_avx2_vnni},     {&avx2::kernels, has_avx2},
+#elif defined(__aarch64__)
+    {&neon::kernels, has_neon},
 #endif
     {&scalar::kernels, [] { return true; }},
 };

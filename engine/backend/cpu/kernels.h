@@ -150,10 +150,13 @@ extern const Kernels kernels;
 namespace avx512_bf16 {
 extern const Kernels kernels;
 }
+namespace neon {
+extern const Kernels kernels;
+}
 
 // The best table this CPU runs, or the one that the environment variable SBD_ISA names ("scalar",
-// "avx2", "avx2_vnni", "avx512", "avx512_bf16"); a name that is unknown, or not supported here, is
-// an error.
+// "avx2", "avx2_vnni", "avx512", "avx512_bf16", "neon"); a name that is unknown, or not supported
+// here, is an error.
 const Kernels& select_kernels();
 
 // The tables this CPU runs, best first: the i-th, nullptr behind the last.

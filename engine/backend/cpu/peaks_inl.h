@@ -14,7 +14,9 @@ static std::uint64_t read(const std::uint8_t* p, Index n) {
     }
   }
   std::uint64_t total = 0;
-  for (const I& sum : sums) total += static_cast<std::uint64_t>(reduce_add(to_float(sum)));
+  for (const I& sum : sums) {
+    total += static_cast<std::uint64_t>(static_cast<std::int64_t>(reduce_add(to_float(sum))));
+  }
   return total;
 }
 

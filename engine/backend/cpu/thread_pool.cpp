@@ -25,6 +25,8 @@ void pause(int spin) {
   } else {
 #if defined(__x86_64__)
     _mm_pause();
+#elif defined(__aarch64__)
+    asm volatile("isb");  // many cores take a yield for nothing
 #endif
   }
 }
