@@ -42,6 +42,10 @@ def seconds_of_phase(generated: dict[str, Any], block_size: int, phase: Phase) -
     to the end of the last. Raises ValueError where the engine did not follow the pattern."""
     decided, seconds = generated["decided"], generated["seconds"]
     expected = (phase.blocks + 1) * phase.forwards
-    if len(decided) != expected or sum(decided[: phase.forwards]) != block_size:
-        raise ValueError(f"expected {expected} forwards, got {len(decided)}")
+    first = sum(decided[: phase.forwards])
+    if len(decided) != expected or first != block_size:
+        raise ValueError(
+            f"expected {expected} forwards, the first {phase.forwards} deciding {block_size} "
+            f"positions, got {len(decided)} deciding {first}"
+        )
     return float(seconds[-1] - seconds[phase.forwards - 1])

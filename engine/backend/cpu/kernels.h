@@ -129,10 +129,10 @@ struct Kernels {
   void (*to_bf16)(const float* x, int n, std::uint16_t* out);
   void (*to_half)(const float* x, int n, std::uint16_t* out);
   // Reads n bytes (a multiple of 256) and returns something that depends on all.
-  std::uint64_t (*read)(const std::uint8_t* p, Index n);
+  std::uint64_t (*peak_read)(const std::uint8_t* p, Index n);
   // Nothing but the dot instructions of f32, bf16 or q8_0 weights, so many rounds of them; returns
   // how many operations that were, a product and its sum being two.
-  Index (*multiply)(DType dtype, Index rounds, float* total);
+  Index (*peak_dots)(DType dtype, Index rounds, float* total);
 };
 
 namespace scalar {

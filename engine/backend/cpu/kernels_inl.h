@@ -1,6 +1,6 @@
 // The kernel table of one instruction set: a unit defines SBD_ISA, includes its vec_*.h and then
-// this. No standard header with inline functions may be included here: the linker could pick this
-// unit's copy, compiled for instructions the machine lacks, for baseline code.
+// this. No inline function of a standard header may be used here: the linker could pick this unit's
+// copy, compiled for instructions the machine lacks, for baseline code (test_tree.py looks).
 #include "backend/cpu/kernels.h"
 
 #include "backend/cpu/k_quants.h"
@@ -16,6 +16,8 @@ namespace {
 #include "backend/cpu/linear_inl.h"
 
 #include "backend/cpu/math_inl.h"
+
+#include "backend/cpu/attention_products_inl.h"
 
 #include "backend/cpu/attention_inl.h"
 
@@ -37,8 +39,8 @@ const Kernels kernels = {
     quantize,
     to_bf16,
     to_half,
-    read,
-    multiply,
+    peak_read,
+    peak_dots,
 };
 
 }  // namespace sbd::cpu::SBD_ISA

@@ -39,7 +39,7 @@ Peaks CpuBackend::measure_peaks() {
       std::atomic<Index> done{0};
       pool_.run(kTasks, [&](int, int) {
         float total;
-        done += kernels_.multiply(dtype, kRounds, &total);
+        done += kernels_.peak_dots(dtype, kRounds, &total);
         sink += total > 0;
       });
       return static_cast<double>(done.load());
@@ -48,7 +48,7 @@ Peaks CpuBackend::measure_peaks() {
   Peaks peaks;
   peaks.read = best_rate([&] {
     pool_.run(kChunks, [&](int chunk, int) {
-      sink += kernels_.read(pages.data() + chunk * kChunk, kChunk);
+      sink += kernels_.peak_read(pages.data() + chunk * kChunk, kChunk);
     });
     return static_cast<double>(pages.size());
   });

@@ -1,7 +1,7 @@
 // What the machine can do at most: memory read in one stream, and the dot instructions of a matmul
 // tile on registers.
 
-static std::uint64_t read(const std::uint8_t* p, Index n) {
+static std::uint64_t peak_read(const std::uint8_t* p, Index n) {
   I sums[4] = {set1_int(0), set1_int(0), set1_int(0), set1_int(0)};
   const I x = set1_int(1);
   for (Index i = 0; i + 256 <= n; i += 256) {
@@ -25,8 +25,8 @@ static constexpr int kDots = 64;  // of each chain, a round
 
 // Rows are different constants and the weights are hidden, so that no product is shared or hoisted.
 template <typename Sum, typename Weights, typename X, typename Dot>
-static void multiply_tile(Index rounds, Sum (&result)[kChains], Weights w, const X (&x)[kRowTile],
-                          Dot dot) {
+static void dot_chains(Index rounds, Sum (&result)[kChains], Weights w, const X (&x)[kRowTile],
+                       Dot dot) {
   Sum sums[kChains];
   for (int i = 0; i < kChains; ++i) sums[i] = result[i];
   for (Index i = 0; i < rounds * kDots; ++i) {
@@ -40,7 +40,7 @@ static void multiply_tile(Index rounds, Sum (&result)[kChains], Weights w, const
   for (int i = 0; i < kChains; ++i) result[i] = sums[i];
 }
 
-static Index multiply(DType dtype, Index rounds, float* total) {
+static Index peak_dots(DType dtype, Index rounds, float* total) {
   I ints[kChains];
   F floats[kChains];
   for (int i = 0; i < kChains; ++i) {
@@ -58,15 +58,15 @@ static Index multiply(DType dtype, Index rounds, float* total) {
   const W w = load_weights(bytes);
   int products = 1;  // a lane of a dot instruction
   if (dtype == DType::f32) {
-    multiply_tile(rounds, floats, set1(0.5f), x_floats,
-                  [](F sum, F weights, F value) { return fma(weights, value, sum); });
+    dot_chains(rounds, floats, set1(0.5f), x_floats,
+               [](F sum, F weights, F value) { return fma(weights, value, sum); });
   } else if (dtype == DType::bf16) {
-    multiply_tile(rounds, floats, w, x,
-                  [](F sum, const W& weights, I value) { return dot_bf16(sum, weights, value); });
+    dot_chains(rounds, floats, w, x,
+               [](F sum, const W& weights, I value) { return dot_bf16(sum, weights, value); });
     products = 2;
   } else {
-    multiply_tile(rounds, ints, w, x,
-                  [](I sum, const W& weights, I value) { return dot_q8(sum, weights, value); });
+    dot_chains(rounds, ints, w, x,
+               [](I sum, const W& weights, I value) { return dot_q8(sum, weights, value); });
     products = 4;
   }
   *total = 0;
