@@ -171,6 +171,15 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [str(COMMAND), "run", str(model), "-p", PROMPT, *flags]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A test run in the background may have been started with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 class TestInterrupt:
     def test_what_was_committed_then_130(self, endless: list[str]) -> None:
         process = subprocess.Popen(endless, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
