@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "backend/cpu/cpu_backend.h"
+#include "core/bytes.h"
 
 namespace sbd::cpu {
 
@@ -20,8 +21,6 @@ constexpr int kCacheRows = kLanes;
 
 // Partial results that are kept at a time: 32 MiB, or one tile's where that is more.
 constexpr Index kPartialFloats = 8 << 20;
-
-Index round_up(Index n) { return (n + 15) / 16 * 16; }  // whole lines
 
 int n_splits(int key_end) { return (key_end + kKeysPerSplit - 1) / kKeysPerSplit; }
 
@@ -114,9 +113,10 @@ void CpuBackend::attention(int layer, const HeadShape& heads, const float* q, fl
   }
 
   const Index queries = Index{rows_per_tile} * group;
-  const Index partial_floats = queries * padded + 2 * round_up(queries);
+  const Index partial_floats = queries * padded + 2 * round_up(queries, kLanes);
   const Index scratch_floats = partial_floats + kKeysPerStep * (padded + queries) +
-                               3 * round_up(queries) + round_up(queries * heads.head_dim);
+                               3 * round_up(queries, kLanes) +
+                               round_up(queries * heads.head_dim, kLanes);
   if (attention_scratch_floats_ < scratch_floats) {
     attention_scratch_ = allocate(static_cast<std::size_t>(scratch_floats * pool_.size()));
     attention_scratch_floats_ = scratch_floats;

@@ -6,13 +6,12 @@
 #include <new>
 
 #include "backend/cpu/packed_weight.h"
+#include "core/bytes.h"
 #include "core/error.h"
 
 namespace sbd::cpu {
 
 namespace {
-
-int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 template <typename T>
 T* grown(std::vector<T>& buffer, Index n) {

@@ -2,16 +2,11 @@
 
 #include <cstring>
 
+#include "core/bytes.h"
+
 namespace sbd::cpu {
 
 namespace {
-
-template <typename T>
-T load_as(const void* p) {
-  T value;
-  std::memcpy(&value, p, sizeof(value));
-  return value;
-}
 
 // Where a feature's byte with input i as low (below 16) or high nibble lies in a step of Q4_K.
 Index nibble_at(int i, int feature) {

@@ -1,10 +1,6 @@
 // The matmul formats of K-quants (k_quants.h; linear_inl.h says what a format is). The product of
 // an integer scale and its half precision one is exact in float32.
 
-static inline F load_halves(const std::uint8_t* p) {
-  return load_half(reinterpret_cast<const std::uint16_t*>(p));
-}
-
 // w = scale q - min: sum of w x = scale * sum of q x - min * sum of x.
 struct Q4KFormat {
   using Layout = Q4KLayout;
@@ -14,7 +10,7 @@ struct Q4KFormat {
   static inline void run(const LinearTask& t, const Tile& tile, PrefetchStream& stream,
                          F (&sums)[R][P]) {
     const Index groups = t.weight.cols / kGroupSize;
-    const QuantizedGroup* x = t.x.groups + (t.x.first_row + tile.row) * groups + tile.begin;
+    const QuantizedGroup* x = first_group(t, tile);
     for (int g = tile.begin; g < tile.end; ++g, ++x) {
       stream.step();
       const std::uint8_t* super = tile.panel + static_cast<Index>(g / kSuperSteps) * Layout::kSuper;
@@ -49,7 +45,7 @@ struct Q6KFormat {
   static inline void run(const LinearTask& t, const Tile& tile, PrefetchStream& stream,
                          F (&sums)[R][P]) {
     const Index groups = t.weight.cols / kGroupSize;
-    const QuantizedGroup* x = t.x.groups + (t.x.first_row + tile.row) * groups + tile.begin;
+    const QuantizedGroup* x = first_group(t, tile);
     for (int g = tile.begin; g < tile.end; ++g, ++x) {
       stream.step();
       const std::uint8_t* super = tile.panel + static_cast<Index>(g / kSuperSteps) * Layout::kSuper;

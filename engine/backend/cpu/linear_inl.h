@@ -29,6 +29,16 @@ static inline std::int32_t load_int(const void* p) {
   return x;
 }
 
+static inline F load_halves(const std::uint8_t* p) {
+  return load_half(reinterpret_cast<const std::uint16_t*>(p));
+}
+
+// A tile's first row of quantised activations at its first step; rows lie cols / 32 apart.
+static inline const QuantizedGroup* first_group(const LinearTask& t, const Tile& tile) {
+  const Index groups = t.weight.cols / kGroupSize;
+  return t.x.groups + (t.x.first_row + tile.row) * groups + tile.begin;
+}
+
 static inline int lowest(int a, int b) { return a < b ? a : b; }
 
 // Each format adds a tile's products for R rows and P halves. kStepBytes: what a step of a whole
@@ -67,9 +77,7 @@ struct F32Vector {
 
 struct F16Vector {
   static constexpr int kBytes = 32;
-  static inline F load_floats(const std::uint8_t* p) {
-    return load_half(reinterpret_cast<const std::uint16_t*>(p));
-  }
+  static inline F load_floats(const std::uint8_t* p) { return load_halves(p); }
 };
 
 struct BF16Format {
@@ -107,7 +115,7 @@ struct QuantFormat {
   static inline void run(const LinearTask& t, const Tile& tile, PrefetchStream& stream,
                          F (&sums)[R][P]) {
     const Index groups = t.weight.cols / kGroupSize;
-    const QuantizedGroup* x = t.x.groups + (t.x.first_row + tile.row) * groups + tile.begin;
+    const QuantizedGroup* x = first_group(t, tile);
     for (int g = tile.begin; g < tile.end; ++g, ++x) {
       stream.step();
       const std::uint8_t* group = tile.panel + static_cast<Index>(g) * kStepBytes;
@@ -119,7 +127,7 @@ struct QuantFormat {
       Quants::template multiply<R, P>(group + tile.half * Quants::kBytes, x, groups, dots);
       const std::uint8_t* scales = group + kScalesAt + tile.half * 32;
       for (int p = 0; p < P; ++p) {
-        const F w_scale = load_half(reinterpret_cast<const std::uint16_t*>(scales + p * 32));
+        const F w_scale = load_halves(scales + p * 32);
         for (int r = 0; r < R; ++r) {
           const F scale = mul(w_scale, set1(x[r * groups].scale));
           sums[r][p] = fma(to_float(dots[r][p]), scale, sums[r][p]);

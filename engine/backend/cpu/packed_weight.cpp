@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "backend/cpu/k_quants.h"
+#include "core/bytes.h"
 #include "core/error.h"
 
 namespace sbd::cpu {
@@ -41,13 +42,6 @@ Index q8_at(int i, int feature) {
 // GGUF pairs quant i with i + 16 in a byte, which is step i / 4 with step i / 4 + 4.
 Index q4_at(int i, int feature) {
   return feature / kLanes * (kQ4Quants / 2) + (i / 4 * kLanes + feature % kLanes) * 4 + i % 4;
-}
-
-template <typename T>
-T load_as(const void* p) {
-  T value;
-  std::memcpy(&value, p, sizeof(value));
-  return value;
 }
 
 bool is_finite(std::uint32_t bits) { return (bits & 0x7f800000u) != 0x7f800000u; }
