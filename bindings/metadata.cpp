@@ -121,6 +121,19 @@ py::dict to_dict(const DecodeDefaults& defaults) {
   values["factor"] = shortest(defaults.factor);
   values["confidence_threshold"] = shortest(defaults.confidence_threshold);
   values["top_n"] = defaults.top_n;
+  values["sub_block_size"] = defaults.sub_block_size;
+  values["steps"] = defaults.steps;
+  values["schedule"] = defaults.schedule;
+  values["logit_shift"] = defaults.logit_shift;
+  values["seed_slot"] = defaults.seed_slot;
+  values["prompt_attention"] = defaults.prompt_attention;
+  values["block_origin"] = defaults.block_origin;
+  values["commit_attention"] = defaults.commit_attention;
+  values["horizon"] = defaults.horizon;
+  values["prompt_rule"] = defaults.prompt_rule;
+  values["block_add_threshold"] = shortest(defaults.block_add_threshold);
+  values["decoded_token_threshold"] = shortest(defaults.decoded_token_threshold);
+  values["skip_threshold"] = shortest(defaults.skip_threshold);
   return values;
 }
 

@@ -30,6 +30,8 @@ struct Event {
   std::optional<std::string> finished;
   int prompt_rows;
   std::string error;
+  std::optional<int> accepted;
+  bool thought;
 };
 
 void raise(const char* error_class, const char* message) {
@@ -86,7 +88,9 @@ Event to_event(SequenceEvents& happened) {
               .revealed = {},
               .finished = std::nullopt,
               .prompt_rows = happened.prompt_rows,
-              .error = std::move(happened.error)};
+              .error = std::move(happened.error),
+              .accepted = happened.events.accepted,
+              .thought = happened.events.thought};
   for (const Reveal& reveal : happened.events.revealed) {
     event.revealed.emplace_back(reveal.position, reveal.token);
   }
@@ -185,15 +189,18 @@ PYBIND11_MODULE(_core, module) {
 
   py::class_<Event>(module, "Event")
       .def(py::init<std::vector<TokenId>, std::vector<std::pair<int, TokenId>>,
-                    std::optional<std::string>, int, std::string>(),
+                    std::optional<std::string>, int, std::string, std::optional<int>, bool>(),
            py::arg("committed") = std::vector<TokenId>{},
            py::arg("revealed") = std::vector<std::pair<int, TokenId>>{},
-           py::arg("finished") = std::nullopt, py::arg("prompt_rows") = 0, py::arg("error") = "")
+           py::arg("finished") = std::nullopt, py::arg("prompt_rows") = 0, py::arg("error") = "",
+           py::arg("accepted") = std::nullopt, py::arg("thought") = false)
       .def_readonly("committed", &Event::committed)
       .def_readonly("revealed", &Event::revealed)
       .def_readonly("finished", &Event::finished)
       .def_readonly("prompt_rows", &Event::prompt_rows)
-      .def_readonly("error", &Event::error);
+      .def_readonly("error", &Event::error)
+      .def_readonly("accepted", &Event::accepted)
+      .def_readonly("thought", &Event::thought);
 
   py::class_<Request>(module, "Request")
       .def(py::init<>())
@@ -207,6 +214,11 @@ PYBIND11_MODULE(_core, module) {
       .def_readwrite("factor", &Request::factor)
       .def_readwrite("confidence_threshold", &Request::confidence_threshold)
       .def_readwrite("top_n", &Request::top_n)
+      .def_readwrite("steps", &Request::steps)
+      .def_readwrite("horizon", &Request::horizon)
+      .def_readwrite("block_add_threshold", &Request::block_add_threshold)
+      .def_readwrite("decoded_token_threshold", &Request::decoded_token_threshold)
+      .def_readwrite("skip_threshold", &Request::skip_threshold)
       .def_readwrite("temperature", &Request::temperature)
       .def_readwrite("top_p", &Request::top_p)
       .def_readwrite("top_k", &Request::top_k)

@@ -11,7 +11,6 @@
 #include "backend/cpu/cpu_backend.h"
 #include "core/error.h"
 #include "core/random.h"
-#include "decode/registry.h"
 #include "format/gguf.h"
 #include "model/transformer.h"
 
@@ -20,10 +19,10 @@ namespace sbd {
 namespace {
 
 constexpr int kMaxThreads = 1024;
-// Prompt rows of a sequence in one forward, and rows of all sequences beyond which no further one
-// joins it: they bound the activations' memory and how long Ctrl-C waits.
-constexpr int kPrefillRows = 512;
+// Rows of all sequences beyond which no further one joins a forward, and rows of forwards outside of
+// decoding.
 constexpr std::size_t kStepRows = 512;
+constexpr int kChunkRows = 512;
 
 int available_cores() {
 #if defined(__linux__)
@@ -62,15 +61,22 @@ struct Engine::Sequence {
   KvCache kv;
   std::unique_ptr<Decoder> decoder;
   int prompt_tokens;
+  int prompt_tokens_read = 0;
 
-  int prompt_rows_cached() const { return std::min(kv.length(), prompt_tokens); }
+  // How many prompt tokens a forward that ran `plan`, from position `start`, was the first to read.
+  int absorb_prompt(const Plan& plan, int start) {
+    for (const Segment& segment : plan.segments) start += static_cast<int>(segment.tokens.size());
+    const int before = prompt_tokens_read;
+    prompt_tokens_read = std::clamp(start, before, prompt_tokens);
+    return prompt_tokens_read - before;
+  }
 };
 
 // What a sequence wants of the next forward.
 struct Engine::Turn {
   SequenceId id;
   Sequence* sequence;
-  std::vector<Segment> segments;
+  Plan plan;
 };
 
 Engine::Engine(const std::filesystem::path& path, const EngineOptions& options)
@@ -109,34 +115,9 @@ std::string Engine::auto_decoder() const { return defaults_.decoders.front(); }
 Peaks Engine::measure_peaks() { return backend_->measure_peaks(); }
 
 std::unique_ptr<Decoder> Engine::make_decoder(const Request& request) const {
-  for (const TokenId token : request.prompt) {
-    SBD_CHECK(token >= 0 && token < config_.vocab_size,
-              "token id {} is outside the vocabulary of {}", token, config_.vocab_size);
-  }
-  DecodeTask task;
-  task.prompt = request.prompt;
-  task.max_tokens = request.max_tokens;
-  task.n_ctx = n_ctx_;
-  if (!request.ignore_eos) task.eos_token_ids = config_.eos_token_ids;
-  task.sampling = {.temperature = request.temperature,
-                   .top_k = request.top_k,
-                   .top_p = request.top_p,
-                   .seed = request.seed,
-                   .sample_index = request.sample_index};
-  task.prefill_rows = kPrefillRows;
-
-  DecoderOptions options;
-  options.block_size = request.block_size.value_or(defaults_.block_size);
-  options.mask_token_id = config_.mask_token_id;
-  options.unmask.rule = unmask_rule(request.unmask.value_or(defaults_.unmask));
-  options.unmask.proxy = unmask_proxy(request.proxy.value_or(defaults_.proxy));
-  options.unmask.gamma = request.gamma.value_or(defaults_.gamma);
-  options.unmask.factor = request.factor.value_or(defaults_.factor);
-  options.unmask.confidence_threshold =
-      request.confidence_threshold.value_or(defaults_.confidence_threshold);
-  options.unmask.top_n = request.top_n.value_or(defaults_.top_n);
   return sbd::make_decoder(request.decoder == "auto" ? auto_decoder() : request.decoder,
-                           std::move(task), options);
+                           decode_task(request, config_, n_ctx_),
+                           decoder_options(request, config_, defaults_));
 }
 
 void Engine::check(const Request& request) const { make_decoder(request); }
@@ -169,7 +150,7 @@ std::vector<Engine::Turn> Engine::plan_turns() {
   while (turns.size() < sequences_.size() && n_rows < kStepRows) {
     if (next == sequences_.end()) next = sequences_.begin();
     turns.push_back({next->first, next->second.get(), next->second->decoder->plan()});
-    for (const Segment& segment : turns.back().segments) n_rows += segment.tokens.size();
+    for (const Segment& segment : turns.back().plan.segments) n_rows += segment.tokens.size();
     ++next;
   }
   next_turn_ = next == sequences_.end() ? 0 : next->first;
@@ -178,10 +159,13 @@ std::vector<Engine::Turn> Engine::plan_turns() {
 
 void Engine::run_turns(std::span<const Turn> turns, std::vector<SequenceEvents>& happened) {
   Batch batch;
-  for (const Turn& turn : turns) batch.sequences.push_back({&turn.sequence->kv, turn.segments});
+  std::vector<int> starts;
+  for (const Turn& turn : turns) {
+    const KvCache& kv = turn.sequence->kv;
+    batch.sequences.push_back({&turn.sequence->kv, turn.plan});
+    starts.push_back(turn.plan.start.value_or(kv.length()));
+  }
   std::vector<RowStats> stats;
-  std::vector<int> prompt_rows;
-  for (const Turn& turn : turns) prompt_rows.push_back(turn.sequence->prompt_rows_cached());
   try {
     stats = model_->forward(batch);
   } catch (const Error& error) {
@@ -197,12 +181,12 @@ void Engine::run_turns(std::span<const Turn> turns, std::vector<SequenceEvents>&
   std::span<const RowStats> rest = stats;
   for (std::size_t i = 0; i < turns.size(); ++i) {
     std::size_t n_outputs = 0;
-    for (const Segment& segment : turns[i].segments) n_outputs += segment.outputs.size();
+    for (const Segment& segment : turns[i].plan.segments) n_outputs += segment.outputs.size();
     Sequence& sequence = *turns[i].sequence;
     Events events = sequence.decoder->absorb(rest.first(n_outputs));
     rest = rest.subspan(n_outputs);
     happened.push_back({turns[i].id, std::move(events),
-                        sequence.prompt_rows_cached() - prompt_rows[i], std::string()});
+                        sequence.absorb_prompt(turns[i].plan, starts[i]), std::string()});
   }
 }
 
@@ -218,12 +202,12 @@ std::vector<float> Engine::forward(const std::vector<TokenId>& tokens, int block
   for (int begin = 0; begin < n;) {
     const int causal_end = n - block;
     const bool causal = begin < causal_end;
-    const int end = causal ? std::min(begin + kPrefillRows, causal_end) : n;
+    const int end = causal ? std::min(begin + kChunkRows, causal_end) : n;
     Segment segment;
     segment.tokens.assign(tokens.begin() + begin, tokens.begin() + end);
     segment.attention = causal ? Attention::causal : Attention::block;
     for (int i = 0; i < end - begin; ++i) segment.outputs.push_back(i);
-    const std::vector<float> part = model_->forward_logits({{{&kv, {segment}}}});
+    const std::vector<float> part = model_->forward_logits({{{&kv, {{segment}}}}});
     logits.insert(logits.end(), part.begin(), part.end());
     begin = end;
   }
@@ -252,11 +236,11 @@ std::vector<std::vector<double>> Engine::time_forwards(const std::vector<int>& r
               n_ctx_);
     Segment block = random_tokens(rows, Kv::scratch, Attention::block);
     for (int i = 0; i < rows; ++i) block.outputs.push_back(i);
-    batches.push_back({{{&kv, {block}}}});
+    batches.push_back({{{&kv, {{block}}}}});
   }
   while (kv.length() < context) {
-    const int n = std::min(kPrefillRows, context - kv.length());
-    model_->forward({{{&kv, {random_tokens(n, Kv::commit, Attention::causal)}}}});
+    const int n = std::min(kChunkRows, context - kv.length());
+    model_->forward({{{&kv, {{random_tokens(n, Kv::commit, Attention::causal)}}}}});
   }
   for (const Batch& batch : batches) model_->forward(batch);  // warms caches and grows buffers
   std::vector<std::vector<double>> milliseconds(batches.size());

@@ -6,7 +6,6 @@
 #include <filesystem>
 #include <map>
 #include <memory>
-#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -15,6 +14,7 @@
 #include "core/peaks.h"
 #include "decode/decoder.h"
 #include "format/model_config.h"
+#include "request.h"
 
 namespace sbd {
 
@@ -26,26 +26,6 @@ struct EngineOptions {
   int n_threads = 0;            // 0: one per core this process may use
   int n_ctx = 0;                // 0: the model's
   DType kv_dtype = DType::f16;  // f16 or f32
-};
-
-// One text to generate. Unset options are the model file's defaults.
-struct Request {
-  std::vector<TokenId> prompt;
-  int max_tokens = 256;
-  std::string decoder = "auto";
-  std::optional<int> block_size;
-  std::optional<std::string> unmask;
-  std::optional<std::string> proxy;
-  std::optional<float> gamma;
-  std::optional<float> factor;
-  std::optional<float> confidence_threshold;
-  std::optional<int> top_n;
-  float temperature = 0.0f;
-  float top_p = 1.0f;
-  int top_k = 0;
-  std::uint64_t seed = 0;
-  std::uint64_t sample_index = 0;
-  bool ignore_eos = false;
 };
 
 using SequenceId = std::int64_t;

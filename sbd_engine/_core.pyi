@@ -13,6 +13,8 @@ class Event:
         finished: str | None = ...,
         prompt_rows: int = ...,
         error: str = ...,
+        accepted: int | None = ...,
+        thought: bool = ...,
     ) -> None: ...
     @property
     def committed(self) -> list[int]: ...
@@ -24,6 +26,10 @@ class Event:
     def prompt_rows(self) -> int: ...
     @property
     def error(self) -> str: ...
+    @property
+    def accepted(self) -> int | None: ...
+    @property
+    def thought(self) -> bool: ...
 
 class Request:
     prompt: list[int]
@@ -36,6 +42,11 @@ class Request:
     factor: float | None
     confidence_threshold: float | None
     top_n: int | None
+    steps: int | None
+    horizon: int | None
+    block_add_threshold: float | None
+    decoded_token_threshold: float | None
+    skip_threshold: float | None
     temperature: float
     top_p: float
     top_k: int

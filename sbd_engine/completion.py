@@ -17,6 +17,8 @@ class Stats:
     ttft_ms: from the call to the first final token.
     prefill_tok_s: prompt tokens per second, over the forwards that ran prompt rows.
     decode_tok_s: tokens decided per second after those forwards; with them where none followed.
+    accepted_length: lossless decoders: tokens kept of a verified block, in the mean; else None.
+    thinking_forwards: dmtd: forwards that ran the thinking layers, prefill included; else None.
     """
 
     prompt_tokens: int
@@ -25,6 +27,8 @@ class Stats:
     ttft_ms: float
     prefill_tok_s: float
     decode_tok_s: float
+    accepted_length: float | None = None
+    thinking_forwards: int | None = None
 
 
 @dataclass(frozen=True)

@@ -134,12 +134,18 @@ class Engine:
     def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Completion:
         """Generates up to max_tokens tokens after `prompt`, a string or token ids.
 
-        Options (None: the model file's default): max_tokens=256, decoder="auto" | "ntp" | "sbd",
-        block_size=None, unmask=None ("entropy_bounded" | "factor" | "confidence" | "top_n"),
-        gamma=None (nats), proxy=None ("entropy" | "confidence" | "margin"), factor=None,
-        confidence_threshold=None, top_n=None, temperature=0.0, top_p=1.0, top_k=0, seed=0,
-        stop=() (a string or several), ignore_eos=False, sample_index=0 (tells samples of one seed
-        apart). A file without a tokenizer takes token ids and gives no text.
+        Options (None: the model file's default):
+          max_tokens=256, stop=() (a string or several), ignore_eos=False;
+          decoder="auto" | "ntp" | "sbd" | "sbd_lossless" | "dmtd" | "d2f" | a family's own name;
+          blocks: block_size=None, unmask=None ("entropy_bounded" | "factor" | "confidence" |
+          "top_n"), gamma=None (nats), proxy=None ("entropy" | "confidence" | "margin" |
+          "position"), factor=None, confidence_threshold=None, top_n=None, steps=None (forwards per
+          block that top_n is spread over);
+          dmtd: horizon=None; d2f: block_add_threshold=None, decoded_token_threshold=None,
+          skip_threshold=None;
+          temperature=0.0, top_p=1.0, top_k=0, seed=0, sample_index=0 (tells samples of one seed
+          apart).
+        A file without a tokenizer takes token ids and gives no text.
 
         Raises SbdTypeError for an unknown argument and SbdValueError for a bad value.
         """

@@ -28,6 +28,11 @@ class Options(TypedDict, total=False):
     factor: float | None
     confidence_threshold: float | None
     top_n: int | None
+    steps: int | None
+    horizon: int | None
+    block_add_threshold: float | None
+    decoded_token_threshold: float | None
+    skip_threshold: float | None
     temperature: float
     top_p: float
     top_k: int
@@ -51,6 +56,11 @@ class Parameters:
     factor: float | None = None
     confidence_threshold: float | None = None
     top_n: int | None = None
+    steps: int | None = None
+    horizon: int | None = None
+    block_add_threshold: float | None = None
+    decoded_token_threshold: float | None = None
+    skip_threshold: float | None = None
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
@@ -58,6 +68,9 @@ class Parameters:
     sample_index: int = 0
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+
+
+_OPTIONAL = {field.name for field in fields(Parameters) if field.default is None}
 
 
 def parse(arguments: Mapping[str, Any]) -> Parameters:
@@ -68,9 +81,8 @@ def parse(arguments: Mapping[str, Any]) -> Parameters:
             raise SbdTypeError(unknown("argument", str(name), known))
     if "prompt" not in arguments:
         raise SbdTypeError("expected a prompt: a string or a sequence of token ids, got none")
-    optional = {"block_size", "unmask", "proxy", "gamma", "factor", "confidence_threshold", "top_n"}
     checked: dict[str, Any] = {
-        name: None if value is None and name in optional else _CHECKS[name](name, value)
+        name: None if value is None and name in _OPTIONAL else _CHECKS[name](name, value)
         for name, value in arguments.items()
     }
     return Parameters(**checked)
@@ -198,6 +210,7 @@ def _where(expected: str, holds: Callable[[float], bool]) -> Callable[[str, Any]
     return lambda name, value: _number(name, value, expected, holds)
 
 
+_SHARE = _where("from 0 to 1", lambda x: 0 <= x <= 1)
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "prompt": _prompt,
     "max_tokens": _at_least(1),
@@ -207,8 +220,13 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "proxy": _text,
     "gamma": _where(">= 0", lambda x: x >= 0),
     "factor": _where("above 0", lambda x: x > 0),
-    "confidence_threshold": _where("from 0 to 1", lambda x: 0 <= x <= 1),
+    "confidence_threshold": _SHARE,
     "top_n": _at_least(1),
+    "steps": _at_least(1),
+    "horizon": _at_least(1),
+    "block_add_threshold": _SHARE,
+    "decoded_token_threshold": _SHARE,
+    "skip_threshold": _SHARE,
     "temperature": _where(">= 0 and finite", lambda x: 0 <= x < math.inf),
     "top_p": _where("above 0 and at most 1", lambda x: 0 < x <= 1),
     "top_k": _at_least(0),

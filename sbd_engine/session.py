@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from statistics import mean
 from typing import Protocol
 
 from .completion import Chunk, Completion, FinishReason, Stats
@@ -21,6 +22,10 @@ class Event(Protocol):
     def finished(self) -> str | None: ...
     @property
     def prompt_rows(self) -> int: ...
+    @property
+    def accepted(self) -> int | None: ...
+    @property
+    def thought(self) -> bool: ...
 
 
 class Session:
@@ -49,12 +54,17 @@ class Session:
         self._started = self._prefilled = self._now = clock()
         self._first_token: float | None = None
         self._nfe = 0
+        self._accepted: list[int] = []
+        self._thinking_forwards = 0
         self._decided_in_prefill = 0
 
     def absorb(self, event: Event) -> Chunk:
         """What the event adds. After the chunk with a finish_reason no event may follow."""
         self._now = self._clock()
-        self._nfe += bool(event.revealed)
+        self._nfe += bool(event.revealed) or event.accepted is not None
+        if event.accepted is not None:
+            self._accepted.append(event.accepted)
+        self._thinking_forwards += event.thought
         if event.prompt_rows:
             self._prefilled = self._now
             self._decided_in_prefill += len(event.revealed)
@@ -113,6 +123,8 @@ class Session:
             ttft_ms=1e3 * (first - self._called),
             prefill_tok_s=_ratio(self._prompt_tokens, self._prefilled - self._started),
             decode_tok_s=_ratio(decoded, self._now - since),
+            accepted_length=mean(self._accepted) if self._accepted else None,
+            thinking_forwards=self._thinking_forwards or None,
         )
 
 

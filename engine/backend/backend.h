@@ -45,7 +45,7 @@ struct HeadShape {
   int head_dim;
 };
 
-// The rows of one sequence are consecutive in a forward.
+// The rows of one sequence are consecutive in a forward, and so are their positions.
 struct SequenceRows {
   KvStorage* kv;
   int first_row;
@@ -57,6 +57,7 @@ struct ForwardRows {
   std::span<const int> positions;   // [rows], absolute in the row's sequence
   std::span<const int> kv_end;      // [rows], keys the row sees: positions [0, kv_end)
   std::span<const SequenceRows> sequences;
+  std::span<const float> query_scale = {};  // [rows], on the rotated queries; none where empty
 };
 
 // What a matmul reads: rows x [*, cols], as they are, or first through one of
@@ -83,6 +84,15 @@ struct OutputRow {
   Sampling sampling;
 };
 
+// A row that enters a run of layers: a x[x_row] + b y[y_row], of the outputs of two runs before. A
+// coefficient of 0 leaves its input unread.
+struct Mix {
+  int x_row;
+  float a;
+  int y_row;
+  float b;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -103,6 +113,9 @@ class Backend {
                      bool rope_interleaved) = 0;
   // out [rows, weight.cols] = the rows' token embeddings
   virtual void embed(const Weight& table, float* out) = 0;
+  // out [rows, cols] = a x + b y, by row
+  virtual void mix(std::span<const Mix> rows, const float* x, const float* y, int cols,
+                   float* out) = 0;
   // Several weights on the same input; accumulate: out += instead of out =. `then`: the weights
   // that the next matmul reads, which may be fetched ahead.
   virtual void linear(const Input& input, std::span<const Linear> linears, bool accumulate,

@@ -46,6 +46,18 @@ std::string format(std::string_view text, const Args&... args) {
   return out.str();
 }
 
+// "a, b, c"
+template <typename Items>
+std::string joined(const Items& items) {
+  std::ostringstream out;
+  bool first = true;
+  for (const auto& item : items) {
+    out << (first ? "" : ", ") << item;
+    first = false;
+  }
+  return out.str();
+}
+
 template <typename... Args>
 [[noreturn]] void fail(ErrorKind kind, std::string_view text, const Args&... args) {
   throw Error(kind, format(text, args...));

@@ -28,6 +28,10 @@ struct Events {
   std::vector<Reveal> revealed;
   std::vector<TokenId> committed;  // the text's next tokens, final; a closing EOS included
   std::optional<FinishReason> finished;
+  // Tokens that a verifying forward found to be next-token decoding's own. Such a forward is an NFE
+  // even where it reveals nothing new.
+  std::optional<int> accepted = {};
+  bool thought = false;  // DMTD: the forward ran the thinking layers
 };
 
 // What every decoder needs to know about its task.
@@ -53,8 +57,8 @@ class Decoder {
  public:
   virtual ~Decoder() = default;
 
-  // The segments of the next forward, in order of position, starting where the last commit ended.
-  virtual std::vector<Segment> plan() = 0;
+  // The rows of the next forward. Planning changes nothing.
+  virtual Plan plan() = 0;
 
   // Takes the statistics of every wanted row of the last plan, in order. A forward with revealed
   // positions is one NFE (number of function evaluations). Once finished, neither is called again.

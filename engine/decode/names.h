@@ -1,7 +1,10 @@
 // Tables of names a user may choose from: the value of a name, or an error that lists the names.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
+#include <iterator>
+#include <ranges>
 #include <string>
 #include <string_view>
 
@@ -19,15 +22,10 @@ struct Named {
 template <typename Value, std::size_t size>
 const Value& find_named(const Named<Value> (&table)[size], std::string_view option,
                         const std::string& wanted) {
-  std::string names;
-  for (const Named<Value>& entry : table) {
-    if (entry.name == wanted) {
-      return entry.value;
-    }
-    names += names.empty() ? "" : ", ";
-    names += entry.name;
-  }
-  fail(ErrorKind::value, "unknown {} \"{}\": expected one of {}", option, wanted, names);
+  const auto found = std::ranges::find(table, wanted, &Named<Value>::name);
+  SBD_CHECK(found != std::end(table), "unknown {} \"{}\": expected one of {}", option, wanted,
+            joined(table | std::views::transform(&Named<Value>::name)));
+  return found->value;
 }
 
 }  // namespace sbd

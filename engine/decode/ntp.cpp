@@ -13,7 +13,7 @@ int NtpDecoder::chunk_rows() const {
   return std::min(task_.prefill_rows, static_cast<int>(pending_.size()));
 }
 
-std::vector<Segment> NtpDecoder::plan() {
+Plan NtpDecoder::plan() {
   const int rows = chunk_rows();
   Segment chunk;
   chunk.tokens.assign(pending_.begin(), pending_.begin() + rows);
@@ -21,7 +21,7 @@ std::vector<Segment> NtpDecoder::plan() {
   if (rows == static_cast<int>(pending_.size())) {
     chunk.outputs = {rows - 1};  // row t predicts the token at t + 1
   }
-  return {chunk};
+  return {{chunk}};
 }
 
 Events NtpDecoder::absorb(std::span<const RowStats> stats) {

@@ -9,7 +9,7 @@ class NtpDecoder final : public Decoder {
  public:
   explicit NtpDecoder(DecodeTask task);
 
-  std::vector<Segment> plan() override;
+  Plan plan() override;
   Events absorb(std::span<const RowStats> stats) override;
 
  private:

@@ -1,30 +1,100 @@
 #include "decode/registry.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "core/error.h"
+#include "decode/lossless.h"
 #include "decode/names.h"
 #include "decode/ntp.h"
-#include "decode/set_block.h"
 
 namespace sbd {
 namespace {
 
-std::unique_ptr<Decoder> make_ntp(DecodeTask task, const DecoderOptions&) {
+using Made = std::unique_ptr<Decoder>;
+
+Made make_ntp(const std::string&, DecodeTask task, const DecoderOptions&) {
   return std::make_unique<NtpDecoder>(std::move(task));
 }
 
-std::unique_ptr<Decoder> make_sbd(DecodeTask task, const DecoderOptions& options) {
-  SBD_CHECK(options.mask_token_id.has_value(),
-            "decoder \"sbd\" needs a mask token and the model file names none: convert the model "
-            "with --mask-token TOKEN, or use decoder \"ntp\"");
-  return std::make_unique<SetBlockDecoder>(std::move(task), options.block_size, options.unmask,
-                                           *options.mask_token_id);
+void check_mask_token(const std::string& name, const DecoderOptions& options) {
+  SBD_CHECK(options.has_mask_token,
+            "decoder \"{}\" needs a mask token and the model file names none: convert the model "
+            "with --mask-token TOKEN, or use decoder \"ntp\"",
+            name);
 }
 
-constexpr Named<std::unique_ptr<Decoder> (*)(DecodeTask, const DecoderOptions&)> kDecoders[] = {
+// Fused, whatever a family's own loop does.
+Made make_sbd(const std::string& name, DecodeTask task, const DecoderOptions& options) {
+  check_mask_token(name, options);
+  BlockMethod method = options.block;
+  method.seed_slot = false;
+  return std::make_unique<SetBlockDecoder>(std::move(task), method);
+}
+
+// A family's own loop is what its file says.
+Made make_family(const std::string& name, DecodeTask task, const DecoderOptions& options) {
+  SBD_CHECK(std::ranges::find(options.named, name) != options.named.end(),
+            "decoder \"{}\" needs a model of that family, whose file says how it is decoded; this "
+            "one names: {}",
+            name, joined(options.named));
+  check_mask_token(name, options);
+  return std::make_unique<SetBlockDecoder>(std::move(task), options.block);
+}
+
+Made make_lossless(const std::string& name, DecodeTask task, const DecoderOptions& options,
+                   const LosslessMethod& how) {
+  check_mask_token(name, options);
+  const BlockMethod& block = options.block;
+  SBD_CHECK(block.prompt_attention == PromptAttention::causal &&
+                block.commit_attention == CommitAttention::causal && block.logit_shift == 0,
+            "decoder \"{}\" verifies by causal rows, and this model's cache is not causal", name);
+  return std::make_unique<LosslessDecoder>(std::move(task), how);
+}
+
+Made make_sbd_lossless(const std::string& name, DecodeTask task, const DecoderOptions& options) {
+  return make_lossless(name, std::move(task), options,
+                       {.mask_token_id = options.block.mask_token_id,
+                        .block_size = options.block.block_size,
+                        .unmask = options.block.unmask});
+}
+
+// Every mask is drafted in one forward.
+Made make_speculation(const std::string& name, DecodeTask task, const DecoderOptions& options) {
+  return make_lossless(
+      name, std::move(task), options,
+      {.mask_token_id = options.block.mask_token_id,
+       .block_size = options.block.block_size,
+       .unmask = {.rule = UnmaskRule::top_n, .top_n = options.block.block_size},
+       .fused = false,
+       .adapted = options.has_adapter});
+}
+
+Made make_dmtd(const std::string& name, DecodeTask task, const DecoderOptions& options) {
+  SBD_CHECK(options.dmtd.has_value(),
+            "decoder \"{}\" needs a cut of the layers and the model file has none: convert the "
+            "model with --set sbd.dmtd.layers=E,T,D, or use decoder \"ntp\"",
+            name);
+  return std::make_unique<DmtdDecoder>(std::move(task), *options.dmtd);
+}
+
+Made make_d2f(const std::string& name, DecodeTask task, const DecoderOptions& options) {
+  check_mask_token(name, options);
+  return std::make_unique<D2fDecoder>(std::move(task), options.d2f);
+}
+
+constexpr Named<Made (*)(const std::string&, DecodeTask, const DecoderOptions&)> kDecoders[] = {
     {"ntp", make_ntp},
     {"sbd", make_sbd},
+    {"sbd_lossless", make_sbd_lossless},
+    {"dmtd", make_dmtd},
+    {"d2f", make_d2f},
+    {"nemotron", make_family},
+    {"nemotron_spec", make_speculation},
+    {"sdar", make_family},
+    {"fast_dllm_v2", make_family},
+    {"llada", make_family},
+    {"dream", make_family},
 };
 
 }  // namespace
@@ -32,7 +102,7 @@ constexpr Named<std::unique_ptr<Decoder> (*)(DecodeTask, const DecoderOptions&)>
 std::unique_ptr<Decoder> make_decoder(const std::string& name, DecodeTask task,
                                       const DecoderOptions& options) {
   check_task(task);
-  return find_named(kDecoders, "decoder", name)(std::move(task), options);
+  return find_named(kDecoders, "decoder", name)(name, std::move(task), options);
 }
 
 std::vector<std::string> decoder_names() {

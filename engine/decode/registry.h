@@ -6,16 +6,21 @@
 #include <string>
 #include <vector>
 
+#include "decode/d2f.h"
 #include "decode/decoder.h"
-#include "decode/unmask.h"
+#include "decode/dmtd.h"
+#include "decode/set_block.h"
 
 namespace sbd {
 
 // What the methods need beyond the task; each takes and checks what it uses.
 struct DecoderOptions {
-  int block_size = 16;
-  Unmask unmask;
-  std::optional<TokenId> mask_token_id;  // of the model, if it has one
+  BlockMethod block;
+  bool has_mask_token = false;
+  std::optional<DmtdMethod> dmtd;  // where the model's layers are cut
+  D2fMethod d2f;
+  bool has_adapter = false;
+  std::vector<std::string> named;  // the decoders that the model file names
 };
 
 // Errors: a name that is not there (lists the names), a model without what the method needs.

@@ -3,115 +3,200 @@
 #include <algorithm>
 #include <utility>
 
+#include "core/bytes.h"
 #include "core/error.h"
 
 namespace sbd {
 
-SetBlockDecoder::SetBlockDecoder(DecodeTask task, int block_size, const Unmask& unmask,
-                                 TokenId mask_token_id)
-    : task_(std::move(task)),
-      block_size_(block_size),
-      unmask_(unmask),
-      mask_token_id_(mask_token_id),
-      pending_(task_.prompt) {
-  SBD_CHECK(block_size >= 1 && block_size <= task_.n_ctx,
-            "expected block_size from 1 to the context of {} tokens, got {}", task_.n_ctx,
-            block_size);
-  check_unmask(unmask);
-  start_block(0);
+void check_block_method(const BlockMethod& method, const DecodeTask& task) {
+  const bool cached = method.commit_attention != CommitAttention::none;
+  SBD_CHECK(method.block_size >= (cached ? 1 : 0) && method.block_size <= task.n_ctx,
+            "expected block_size from 1 to the context of {} tokens, got {}", task.n_ctx,
+            method.block_size);
+  SBD_CHECK(method.steps >= 0, "expected steps >= 1, got {}", method.steps);
+  check_unmask(method.unmask);
+  SBD_CHECK(cached == (method.prompt_attention != PromptAttention::full),
+            "expected commit_attention none with prompt_attention full, and with no other");
+  SBD_CHECK(cached ? method.logit_shift == 0 || method.seed_slot : !method.seed_slot,
+            "expected seed_slot with logit_shift 1 and a cache, and not without a cache");
+  SBD_CHECK(!method.absolute_blocks || method.prompt_attention == PromptAttention::block_causal ||
+                method.prompt_attention == PromptAttention::causal,
+            "expected prompt_attention causal or block_causal with absolute blocks");
+}
+
+SetBlockDecoder::SetBlockDecoder(DecodeTask task, const BlockMethod& method)
+    : task_(std::move(task)), method_(method), block_(0, 0, 0, method.mask_token_id) {
+  check_block_method(method_, task_);
+  if (method_.block_size == 0) {
+    method_.block_size = task_.tokens_wanted();
+  }
+  const int inside = method_.absolute_blocks ? prompt_size() % method_.block_size : 0;
+  if (cached()) {
+    pending_.assign(task_.prompt.begin(), task_.prompt.end() - inside);
+  }
+  block_ = make_block(-inside);
 }
 
 // The last block keeps its k rows even where fewer tokens are wanted: it is conditioned as any
 // other. Only the end of the context cuts it.
-void SetBlockDecoder::start_block(int begin) {
-  const int room = task_.n_ctx - static_cast<int>(task_.prompt.size()) - begin;
-  begin_ = begin;
-  block_.assign(static_cast<std::size_t>(std::min(block_size_, room)), mask_token_id_);
-  end_ = std::min(static_cast<int>(block_.size()), task_.tokens_wanted() - begin);
-  committed_ = 0;
-  forwards_ = 0;
-}
-
-// Prompt rows that run in a forward of their own; 0 once the rest fits in front of the first block.
-int SetBlockDecoder::prefill_chunk() const {
-  const bool prompt_pending = begin_ == 0;
-  return prompt_pending && static_cast<int>(pending_.size()) > task_.prefill_rows
-             ? task_.prefill_rows
-             : 0;
-}
-
-std::vector<int> SetBlockDecoder::candidates() const {
-  std::vector<int> rows;
-  for (int i = 0; i < end_; ++i) {
-    if (block_[static_cast<std::size_t>(i)] == mask_token_id_) {
-      rows.push_back(i);
-    }
+Block SetBlockDecoder::make_block(int begin) const {
+  const int room = task_.n_ctx - prompt_size() - begin;
+  const int size = std::min(method_.block_size, room);
+  Block block(begin, size, std::min(size, task_.tokens_wanted() - begin), method_.mask_token_id);
+  for (int i = 0; begin + i < 0; ++i) {
+    block.fill(i, task_.prompt[static_cast<std::size_t>(prompt_size() + begin + i)]);
   }
-  return rows;
+  return block;
 }
 
-std::vector<Segment> SetBlockDecoder::plan() {
+// Pending rows of the next forward: all, or as much of a long prompt as may be cut off.
+int SetBlockDecoder::pending_rows() const {
+  const int all = static_cast<int>(pending_.size());
+  if (!prompt_pending_ || method_.prompt_attention == PromptAttention::bidirectional) {
+    return all;
+  }
+  const bool in_blocks = method_.prompt_attention == PromptAttention::block_causal;
+  const int unit = in_blocks ? method_.block_size : 1;
+  return std::min(all, std::max(unit, task_.prefill_rows / unit * unit));
+}
+
+// Whether the next forward has pending rows only: more of them follow, or the seed does.
+bool SetBlockDecoder::commits_alone() const {
+  return !pending_.empty() && (seeds() || pending_rows() < static_cast<int>(pending_.size()));
+}
+
+// A block that begins inside the prompt needs no seed.
+bool SetBlockDecoder::seeds() const { return method_.seed_slot && block_.is_masked(0); }
+
+std::vector<Segment> SetBlockDecoder::commit_segments(int rows) const {
+  int length = rows;  // of a segment
+  auto attention = Attention::block;
+  if (prompt_pending_) {
+    if (method_.prompt_attention == PromptAttention::block_causal) length = method_.block_size;
+    if (method_.prompt_attention == PromptAttention::causal) attention = Attention::causal;
+  } else if (method_.commit_attention == CommitAttention::causal) {
+    attention = Attention::causal;
+  }
   std::vector<Segment> segments;
-  if (!pending_.empty()) {
-    const int rows = prefill_chunk();
-    Segment commit;
-    commit.tokens.assign(pending_.begin(), rows > 0 ? pending_.begin() + rows : pending_.end());
-    segments.push_back(std::move(commit));
-    if (rows > 0) {
-      return segments;
-    }
+  for (int begin = 0; begin < rows; begin += length) {
+    const auto first = pending_.begin() + begin;
+    segments.push_back({.tokens = {first, first + std::min(length, rows - begin)},
+                        .attention = attention,
+                        .kv = Kv::commit,
+                        .outputs = {},
+                        .sampling = task_.sampling});
   }
-  Segment block{.tokens = block_,
-                .attention = Attention::block,
-                .kv = Kv::scratch,
-                .outputs = candidates(),
-                .sampling = task_.sampling};
-  block.sampling.draw = static_cast<std::uint64_t>(forwards_);  // a masked row is drawn anew
-  segments.push_back(std::move(block));
   return segments;
 }
 
+// Prompt, text, block and the masks behind it.
+Segment SetBlockDecoder::uncached_segment() const {
+  Segment all{.tokens = task_.prompt,
+              .attention = Attention::block,
+              .kv = Kv::scratch,
+              .outputs = candidates(),
+              .sampling = task_.sampling};
+  all.tokens.insert(all.tokens.end(), text_.begin(), text_.end());
+  for (int& row : all.outputs) {
+    row += static_cast<int>(all.tokens.size()) - method_.logit_shift;
+  }
+  all.tokens.insert(all.tokens.end(), block_.tokens().begin(), block_.tokens().end());
+  const int whole = std::min(task_.n_ctx, prompt_size() + round_up(task_.tokens_wanted(),
+                                                                   method_.block_size));
+  all.tokens.resize(static_cast<std::size_t>(whole), method_.mask_token_id);
+  return all;
+}
+
+std::vector<int> SetBlockDecoder::candidates() const {
+  std::vector<int> masked = block_.masked();
+  if (method_.sub_block_size > 0 && !masked.empty()) {
+    const int end = (masked.front() / method_.sub_block_size + 1) * method_.sub_block_size;
+    masked.erase(std::ranges::lower_bound(masked, end), masked.end());
+  }
+  return masked;
+}
+
+Plan SetBlockDecoder::plan() {
+  Plan plan;
+  if (!pending_.empty()) {
+    plan.segments = commit_segments(pending_rows());
+    if (commits_alone()) {
+      if (seeds() && pending_rows() == static_cast<int>(pending_.size())) {
+        Segment& last = plan.segments.back();
+        last.outputs = {static_cast<int>(last.tokens.size()) - 1};
+      }
+      return plan;
+    }
+  }
+  if (cached()) {
+    plan.segments.push_back({.tokens = block_.tokens(),
+                             .attention = Attention::block,
+                             .kv = Kv::scratch,
+                             .outputs = candidates(),
+                             .sampling = task_.sampling});
+    for (int& row : plan.segments.back().outputs) {
+      row -= method_.logit_shift;
+    }
+  } else {
+    plan.segments.push_back(uncached_segment());
+  }
+  plan.segments.back().sampling.draw = static_cast<std::uint64_t>(forwards_);  // drawn anew
+  return plan;
+}
+
+// How many of the block's `masked` positions its next forward decides by the schedule.
+int SetBlockDecoder::scheduled(int masked) const {
+  if (forwards_ + 1 >= method_.steps) {
+    return masked;
+  }
+  if (method_.schedule == Schedule::even) {
+    const int size = method_.block_size;
+    return size / method_.steps + (forwards_ < size % method_.steps ? 1 : 0);
+  }
+  const auto time = [&](int step) { return 1.0 - step * (1.0 - 1e-3) / method_.steps; };
+  return static_cast<int>(masked * (1.0 - time(forwards_ + 1) / time(forwards_)));
+}
+
 Events SetBlockDecoder::absorb(std::span<const RowStats> stats) {
-  const int prefilled = prefill_chunk();
-  const std::vector<int> rows = prefilled > 0 ? std::vector<int>{} : candidates();
+  const bool alone = commits_alone();
+  const bool seeded = alone && pending_rows() == static_cast<int>(pending_.size());
+  const std::vector<int> rows = alone ? std::vector<int>(seeded ? 1 : 0) : candidates();
   SBD_CHECK(stats.size() == rows.size(), "expected statistics of {} rows, got {}", rows.size(),
             stats.size());
-  if (prefilled > 0) {
-    pending_.erase(pending_.begin(), pending_.begin() + prefilled);
-    return {};
-  }
-  pending_.clear();
-  ++forwards_;
-
+  pending_.erase(pending_.begin(), pending_.begin() + pending_rows());
   Events events;
-  for (const int i : select_unmasked(unmask_, stats)) {
-    const int row = rows[static_cast<std::size_t>(i)];
-    const TokenId token = task_.choose(stats[static_cast<std::size_t>(i)]);
-    SBD_CHECK(token != mask_token_id_, "expected statistics without the mask token {}", token);
-    block_[static_cast<std::size_t>(row)] = token;
-    events.revealed.push_back({begin_ + row, token});
-    if (task_.is_eos(token)) {
-      end_ = std::min(end_, row + 1);  // what was decided behind it is cut
-    }
+  if (!pending_.empty()) {
+    return events;
   }
-
-  // An EOS is decided in place of a mask, so the committed prefix never reaches beyond `end_`.
-  for (; committed_ < end_; ++committed_) {
-    const TokenId token = block_[static_cast<std::size_t>(committed_)];
-    if (token == mask_token_id_) {
-      return events;
-    }
-    events.committed.push_back(token);
-  }
-  if (task_.is_eos(block_[static_cast<std::size_t>(end_ - 1)])) {
-    events.finished = FinishReason::stop;
-  } else if (begin_ + end_ == task_.tokens_wanted()) {
-    events.finished = FinishReason::length;
+  prompt_pending_ = false;
+  if (seeded) {
+    block_.decide(0, task_.choose(stats[0]), task_, events);
   } else {
-    pending_ = block_;
-    start_block(begin_ + block_size_);
+    Unmask unmask = method_.unmask;
+    if (method_.steps > 0) {
+      const int masked = static_cast<int>(rows.size());
+      // A step that decides nothing would leave the next one the same rows: it is passed over.
+      while ((unmask.top_n = scheduled(masked)) == 0) ++forwards_;
+    }
+    ++forwards_;
+    for (const int i : select_unmasked(unmask, stats)) {
+      block_.decide(rows[static_cast<std::size_t>(i)],
+                    task_.choose(stats[static_cast<std::size_t>(i)]), task_, events);
+    }
   }
+  advance(events);
   return events;
+}
+
+// Gives out what is final, and goes on to the next block behind a decided one.
+void SetBlockDecoder::advance(Events& events) {
+  if (!block_.commit(task_, events) || events.finished) {
+    return;
+  }
+  std::vector<TokenId>& decided = cached() ? pending_ : text_;
+  decided.insert(decided.end(), block_.tokens().begin(), block_.tokens().end());
+  block_ = make_block(block_.begin() + block_.size());
+  forwards_ = 0;
 }
 
 }  // namespace sbd

@@ -1,39 +1,82 @@
-// Set Block Decoding (arXiv 2509.04185, Algorithms 2 and 3): a block of masks is decided a set of
-// positions per forward. Its keys and values saw masks, so they are never kept: the decided block
-// runs again causally, in front of the next block's first forward.
+// Blocks of masks, a set of positions decided per forward: Set Block Decoding (arXiv 2509.04185,
+// Algorithms 2 and 3), and the block-diffusion families, which differ in what BlockMethod says.
+//
+// SBD's keys and values of a block saw masks, so they are never kept: the decided block runs again
+// causally, in front of the next block's first forward.
 //
 //   first forward of a block:  [pending tokens, causal commit][block of masks, block scratch]
 //   later forwards:            [block, block scratch]
+//
+// Where slot 0 is seeded, the pending tokens' forward stands alone: its last row predicts the seed.
+// Without a cache every forward is one block over prompt, text and all masks to the end.
 #pragma once
 
+#include "decode/block.h"
 #include "decode/decoder.h"
 #include "decode/unmask.h"
 
 namespace sbd {
 
+enum class PromptAttention {
+  causal,
+  bidirectional,  // the prompt is one block
+  block_causal,   // it is cut into blocks from position 0 on
+  full,           // it sees all masks to the end of the text too: no cache
+};
+
+enum class CommitAttention { causal, block, none };  // how a decided block's rows are cached
+
+// Number of positions that a block's forwards decide, where `steps` bounds them.
+enum class Schedule {
+  even,    // as many in each; the first ones take the rest
+  linear,  // of m masked ones floor(m (1 - s / t)), as time falls from t = 1 to .001 (Dream)
+};
+
+struct BlockMethod {
+  TokenId mask_token_id = 0;
+  int block_size = 16;      // 0: the whole new text
+  int sub_block_size = 0;   // only masks of the first such part that has any are decided; 0: all
+  int steps = 0;            // forwards per block that top_n is spread over; 0: top_n in each
+  Schedule schedule = Schedule::even;
+  Unmask unmask;
+  int logit_shift = 0;      // 1: the row before a masked one predicts it
+  bool seed_slot = false;   // the first position of a block is the cache's next-token prediction
+  bool absolute_blocks = false;  // blocks begin at multiples of block_size, the first with the
+                                 // prompt's last tokens; else behind the prompt
+  PromptAttention prompt_attention = PromptAttention::causal;
+  CommitAttention commit_attention = CommitAttention::causal;
+};
+
+// Refuses what makes no method: ranges, and options that exclude each other.
+void check_block_method(const BlockMethod& method, const DecodeTask& task);
+
 class SetBlockDecoder final : public Decoder {
  public:
-  SetBlockDecoder(DecodeTask task, int block_size, const Unmask& unmask, TokenId mask_token_id);
+  SetBlockDecoder(DecodeTask task, const BlockMethod& method);
 
-  std::vector<Segment> plan() override;
+  Plan plan() override;
   Events absorb(std::span<const RowStats> stats) override;
 
  private:
-  void start_block(int begin);
-  int prefill_chunk() const;
+  bool cached() const { return method_.commit_attention != CommitAttention::none; }
+  int prompt_size() const { return static_cast<int>(task_.prompt.size()); }
+  Block make_block(int begin) const;
+  int pending_rows() const;
+  bool commits_alone() const;
+  bool seeds() const;
+  std::vector<Segment> commit_segments(int rows) const;
+  Segment uncached_segment() const;
   std::vector<int> candidates() const;
+  int scheduled(int masked) const;
+  void advance(Events& events);
 
   DecodeTask task_;
-  int block_size_;
-  Unmask unmask_;
-  TokenId mask_token_id_;
-
+  BlockMethod method_;
   std::vector<TokenId> pending_;  // tokens the KV cache lacks: the prompt, then the last block
-  std::vector<TokenId> block_;    // the mask token where nothing is decided
-  int begin_ = 0;                 // the block's first position in the new text
-  int end_ = 0;                   // block positions from here on are not in the text
-  int committed_ = 0;             // the block's tokens already given out, a prefix
-  int forwards_ = 0;              // that the block has had
+  std::vector<TokenId> text_;     // before the block, where nothing is cached
+  Block block_;
+  bool prompt_pending_ = true;
+  int forwards_ = 0;  // that the block has had
 };
 
 }  // namespace sbd

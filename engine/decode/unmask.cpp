@@ -22,6 +22,7 @@ constexpr Named<Proxy> kProxies[] = {
     {"entropy", Proxy::entropy},
     {"confidence", Proxy::confidence},
     {"margin", Proxy::margin},
+    {"position", Proxy::position},
 };
 
 template <typename Value, std::size_t size>
@@ -35,6 +36,7 @@ float sort_key(Proxy proxy, const RowStats& row) {
     case Proxy::entropy: return row.entropy;
     case Proxy::confidence: return -row.top_probability;
     case Proxy::margin: return -row.margin;
+    case Proxy::position: return 0.0f;  // the sort is stable
   }
   return 0.0f;
 }
@@ -89,19 +91,30 @@ int count_factor(const std::vector<RowStats>& rows, float factor) {
   return count;
 }
 
-int count_confident(const std::vector<RowStats>& rows, float threshold) {
+int count_confident(const std::vector<RowStats>& rows, float threshold, int least) {
   const auto passes = [&](const RowStats& row) { return row.top_probability > threshold; };
-  return std::max(1, static_cast<int>(std::ranges::count_if(rows, passes)));
+  return std::max(least, static_cast<int>(std::ranges::count_if(rows, passes)));
 }
 
 int count_unmasked(const Unmask& unmask, const std::vector<RowStats>& rows) {
+  const int top_n = std::min(unmask.top_n, static_cast<int>(rows.size()));
   switch (unmask.rule) {
     case UnmaskRule::entropy_bounded: return count_entropy_bounded(rows, unmask.gamma);
     case UnmaskRule::factor: return count_factor(rows, unmask.factor);
-    case UnmaskRule::confidence: return count_confident(rows, unmask.confidence_threshold);
-    case UnmaskRule::top_n: return std::min(unmask.top_n, static_cast<int>(rows.size()));
+    case UnmaskRule::confidence: return count_confident(rows, unmask.confidence_threshold, top_n);
+    case UnmaskRule::top_n: return top_n;
   }
   return 1;
+}
+
+Proxy order(const Unmask& unmask) {
+  switch (unmask.rule) {
+    case UnmaskRule::entropy_bounded: return unmask.proxy.value_or(Proxy::entropy);
+    case UnmaskRule::top_n: return unmask.proxy.value_or(Proxy::confidence);
+    case UnmaskRule::factor:
+    case UnmaskRule::confidence: break;
+  }
+  return Proxy::confidence;
 }
 
 }  // namespace
@@ -127,8 +140,7 @@ void check_unmask(const Unmask& unmask) {
 
 std::vector<int> select_unmasked(const Unmask& unmask, std::span<const RowStats> candidates) {
   SBD_CHECK(!candidates.empty(), "expected at least one masked position to choose from, got none");
-  const bool by_proxy = unmask.rule == UnmaskRule::entropy_bounded;
-  std::vector<int> chosen = sorted(by_proxy ? unmask.proxy : Proxy::confidence, candidates);
+  std::vector<int> chosen = sorted(order(unmask), candidates);
   std::vector<RowStats> rows;
   for (const int i : chosen) {
     rows.push_back(candidates[static_cast<std::size_t>(i)]);

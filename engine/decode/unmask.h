@@ -1,6 +1,7 @@
 // Unmasking rules: which masked positions of a block are decided after a forward.
 #pragma once
 
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -13,16 +14,17 @@ namespace sbd {
 enum class UnmaskRule {
   entropy_bounded,  // EB-Sampler, arXiv 2505.24857; SBD eq. 8, and eq. 18 with a proxy
   factor,           // Fast-dLLM: the largest n with (n + 1)(1 - c_n) < factor
-  confidence,       // Fast-dLLM: all with confidence > threshold
+  confidence,       // Fast-dLLM: all with confidence > threshold, but at least top_n (SDAR)
   top_n,            // a fixed number
 };
 
-enum class Proxy { entropy, confidence, margin };  // the order of eq. 18
+enum class Proxy { entropy, confidence, margin, position };  // what makes the order, best first
 
 struct Unmask {
   UnmaskRule rule = UnmaskRule::entropy_bounded;
   float gamma = 0.35f;  // nats; infinity: the whole block
-  Proxy proxy = Proxy::entropy;
+  // Of entropy_bounded (unset: entropy) and top_n (unset: confidence); the others go by confidence.
+  std::optional<Proxy> proxy = {};
   float factor = 1.0f;
   float confidence_threshold = 0.9f;
   int top_n = 1;

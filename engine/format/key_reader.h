@@ -1,6 +1,7 @@
 // Reads keys that share a prefix, each with the value that a missing one stands for.
 #pragma once
 
+#include <algorithm>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -45,13 +46,8 @@ class KeyReader {
 
   template <typename Names>
   void check_one_of(const std::string& value, std::string_view name, const Names& names) const {
-    std::string list;
-    bool known = false;
-    for (const std::string_view each : names) {
-      known = known || each == value;
-      list.append(list.empty() ? "one of: " : ", ").append(each);
-    }
-    check(known, name, quote(value), list);
+    const bool known = std::ranges::find(names, std::string_view(value)) != std::ranges::end(names);
+    check(known, name, quote(value), "one of: " + joined(names));
   }
 
  private:

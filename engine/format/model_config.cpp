@@ -24,9 +24,8 @@ struct Architecture {
 };
 
 constexpr Architecture kArchitectures[] = {
-    {"llama", true, false, false},
-    {"qwen2", false, true, false},
-    {"qwen3", false, false, true},
+    {"llama", true, false, false}, {"qwen2", false, true, false}, {"qwen3", false, false, true},
+    {"llada", true, false, false}, {"dream", false, true, false}, {"mistral3", true, false, false},
 };
 
 // Several times what the largest models have, and small enough that the cache's size in bytes,
@@ -134,6 +133,15 @@ void read_rope(const KeyReader& reader, ModelConfig& config) {
   }
 }
 
+void read_attention_temperature(const KeyReader& reader, ModelConfig& config) {
+  constexpr std::string_view kScale = "attention.temperature_scale";
+  const double scale = reader.number(kScale, 0);
+  reader.check(scale >= 0 && std::isfinite(scale), kScale, scale, "a finite number of at least 0");
+  if (scale == 0) return;
+  config.attention_temperature_scale = scale;
+  config.attention_temperature_length = reader.integer("attention.temperature_length", 1, INT_MAX);
+}
+
 void read_eos_token_ids(const Metadata& metadata, ModelConfig& config) {
   const std::int64_t last = config.vocab_size - 1;
   const auto add = [&](std::string_view key, std::int64_t id) {
@@ -182,6 +190,26 @@ void read_mask_token_id(const Metadata& metadata, ModelConfig& config) {
   }
 }
 
+// Direct Multi-Token Decoding's cut of the layers.
+void read_layer_runs(const Metadata& metadata, ModelConfig& config) {
+  constexpr std::string_view kLayers = "sbd.dmtd.layers";
+  const int all = config.num_hidden_layers;
+  config.layer_runs = {0, 0, all};
+  if (!metadata.contains(kLayers)) return;
+  const auto& runs = metadata.integers(kLayers);
+  bool fits = runs.size() == kLayerRuns;
+  std::int64_t sum = 0;
+  for (std::size_t i = 0; fits && i < runs.size(); ++i) {
+    fits = runs[i] >= (i == 0 ? 0 : 1) && runs[i] <= all;  // encoding may be empty
+    sum += runs[i];
+  }
+  SBD_CHECK(fits && sum == all,
+            "{}: key '{}' is {}, expected encoding (0 or more), thinking and decoding layers that "
+            "add up to {}; convert the checkpoint again",
+            metadata.source(), kLayers, joined(runs), all);
+  std::ranges::copy(runs, config.layer_runs.begin());
+}
+
 }  // namespace
 
 ModelConfig read_model_config(const Metadata& metadata) {
@@ -208,8 +236,10 @@ ModelConfig read_model_config(const Metadata& metadata) {
   read_heads(reader, config);
   read_vocab_size(reader, config);
   read_rope(reader, config);
+  read_attention_temperature(reader, config);
   read_eos_token_ids(metadata, config);
   read_mask_token_id(metadata, config);
+  read_layer_runs(metadata, config);
   return config;
 }
 

@@ -3,7 +3,7 @@
 #pragma once
 
 #include <cstdint>
-#include <span>
+#include <optional>
 #include <vector>
 
 #include "core/types.h"
@@ -30,13 +30,35 @@ struct Sampling {
   std::uint64_t draw = 0;          // how often this position has been drawn before
 };
 
+// Direct Multi-Token Decoding (arXiv 2510.11958) cuts a model's layers into three runs: encoding,
+// thinking, decoding. Every row goes through the first; any other model is one run.
+enum class Layers {
+  all,
+  refill,  // encoding and thinking: the row's keys and values there, for the rows behind it
+  skip,    // encoding and decoding
+};
+
 // Consecutive positions of one sequence. A commit segment never follows a scratch segment.
 struct Segment {
   std::vector<TokenId> tokens;
   Attention attention = Attention::causal;
   Kv kv = Kv::commit;
-  std::vector<int> outputs;  // ascending indices into tokens: the rows whose statistics are wanted
-  Sampling sampling;
+  std::vector<int> outputs = {};  // ascending indices into tokens: rows whose statistics are wanted
+  Sampling sampling = {};
+  Layers layers = Layers::all;
+  // What the decoding run reads: encoded e + thought h, of what left the runs before it.
+  float encoded = 0.0f;
+  float thought = 1.0f;
+  bool adapted = false;  // the model's adapter is added
+};
+
+// What one sequence wants of a forward. Segments follow each other; where the next one goes through
+// a run of layers that rows before it left out, its rows there continue what is cached.
+struct Plan {
+  std::vector<Segment> segments;
+  // Position of the first row: what is cached from there on is forgotten. Unset: the first
+  // position that is not cached.
+  std::optional<int> start = {};
 };
 
 // Statistics of one row's distribution, over the vocabulary without the mask token, untempered.

@@ -1,5 +1,7 @@
 #include "model/transformer.h"
 
+#include <cmath>
+
 #include "core/error.h"
 
 namespace sbd {
@@ -42,34 +44,67 @@ std::vector<float> Transformer::forward_logits(const Batch& batch) {
 }
 
 Input Transformer::head_input() const {
-  return {residual_.get(), weights_.norm.get(), config_.rms_norm_eps};
+  return {head_input_, weights_.norm.get(), config_.rms_norm_eps};
 }
 
 // The last act of a forward: one that throws leaves every cache as it was.
 void Transformer::commit(const Batch& batch) {
-  for (const SequenceSegments& sequence : batch.sequences) {
-    for (const Segment& segment : sequence.segments) {
-      if (segment.kv == Kv::commit) sequence.kv->commit(static_cast<int>(segment.tokens.size()));
-    }
+  for (std::size_t i = 0; i < batch.sequences.size(); ++i) {
+    batch.sequences[i].kv->set_lengths(kv_lengths_[i]);
   }
 }
 
 void Transformer::run_layers(const Batch& batch) {
   gather_rows(batch);
-  reserve(tokens_.size());
+  const auto& [encoding, thinking, decoding] = rows_;
+  reserve(encoding.tokens.size());
+  const int t = config_.layer_runs[0], d = t + config_.layer_runs[1];
+  const auto& [e, h, z] = residual_;
+
+  begin(encoding);
+  backend_.embed(*weights_.embedding, e.get());
+  if (uniform_) {
+    run(0, config_.num_hidden_layers, e.get());
+    head_input_ = e.get();
+    return;
+  }
+  run(0, t, e.get());
+  if (!thinking.tokens.empty()) {
+    begin(thinking);
+    backend_.mix(thinking.mixes, e.get(), e.get(), config_.hidden_size, h.get());
+    run(t, d, h.get());
+  }
+  if (!decoding.tokens.empty()) {
+    begin(decoding);
+    backend_.mix(decoding.mixes, e.get(), h.get(), config_.hidden_size, z.get());
+    run(d, config_.num_hidden_layers, z.get());
+  }
+  head_input_ = z.get();
+}
+
+void Transformer::begin(const Rows& rows) {
+  query_scale_.clear();
+  if (config_.attention_temperature_scale != 0) {
+    for (const int position : rows.positions) {
+      const int lengths = position / config_.attention_temperature_length;
+      query_scale_.push_back(
+          static_cast<float>(1 + config_.attention_temperature_scale * std::log1p(lengths)));
+    }
+  }
+  backend_.begin({rows.tokens, rows.positions, rows.kv_end, rows.sequences, query_scale_},
+                 weights_.inverse_frequencies, config_.rope_interleaved);
+}
+
+void Transformer::run(int first, int end, float* x) {
   const float eps = config_.rms_norm_eps;
   Backend& b = backend_;
-  float* x = residual_.get();
-
-  b.begin({tokens_, positions_, kv_end_, sequences_}, weights_.inverse_frequencies,
-          config_.rope_interleaved);
-  b.embed(*weights_.embedding, x);
-  Matmuls next = matmuls(0);
-  for (int i = 0; i < config_.num_hidden_layers; ++i) {
+  if (first == end) return;
+  Matmuls next = matmuls(first, x);
+  for (int i = first; i < end; ++i) {
     const LayerWeights& w = weights_.layers[i];
     const Matmuls m = next;
-    const bool last = i + 1 == config_.num_hidden_layers;
-    if (!last) next = matmuls(i + 1);
+    const bool last = i + 1 == end;
+    if (!last) next = matmuls(i + 1, x);
     b.linear({x, w.attn_norm.get(), eps}, m.qkv, /*accumulate=*/false, m.o);
     b.rotate_and_cache(i, heads_, w.q_norm.get(), w.k_norm.get(), eps, q_.get(), k_.get(),
                        v_.get());
@@ -81,70 +116,116 @@ void Transformer::run_layers(const Batch& batch) {
   }
 }
 
-Transformer::Matmuls Transformer::matmuls(int layer) const {
+Transformer::Matmuls Transformer::matmuls(int layer, float* x) const {
   const LayerWeights& w = weights_.layers[layer];
   return {{Linear{w.q.get(), w.q_bias.get(), q_.get()},
            {w.k.get(), w.k_bias.get(), k_.get()},
            {w.v.get(), w.v_bias.get(), v_.get()}},
-          {Linear{w.o.get(), w.o_bias.get(), residual_.get()}},
+          {Linear{w.o.get(), w.o_bias.get(), x}},
           {Linear{w.gate.get(), nullptr, gate_.get()}, {w.up.get(), nullptr, up_.get()}},
-          {Linear{w.down.get(), nullptr, residual_.get()}}};
+          {Linear{w.down.get(), nullptr, x}}};
+}
+
+void Transformer::Rows::clear() {
+  tokens.clear();
+  positions.clear();
+  kv_end.clear();
+  sequences.clear();
+  mixes.clear();
+}
+
+void Transformer::Rows::add(TokenId token, int position, int end, const Mix& mix) {
+  tokens.push_back(token);
+  positions.push_back(position);
+  kv_end.push_back(end);
+  mixes.push_back(mix);
 }
 
 void Transformer::gather_rows(const Batch& batch) {
-  tokens_.clear();
-  positions_.clear();
-  kv_end_.clear();
-  sequences_.clear();
+  for (Rows& rows : rows_) rows.clear();
+  kv_lengths_.clear();
   outputs_.clear();
-  for (const SequenceSegments& sequence : batch.sequences) {
-    const int first_row = static_cast<int>(tokens_.size());
-    int position = sequence.kv->length();
-    bool scratch = false;
-    for (const Segment& segment : sequence.segments) {
-      const int n = static_cast<int>(segment.tokens.size());
-      const int row = static_cast<int>(tokens_.size());
-      SBD_CHECK(position + n <= sequence.kv->capacity(),
-                "the KV cache holds {} positions, but {} are needed: raise n_ctx",
-                sequence.kv->capacity(), position + n);
-      SBD_CHECK(!(scratch && segment.kv == Kv::commit),
-                "a committed segment cannot follow a scratch one");
-      scratch = segment.kv == Kv::scratch;
-      for (int i = 0; i < n; ++i) {
-        const TokenId token = segment.tokens[i];
-        SBD_CHECK(token >= 0 && token < config_.vocab_size,
-                  "token id {} is outside the vocabulary of {}", token, config_.vocab_size);
-        tokens_.push_back(token);
-        positions_.push_back(position + i);
-        kv_end_.push_back(segment.attention == Attention::causal ? position + i + 1 : position + n);
-      }
-      for (const int output : segment.outputs) {
-        SBD_CHECK(output >= 0 && output < n, "output row {} of a segment of {} rows", output, n);
-        outputs_.push_back({row + output, position + output, segment.sampling});
-      }
-      position += n;
+  uniform_ = true;
+  for (const SequencePlan& sequence : batch.sequences) gather_sequence(sequence);
+  SBD_CHECK(!rows_[0].tokens.empty(), "a forward needs at least one row");
+}
+
+void Transformer::gather_sequence(const SequencePlan& sequence) {
+  auto& [encoding, thinking, decoding] = rows_;
+  const KvCache& kv = *sequence.kv;
+  std::array<int, kLayerRuns> first_row, lengths = kv.lengths(), next = lengths;
+  for (int r = 0; r < kLayerRuns; ++r) first_row[r] = rows_[r].size();
+
+  int position = sequence.plan.start.value_or(kv.length());
+  bool scratch = false;
+  for (const Segment& segment : sequence.plan.segments) {
+    const int n = static_cast<int>(segment.tokens.size());
+    SBD_CHECK(position + n <= kv.capacity(),
+              "the KV cache holds {} positions, but {} are needed: raise n_ctx", kv.capacity(),
+              position + n);
+    SBD_CHECK(!(scratch && segment.kv == Kv::commit),
+              "a committed segment cannot follow a scratch one");
+    scratch = segment.kv == Kv::scratch;
+    const bool thinks = segment.layers != Layers::skip, decodes = segment.layers != Layers::refill;
+    uniform_ = uniform_ && thinks && decodes && segment.encoded == 0 && segment.thought == 1;
+    const bool runs[kLayerRuns] = {true, thinks, decodes};
+    for (int r = 0; r < kLayerRuns; ++r) {
+      if (!runs[r]) continue;
+      // The first rows may go over cached positions once more, the others continue them.
+      const bool first = rows_[r].size() == first_row[r];
+      SBD_CHECK(first ? position <= next[r] : position == next[r],
+                "rows from position {} on do not continue the {} cached ones", position, next[r]);
+      next[r] = position + n;
+      lengths[r] = scratch ? (first ? position : lengths[r]) : next[r];
     }
-    const int n_rows = static_cast<int>(tokens_.size()) - first_row;
-    if (n_rows > 0) sequences_.push_back({sequence.kv->storage(), first_row, n_rows});
+    const int first_decoded = decoding.size();
+    for (int i = 0; i < n; ++i) {
+      const TokenId token = segment.tokens[i];
+      SBD_CHECK(token >= 0 && token < config_.vocab_size,
+                "token id {} is outside the vocabulary of {}", token, config_.vocab_size);
+      const int end = segment.attention == Attention::causal ? position + i + 1 : position + n;
+      const int e = encoding.size(), h = thinking.size();
+      encoding.add(token, position + i, end, {});
+      if (thinks) thinking.add(token, position + i, end, {e, 1, 0, 0});
+      if (decodes) {
+        decoding.add(token, position + i, end,
+                     {e, segment.encoded, h, thinks ? segment.thought : 0});
+      }
+    }
+    for (const int output : segment.outputs) {
+      SBD_CHECK(decodes && output >= 0 && output < n, "output row {} of a segment of {} rows",
+                output, decodes ? n : 0);
+      outputs_.push_back({first_decoded + output, position + output, segment.sampling});
+    }
+    position += n;
   }
-  SBD_CHECK(!tokens_.empty(), "a forward needs at least one row");
+  for (int r = 0; r < kLayerRuns; ++r) {
+    const int n_rows = rows_[r].size() - first_row[r];
+    if (n_rows > 0) rows_[r].sequences.push_back({kv.storage(), first_row[r], n_rows});
+  }
+  kv_lengths_.push_back(lengths);
 }
 
 void Transformer::reserve(std::size_t n_rows) {
-  if (n_rows <= reserved_rows_) return;
   const auto allocate = [&](int cols) {
     return backend_.allocate(n_rows * static_cast<std::size_t>(cols));
   };
-  const int q_size = heads_.num_attention_heads * heads_.head_dim;
-  const int kv_size = heads_.num_key_value_heads * heads_.head_dim;
-  residual_ = allocate(config_.hidden_size);
-  q_ = allocate(q_size);
-  k_ = allocate(kv_size);
-  v_ = allocate(kv_size);
-  attended_ = allocate(q_size);
-  gate_ = allocate(config_.intermediate_size);
-  up_ = allocate(config_.intermediate_size);
-  reserved_rows_ = n_rows;
+  if (n_rows > reserved_rows_) {
+    const int q_size = heads_.num_attention_heads * heads_.head_dim;
+    const int kv_size = heads_.num_key_value_heads * heads_.head_dim;
+    residual_ = {allocate(config_.hidden_size)};
+    q_ = allocate(q_size);
+    k_ = allocate(kv_size);
+    v_ = allocate(kv_size);
+    attended_ = allocate(q_size);
+    gate_ = allocate(config_.intermediate_size);
+    up_ = allocate(config_.intermediate_size);
+    reserved_rows_ = n_rows;
+  }
+  n_rows = reserved_rows_;
+  for (Buffer& residual : residual_) {
+    if (!uniform_ && residual == nullptr) residual = allocate(config_.hidden_size);
+  }
 }
 
 }  // namespace sbd

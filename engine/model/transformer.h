@@ -1,6 +1,7 @@
 // The transformer forward: one for all backends, architectures and decoders.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <memory>
 #include <span>
@@ -12,31 +13,31 @@
 
 namespace sbd {
 
-// Keys and values of one sequence. Positions [0, length) are committed; a forward writes behind
-// them.
+// Keys and values of one sequence. Positions [0, length) of a run of layers are committed; a forward
+// writes behind them.
 class KvCache {
  public:
   KvCache(Backend& backend, const ModelConfig& config, int n_ctx, DType dtype);
 
-  int length() const { return length_; }
+  int length() const { return std::ranges::min(lengths_); }
+  const std::array<int, kLayerRuns>& lengths() const { return lengths_; }
+  void set_lengths(const std::array<int, kLayerRuns>& lengths) { lengths_ = lengths; }
   int capacity() const { return capacity_; }
-  void commit(int n_positions) { length_ += n_positions; }
-  void truncate(int length) { length_ = length; }
   KvStorage* storage() const { return storage_.get(); }
 
  private:
   std::unique_ptr<KvStorage> storage_;
-  int length_ = 0;
+  std::array<int, kLayerRuns> lengths_{};
   int capacity_;
 };
 
-struct SequenceSegments {
+struct SequencePlan {
   KvCache* kv;
-  std::vector<Segment> segments;  // the first starts at kv->length()
+  Plan plan;
 };
 
 struct Batch {
-  std::vector<SequenceSegments> sequences;  // rows of several sequences share one forward
+  std::vector<SequencePlan> sequences;  // rows of several sequences share one forward
 };
 
 class Transformer {
@@ -52,8 +53,23 @@ class Transformer {
   std::vector<float> forward_logits(const Batch& batch);
 
  private:
-  // Runs the layers over the batch's rows; outputs_ says which of them are wanted.
+  // The rows of one run of layers.
+  struct Rows {
+    std::vector<TokenId> tokens;
+    std::vector<int> positions;
+    std::vector<int> kv_end;
+    std::vector<SequenceRows> sequences;
+    std::vector<Mix> mixes;  // what each row enters the run with, of the runs before
+
+    int size() const { return static_cast<int>(tokens.size()); }
+    void clear();
+    void add(TokenId token, int position, int end, const Mix& mix);
+  };
+  // Takes the batch's rows through the layers; head_input_ and outputs_ say where they arrive.
   void run_layers(const Batch& batch);
+  void begin(const Rows& rows);
+  // Layers [first, end) over x [rows, H], in place.
+  void run(int first, int end, float* x);
   Input head_input() const;
   // A layer's matmuls, on the buffers below.
   struct Matmuls {
@@ -62,9 +78,10 @@ class Transformer {
     std::array<Linear, 2> gate_up;
     std::array<Linear, 1> down;
   };
-  Matmuls matmuls(int layer) const;
+  Matmuls matmuls(int layer, float* x) const;
   void gather_rows(const Batch& batch);
-  static void commit(const Batch& batch);
+  void gather_sequence(const SequencePlan& sequence);
+  void commit(const Batch& batch);
   void reserve(std::size_t n_rows);
 
   ModelConfig config_;
@@ -72,16 +89,17 @@ class Transformer {
   Backend& backend_;
   ModelWeights weights_;
 
-  // Rows of the forward at hand.
-  std::vector<TokenId> tokens_;
-  std::vector<int> positions_;
-  std::vector<int> kv_end_;
-  std::vector<SequenceRows> sequences_;
+  // The forward at hand.
+  std::array<Rows, kLayerRuns> rows_;
+  bool uniform_ = true;  // every row goes through all layers, one after the other
+  std::vector<std::array<int, kLayerRuns>> kv_lengths_;  // of each sequence, behind the forward
   std::vector<OutputRow> outputs_;
+  std::vector<float> query_scale_;  // of the rows at hand; empty: 1
+  const float* head_input_ = nullptr;
 
   // Activations [rows, .], grown to the largest forward seen.
   std::size_t reserved_rows_ = 0;
-  Buffer residual_;   // [rows, H]
+  std::array<Buffer, kLayerRuns> residual_;  // [rows, H]
   Buffer q_, k_, v_;  // [rows, N D], [rows, G D], [rows, G D]
   Buffer attended_;   // [rows, N D]
   Buffer gate_, up_;  // [rows, I]

@@ -26,6 +26,10 @@ DecodeTask task(const Tokens& prompt, int max_tokens) {
           .prefill_rows = 512};
 }
 
+SetBlockDecoder set_block(const DecodeTask& task, int block_size, const Unmask& unmask) {
+  return {task, {.mask_token_id = kMask, .block_size = block_size, .unmask = unmask}};
+}
+
 Unmask gamma(float value) { return {.gamma = value}; }
 
 Unmask top_n(int n) { return {.rule = UnmaskRule::top_n, .top_n = n}; }
@@ -39,9 +43,9 @@ RowStats row(TokenId token, float entropy = 1.0f) {
 }
 
 // "[1 2 3 causal commit] [_ 5 _ block scratch > 0 2]": tokens, and the rows wanted behind ">".
-std::string text(const std::vector<Segment>& plan) {
+std::string text(const Plan& plan) {
   std::string out;
-  for (const Segment& segment : plan) {
+  for (const Segment& segment : plan.segments) {
     out += out.empty() ? "[" : " [";
     for (const TokenId token : segment.tokens) {
       out += (token == kMask ? "_" : std::to_string(token)) + " ";
@@ -75,7 +79,7 @@ std::string text(const Events& events) {
 }
 
 // How the rows of the last segment are drawn.
-Sampling last_sampling(Decoder& decoder) { return decoder.plan().back().sampling; }
+Sampling last_sampling(Decoder& decoder) { return decoder.plan().segments.back().sampling; }
 
 std::string absorb(Decoder& decoder, const std::vector<RowStats>& stats) {
   return text(decoder.absorb(stats));
@@ -154,7 +158,7 @@ TEST(ntp_samples_above_temperature_zero) {
 // --- Set Block Decoding ---
 
 TEST(sbd_commits_a_block_in_front_of_the_next) {
-  SetBlockDecoder decoder(task({1, 2}, 6), 3, gamma(0.5f), kMask);
+  SetBlockDecoder decoder = set_block(task({1, 2}, 6), 3, gamma(0.5f));
   CHECK_EQ(text(decoder.plan()), "[1 2 causal commit] [_ _ _ block scratch > 0 1 2]");
   CHECK_EQ(text(decoder.plan()), "[1 2 causal commit] [_ _ _ block scratch > 0 1 2]");
   // Ascending 0.25 (2), 0.75 (0), 2 (1): sums before the last 0, 0.25, 1.
@@ -170,7 +174,7 @@ TEST(sbd_commits_a_block_in_front_of_the_next) {
 TEST(sbd_prefills_in_chunks_and_fuses_the_last) {
   DecodeTask long_prompt = task({1, 2, 3, 4, 5}, 4);
   long_prompt.prefill_rows = 2;
-  SetBlockDecoder decoder(long_prompt, 3, gamma(kInf), kMask);
+  SetBlockDecoder decoder = set_block(long_prompt, 3, gamma(kInf));
   CHECK_EQ(text(decoder.plan()), "[1 2 causal commit]");
   CHECK_EQ(absorb(decoder, {}), "| |");
   CHECK_EQ(text(decoder.plan()), "[3 4 causal commit]");
@@ -183,15 +187,15 @@ TEST(sbd_prefills_in_chunks_and_fuses_the_last) {
   CHECK_EQ(text(decoder.plan()), "[10 11 12 causal commit] [_ _ _ block scratch > 0]");
 
   long_prompt.prefill_rows = 5;
-  CHECK_EQ(text(SetBlockDecoder(long_prompt, 2, gamma(0), kMask).plan()),
+  CHECK_EQ(text(set_block(long_prompt, 2, gamma(0)).plan()),
            "[1 2 3 4 5 causal commit] [_ _ block scratch > 0 1]");
   long_prompt.prefill_rows = 4;
-  CHECK_EQ(text(SetBlockDecoder(long_prompt, 2, gamma(0), kMask).plan()),
+  CHECK_EQ(text(set_block(long_prompt, 2, gamma(0)).plan()),
            "[1 2 3 4 causal commit]");
 }
 
 TEST(sbd_last_block_keeps_its_rows_where_fewer_tokens_are_wanted) {
-  SetBlockDecoder decoder(task({1}, 5), 3, gamma(kInf), kMask);
+  SetBlockDecoder decoder = set_block(task({1}, 5), 3, gamma(kInf));
   CHECK_EQ(absorb(decoder, {row(10), row(11), row(12)}), "0:10 1:11 2:12 | 10 11 12 |");
   CHECK_EQ(text(decoder.plan()), "[10 11 12 causal commit] [_ _ _ block scratch > 0 1]");
   CHECK_EQ(absorb(decoder, {row(13), row(14)}), "3:13 4:14 | 13 14 | length");
@@ -200,26 +204,26 @@ TEST(sbd_last_block_keeps_its_rows_where_fewer_tokens_are_wanted) {
 TEST(sbd_last_block_is_cut_where_the_context_ends) {
   DecodeTask full = task({1, 2}, 50);
   full.n_ctx = 7;  // room for 5 new tokens
-  SetBlockDecoder decoder(full, 3, gamma(kInf), kMask);
+  SetBlockDecoder decoder = set_block(full, 3, gamma(kInf));
   CHECK_EQ(absorb(decoder, {row(10), row(11), row(12)}), "0:10 1:11 2:12 | 10 11 12 |");
   CHECK_EQ(text(decoder.plan()), "[10 11 12 causal commit] [_ _ block scratch > 0 1]");
   CHECK_EQ(absorb(decoder, {row(13), row(14)}), "3:13 4:14 | 13 14 | length");
 
   // Both at once: 4 tokens wanted, room for 5, so the last block has 2 rows and 1 candidate.
   full.max_tokens = 4;
-  SetBlockDecoder both(full, 3, gamma(kInf), kMask);
+  SetBlockDecoder both = set_block(full, 3, gamma(kInf));
   CHECK_EQ(absorb(both, {row(10), row(11), row(12)}), "0:10 1:11 2:12 | 10 11 12 |");
   CHECK_EQ(text(both.plan()), "[10 11 12 causal commit] [_ _ block scratch > 0]");
   CHECK_EQ(absorb(both, {row(13)}), "3:13 | 13 | length");
 }
 
 TEST(sbd_eos_first_in_the_block) {
-  SetBlockDecoder decoder(task({1}, 9), 3, gamma(kInf), kMask);
+  SetBlockDecoder decoder = set_block(task({1}, 9), 3, gamma(kInf));
   CHECK_EQ(absorb(decoder, {row(kEos), row(11), row(12)}), "0:7 1:11 2:12 | 7 | stop");
 }
 
 TEST(sbd_eos_in_the_middle_waits_for_what_is_before_it) {
-  SetBlockDecoder decoder(task({1}, 9), 4, top_n(1), kMask);
+  SetBlockDecoder decoder = set_block(task({1}, 9), 4, top_n(1));
   CHECK_EQ(absorb(decoder, {row(10, 3), row(11, 2), row(kEos, 1), row(13, 4)}), "2:7 | |");
   // Position 3 is behind the EOS: no candidate, still a row of the block.
   CHECK_EQ(text(decoder.plan()), "[_ _ 7 _ block scratch > 0 1]");
@@ -229,18 +233,18 @@ TEST(sbd_eos_in_the_middle_waits_for_what_is_before_it) {
 }
 
 TEST(sbd_eos_last_in_the_block) {
-  SetBlockDecoder decoder(task({1}, 9), 3, gamma(kInf), kMask);
+  SetBlockDecoder decoder = set_block(task({1}, 9), 3, gamma(kInf));
   CHECK_EQ(absorb(decoder, {row(10), row(11), row(kEos)}), "0:10 1:11 2:7 | 10 11 7 | stop");
 
-  SetBlockDecoder both(task({1}, 3), 3, gamma(kInf), kMask);  // EOS is the last token wanted
+  SetBlockDecoder both = set_block(task({1}, 3), 3, gamma(kInf));  // EOS is the last token wanted
   CHECK_EQ(absorb(both, {row(10), row(11), row(kEos)}), "0:10 1:11 2:7 | 10 11 7 | stop");
 
-  SetBlockDecoder beyond(task({1}, 2), 3, gamma(kInf), kMask);  // EOS where none is wanted
+  SetBlockDecoder beyond = set_block(task({1}, 2), 3, gamma(kInf));  // EOS where none is wanted
   CHECK_EQ(text(beyond.plan()), "[1 causal commit] [_ _ _ block scratch > 0 1]");
 }
 
 TEST(sbd_eos_decided_after_later_positions_cuts_them) {
-  SetBlockDecoder decoder(task({1}, 9), 4, top_n(1), kMask);
+  SetBlockDecoder decoder = set_block(task({1}, 9), 4, top_n(1));
   CHECK_EQ(absorb(decoder, {row(10, 4), row(11, 3), row(12, 2), row(13, 1)}), "3:13 | |");
   CHECK_EQ(absorb(decoder, {row(10, 1), row(11, 3), row(12, 2)}), "0:10 | 10 |");
   CHECK_EQ(text(decoder.plan()), "[10 _ _ 13 block scratch > 1 2]");
@@ -248,7 +252,7 @@ TEST(sbd_eos_decided_after_later_positions_cuts_them) {
 }
 
 TEST(sbd_the_first_of_several_eos_counts) {
-  SetBlockDecoder decoder(task({1}, 9), 4, top_n(2), kMask);
+  SetBlockDecoder decoder = set_block(task({1}, 9), 4, top_n(2));
   CHECK_EQ(absorb(decoder, {row(10, 4), row(kEos, 2), row(12, 3), row(kEos, 1)}), "1:7 3:7 | |");
   CHECK_EQ(text(decoder.plan()), "[_ 7 _ 7 block scratch > 0]");
   CHECK_EQ(absorb(decoder, {row(kEos)}), "0:7 | 7 | stop");  // a still earlier one
@@ -257,13 +261,13 @@ TEST(sbd_the_first_of_several_eos_counts) {
 TEST(sbd_ignores_eos_where_there_is_none) {
   DecodeTask ignoring = task({1}, 4);
   ignoring.eos_token_ids = {};
-  SetBlockDecoder decoder(ignoring, 2, gamma(kInf), kMask);
+  SetBlockDecoder decoder = set_block(ignoring, 2, gamma(kInf));
   CHECK_EQ(absorb(decoder, {row(kEos), row(11)}), "0:7 1:11 | 7 11 |");
   CHECK_EQ(text(decoder.plan()), "[7 11 causal commit] [_ _ block scratch > 0 1]");
 }
 
 TEST(sbd_block_of_one) {
-  SetBlockDecoder decoder(task({1, 2}, 2), 1, gamma(0), kMask);
+  SetBlockDecoder decoder = set_block(task({1, 2}, 2), 1, gamma(0));
   CHECK_EQ(text(decoder.plan()), "[1 2 causal commit] [_ block scratch > 0]");
   CHECK_EQ(absorb(decoder, {row(10)}), "0:10 | 10 |");
   CHECK_EQ(text(decoder.plan()), "[10 causal commit] [_ block scratch > 0]");
@@ -271,7 +275,7 @@ TEST(sbd_block_of_one) {
 }
 
 TEST(sbd_gamma_zero_decides_one_position_per_forward) {
-  SetBlockDecoder decoder(task({1}, 3), 3, gamma(0), kMask);
+  SetBlockDecoder decoder = set_block(task({1}, 3), 3, gamma(0));
   CHECK_EQ(absorb(decoder, {row(10, 0.3f), row(11, 0.2f), row(12, 0.1f)}), "2:12 | |");
   CHECK_EQ(absorb(decoder, {row(10, 0.3f), row(11, 0.2f)}), "1:11 | |");
   CHECK_EQ(absorb(decoder, {row(10, 0.3f)}), "0:10 | 10 11 12 | length");
@@ -281,7 +285,7 @@ TEST(sbd_draws_anew_in_each_forward) {
   DecodeTask sampled = task({1}, 4);
   sampled.sampling = {
       .temperature = 0.5f, .top_k = 3, .top_p = 0.75f, .seed = 11, .sample_index = 2};
-  SetBlockDecoder decoder(sampled, 2, top_n(1), kMask);
+  SetBlockDecoder decoder = set_block(sampled, 2, top_n(1));
   Sampling sampling = last_sampling(decoder);
   CHECK_EQ(sampling.temperature, 0.5f);
   CHECK_EQ(sampling.top_k, 3);
@@ -299,9 +303,9 @@ TEST(sbd_draws_anew_in_each_forward) {
 }
 
 TEST(statistics_must_fit_the_plan) {
-  SetBlockDecoder block(task({1}, 9), 3, gamma(0), kMask);
+  SetBlockDecoder block = set_block(task({1}, 9), 3, gamma(0));
   CHECK_THROWS_WITH(block.absorb(std::vector{row(4)}), "expected statistics of 3 rows, got 1");
-  SetBlockDecoder masked(task({1}, 9), 1, gamma(0), kMask);
+  SetBlockDecoder masked = set_block(task({1}, 9), 1, gamma(0));
   CHECK_THROWS_WITH(masked.absorb(std::vector{row(kMask)}), "without the mask token 99");
   NtpDecoder ntp(task({1}, 9));
   CHECK_THROWS_WITH(ntp.absorb({}), "expected statistics of 1 rows, got 0");
@@ -309,33 +313,38 @@ TEST(statistics_must_fit_the_plan) {
 
 // --- The registry ---
 
+DecoderOptions sbd_options(int block_size, const Unmask& unmask) {
+  DecoderOptions options;
+  options.block = {.mask_token_id = kMask, .block_size = block_size, .unmask = unmask};
+  options.has_mask_token = true;
+  return options;
+}
+
 TEST(registry_makes_decoders_by_name) {
-  CHECK_EQ(decoder_names(), (std::vector<std::string>{"ntp", "sbd"}));
-  const DecoderOptions options{.block_size = 2, .unmask = gamma(0), .mask_token_id = kMask};
+  const DecoderOptions options = sbd_options(2, gamma(0));
   CHECK_EQ(text(make_decoder("ntp", task({1, 2}, 9), options)->plan()), "[1 2 causal commit > 1]");
   const auto sbd = make_decoder("sbd", task({1}, 9), options);
   CHECK_EQ(text(sbd->plan()), "[1 causal commit] [_ _ block scratch > 0 1]");
   CHECK_EQ(absorb(*sbd, {row(10, 2), row(11, 1)}), "1:11 | |");  // the rule given, not another
   // What a method does not use, it does not check.
-  CHECK(make_decoder("ntp", task({1}, 9),
-                     {.block_size = 1000, .unmask = {}, .mask_token_id = {}}) != nullptr);
+  CHECK(make_decoder("ntp", task({1}, 9), sbd_options(1000, {})) != nullptr);
 }
 
 TEST(registry_errors) {
   const DecodeTask good = task({1}, 9);
-  DecoderOptions options{.block_size = 16, .unmask = {}, .mask_token_id = kMask};
+  DecoderOptions options = sbd_options(16, {});
   CHECK_THROWS_WITH(make_decoder("beam", good, options),
-                    "unknown decoder \"beam\": expected one of ntp, sbd");
-  options.mask_token_id = {};
+                    "unknown decoder \"beam\": expected one of ntp, sbd, sbd_lossless, ");
+  options.has_mask_token = false;
   CHECK_THROWS_WITH(make_decoder("sbd", good, options), "convert the model with --mask-token");
-  options = {.block_size = 0, .unmask = {}, .mask_token_id = kMask};
+  options = sbd_options(0, {});
   CHECK_THROWS_WITH(make_decoder("sbd", good, options),
                     "expected block_size from 1 to the context of 100 tokens, got 0");
-  options.block_size = 101;
+  options.block.block_size = 101;
   CHECK_THROWS_WITH(make_decoder("sbd", good, options), "got 101");
-  options.block_size = 100;
+  options.block.block_size = 100;
   CHECK(make_decoder("sbd", good, options) != nullptr);
-  options.unmask.gamma = -1.0f;
+  options.block.unmask.gamma = -1.0f;
   CHECK_THROWS_WITH(make_decoder("sbd", good, options), "expected gamma >= 0");
 }
 

@@ -55,7 +55,7 @@ Outcome run(Decoder& decoder, const DecodeTask& task) {
   for (int forward = 0; forward < 1000; ++forward) {
     std::vector<RowStats> stats;
     Tokens visible = cache;
-    for (const Segment& segment : decoder.plan()) {
+    for (const Segment& segment : decoder.plan().segments) {
       CHECK(!segment.tokens.empty());
       CHECK(segment.kv == Kv::scratch || visible.size() == cache.size());
       const std::size_t begin = visible.size();
@@ -198,7 +198,8 @@ TEST(decoders_equal_uncached_decoding_on_random_tasks) {
 
     NtpDecoder ntp(random);
     check_same(run(ntp, random), uncached_ntp(random));
-    SetBlockDecoder sbd(random, block_size, unmask, kMask);
+    SetBlockDecoder sbd(
+        random, {.mask_token_id = kMask, .block_size = block_size, .unmask = unmask});
     const Outcome outcome = run(sbd, random);
     check_same(outcome, uncached_sbd(random, block_size, unmask));
 

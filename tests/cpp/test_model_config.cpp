@@ -3,7 +3,7 @@
 #include <map>
 
 #include "check.h"
-#include "decode/unmask.h"
+#include "decode/registry.h"
 #include "format/model_config.h"
 
 namespace {
@@ -255,7 +255,7 @@ TEST(defaults_without_keys_are_ntp) {
   CHECK_EQ(defaults.decoders, Strings{"ntp"});
   CHECK_EQ(defaults.block_size, 16);
   CHECK_EQ(defaults.unmask, "entropy_bounded");
-  CHECK_EQ(defaults.proxy, "entropy");
+  CHECK_EQ(defaults.proxy, "");  // the rule's own
   CHECK_EQ(defaults.gamma, 0.35f);
   CHECK_EQ(defaults.factor, 1.0f);
   CHECK_EQ(defaults.confidence_threshold, 0.9f);
@@ -271,11 +271,19 @@ TEST(defaults_read_every_key) {
                                                  {"sbd.factor", 2_i},
                                                  {"sbd.threshold", 0.5},
                                                  {"sbd.top_n", 3_i},
-                                                 {"sbd.logit_shift", 0_i},
-                                                 {"sbd.seed_slot", 0_i},
-                                                 {"sbd.block_origin", std::string("prompt")},
-                                                 {"sbd.prompt_attention", std::string("causal")},
-                                                 {"sbd.commit_attention", std::string("causal")}});
+                                                 {"sbd.sub_block_size", 4_i},
+                                                 {"sbd.steps", 5_i},
+                                                 {"sbd.schedule", std::string("linear")},
+                                                 {"sbd.logit_shift", 1_i},
+                                                 {"sbd.seed_slot", 1_i},
+                                                 {"sbd.block_origin", std::string("absolute")},
+                                                 {"sbd.prompt_attention", std::string("full")},
+                                                 {"sbd.commit_attention", std::string("none")},
+                                                 {"sbd.dmtd.horizon", 3_i},
+                                                 {"sbd.dmtd.prompt_rule", std::string("train")},
+                                                 {"sbd.d2f.block_add_threshold", 0.25},
+                                                 {"sbd.d2f.decoded_token_threshold", 1_i},
+                                                 {"sbd.d2f.skip_threshold", 0.75}});
   CHECK_EQ(defaults.decoders, (Strings{"ntp", "sbd"}));
   CHECK_EQ(defaults.block_size, 8);
   CHECK_EQ(defaults.unmask, "top_n");
@@ -284,6 +292,19 @@ TEST(defaults_read_every_key) {
   CHECK_EQ(defaults.factor, 2.0f);
   CHECK_EQ(defaults.confidence_threshold, 0.5f);
   CHECK_EQ(defaults.top_n, 3);
+  CHECK_EQ(defaults.sub_block_size, 4);
+  CHECK_EQ(defaults.steps, 5);
+  CHECK_EQ(defaults.schedule, "linear");
+  CHECK_EQ(defaults.logit_shift, 1);
+  CHECK(defaults.seed_slot);
+  CHECK_EQ(defaults.block_origin, "absolute");
+  CHECK_EQ(defaults.prompt_attention, "full");
+  CHECK_EQ(defaults.commit_attention, "none");
+  CHECK_EQ(defaults.horizon, 3);
+  CHECK_EQ(defaults.prompt_rule, "train");
+  CHECK_EQ(defaults.block_add_threshold, 0.25f);
+  CHECK_EQ(defaults.decoded_token_threshold, 1.0f);
+  CHECK_EQ(defaults.skip_threshold, 0.75f);
   CHECK_EQ(read_defaults({{"sbd.gamma", 1e300}}).gamma, HUGE_VALF);
   CHECK_EQ(read_defaults({{"sbd.gamma", 0_i}}).gamma, 0.0f);
 }
@@ -317,32 +338,48 @@ TEST(defaults_check_ranges) {
       "key 'sbd.unmask' is 'eb', expected one of: entropy_bounded, factor, confidence, top_n");
   CHECK_THROWS_WITH(read_defaults({{"sbd.proxy", std::string("x")}}),
                     "key 'sbd.proxy' is 'x', expected one of: entropy, confidence, margin");
-  CHECK_THROWS_WITH(read_defaults({{"sbd.decoders", Strings{"dmtd"}}}),
-                    "key 'sbd.decoders' is 'dmtd', expected one of: ntp, sbd");
+  CHECK_THROWS_WITH(read_defaults({{"sbd.decoders", Strings{"beam"}}}),
+                    "key 'sbd.decoders' is 'beam', expected one of: ntp, sbd, sbd_lossless, dmtd");
+  CHECK_THROWS_WITH(read_defaults({{"sbd.decoders", Strings{"dmtd"}}}), "no cut of the layers");
+  for (const char* key : {"logit_shift", "seed_slot"}) {
+    CHECK_THROWS_WITH(read_defaults({{std::string("sbd.") + key, 2_i}}), "is 2, expected 0 to 1");
+  }
+  for (const char* key : {"schedule", "block_origin", "prompt_attention", "commit_attention",
+                          "dmtd.prompt_rule"}) {
+    CHECK_THROWS_WITH(read_defaults({{std::string("sbd.") + key, std::string("x")}}),
+                      format("key 'sbd.{}' is 'x', expected one of: ", key));
+  }
+  for (const char* key : {"block_add_threshold", "decoded_token_threshold", "skip_threshold"}) {
+    CHECK_THROWS_WITH(read_defaults({{std::string("sbd.d2f.") + key, 1.5}}), "expected 0 to 1");
+  }
+  CHECK_THROWS_WITH(read_defaults({{"sbd.block_size", 8_i}, {"sbd.sub_block_size", 3_i}}),
+                    "key 'sbd.sub_block_size' is 3, expected a divisor of block_size 8");
+  CHECK_THROWS_WITH(read_defaults({{"sbd.dmtd.horizon", 0_i}}), "expected 1 to");
   CHECK_THROWS_WITH(read_defaults({{"sbd.decoders", Strings{"ntp", "ntp"}}}), "is 'ntp' twice");
   CHECK_THROWS_WITH(read_defaults({{"sbd.decoders", Strings{}}}), "is an empty array");
 }
 
 TEST(defaults_know_the_names_that_the_decoders_know) {
+  CHECK_EQ(decoder_names(), Strings(std::begin(kDecoderNames), std::end(kDecoderNames)));
   for (const char* rule : {"entropy_bounded", "factor", "confidence", "top_n"}) {
     const std::string name = read_defaults({{"sbd.unmask", std::string(rule)}}).unmask;
     CHECK_EQ(static_cast<int>(unmask_rule(name)), static_cast<int>(unmask_rule(rule)));
   }
-  for (const char* proxy : {"entropy", "confidence", "margin"}) {
+  for (const char* proxy : {"entropy", "confidence", "margin", "position"}) {
     const std::string name = read_defaults({{"sbd.proxy", std::string(proxy)}}).proxy;
     CHECK_EQ(static_cast<int>(unmask_proxy(name)), static_cast<int>(unmask_proxy(proxy)));
   }
 }
 
-TEST(defaults_refuse_features_the_decoders_lack) {
-  CHECK_THROWS_WITH(read_defaults({{"sbd.logit_shift", 1_i}}),
-                    "key 'sbd.logit_shift' is 1, expected 0");
-  CHECK_THROWS_WITH(read_defaults({{"sbd.seed_slot", 1_i}}),
-                    "key 'sbd.seed_slot' is 1, expected 0");
-  CHECK_THROWS_WITH(read_defaults({{"sbd.prompt_attention", std::string("block_causal")}}),
-                    "key 'sbd.prompt_attention' is 'block_causal', expected 'causal'");
-  CHECK_THROWS_WITH(read_defaults({{"sbd.commit_attention", std::string("block")}}),
-                    "key 'sbd.commit_attention' is 'block', expected 'causal'");
-  CHECK_THROWS_WITH(read_defaults({{"sbd.block_origin", std::string("absolute")}}),
-                    "key 'sbd.block_origin' is 'absolute', expected 'prompt'");
+TEST(layers_are_cut_for_direct_multi_token_decoding) {
+  using Integers = std::vector<std::int64_t>;
+  CHECK_EQ(read().layer_runs, (std::array<int, 3>{0, 0, 2}));
+  CHECK_EQ(read({{"sbd.dmtd.layers", Integers{0, 1, 1}}}).layer_runs,
+           (std::array<int, 3>{0, 1, 1}));
+  for (const Integers& bad :
+       {Integers{1, 1}, Integers{0, 1, 2}, Integers{0, 0, 2}, Integers{1, 1, 0}, Integers{},
+        Integers{-1, 2, 1}, Integers{INT64_MAX, INT64_MAX, 4}}) {
+    CHECK_THROWS_WITH(read({{"sbd.dmtd.layers", bad}}),
+                      "thinking and decoding layers that add up to 2");
+  }
 }

@@ -78,8 +78,8 @@ TEST(transformer_agrees_with_float64) {
           KvCache kv = model.make_kv(40, kv_dtype);
           const auto logits = model.forward_logits(
               {{{&kv,
-                 {segment(slice(tokens, 0, 23)),
-                  segment(slice(tokens, 23, 32), Attention::block, Kv::scratch)}}}});
+                 {{segment(slice(tokens, 0, 23)),
+                   segment(slice(tokens, 23, 32), Attention::block, Kv::scratch)}}}}});
           CHECK_EQ(kv.length(), 23);
           // Float32 alone: 2e-6. Activations are rounded eleven times on the way: to bf16 by about
           // 2^-9 in the mean, to int8 by 1/500 of their group's largest; F16 keys by 2^-12. Layers
@@ -112,7 +112,7 @@ class ForwardPaths {
 
   KvCache cache() const { return model_.make_kv(80, kv_dtype_); }
   std::vector<float> run(KvCache& kv, std::vector<Segment> segments) {
-    return model_.forward_logits({{{&kv, std::move(segments)}}});
+    return model_.forward_logits({{{&kv, {std::move(segments)}}}});
   }
   Transformer& model() { return model_; }
 
@@ -182,14 +182,15 @@ TEST(transformer_rows_are_the_same_bits_however_they_are_computed) {
       CHECK_IN(where + ", fused", identical(fused, text_and_block));
 
       // Rolled back and forward again.
-      kv.truncate(15);
-      CHECK(identical(paths.run(kv, {segment(slice(text, 15, 40))}),
+      const Batch again{{{&kv, {.segments = {segment(slice(text, 15, 40))}, .start = 15}}}};
+      CHECK(identical(paths.model().forward_logits(again),
                       {whole.begin() + 15 * kVocab, whole.end()}));
+      CHECK_EQ(kv.length(), 40);
 
       // In a batch with another sequence, before it and behind it.
       KvCache first = paths.cache(), second = paths.cache(), third = paths.cache();
       const auto batch = paths.model().forward_logits(
-          {{{&first, {segment(other)}}, {&second, {segment(text)}}, {&third, {segment(other)}}}});
+          {{{&first, {{segment(other)}}}, {&second, {{segment(text)}}}, {&third, {{segment(other)}}}}});
       CHECK_IN(where + ", batch",
                identical({batch.begin() + 30 * kVocab, batch.begin() + 70 * kVocab}, whole));
       CHECK(identical({batch.begin(), batch.begin() + 30 * kVocab},
@@ -216,8 +217,8 @@ TEST(transformer_statistics_are_those_of_its_logits) {
   Transformer model(config, source, backend);
   const Tokens text = random_tokens(20, 6);
   KvCache a = model.make_kv(32, DType::f16), b = model.make_kv(32, DType::f16);
-  const auto logits = model.forward_logits({{{&a, {segment(text)}}}});
-  const auto stats = model.forward({{{&b, {segment(text)}}}});
+  const auto logits = model.forward_logits({{{&a, {{segment(text)}}}}});
+  const auto stats = model.forward({{{&b, {{segment(text)}}}}});
   CHECK_EQ(stats.size(), 20u);
   for (std::size_t row = 0; row < stats.size(); ++row) {
     const float* l = logits.data() + row * kVocab;
@@ -236,7 +237,7 @@ TEST(transformer_statistics_are_those_of_its_logits) {
   Segment prompt = segment(text);
   prompt.outputs.clear();
   KvCache c = model.make_kv(32, DType::f16);
-  CHECK(model.forward({{{&c, {prompt}}}}).empty());
+  CHECK(model.forward({{{&c, {{prompt}}}}}).empty());
   CHECK_EQ(c.length(), 20);
 }
 
@@ -247,7 +248,7 @@ TEST(transformer_refuses_what_it_cannot_compute) {
   Transformer model(config, source, backend);
   KvCache kv = model.make_kv(10, DType::f16);
   const auto run = [&](std::vector<Segment> segments) {
-    return model.forward({{{&kv, std::move(segments)}}});
+    return model.forward({{{&kv, {std::move(segments)}}}});
   };
   run({segment(random_tokens(6, 1))});
   CHECK_THROWS_WITH(run({segment(random_tokens(5, 1))}),
@@ -292,9 +293,9 @@ TEST(transformer_overflow_of_the_cache_is_an_error) {
         cpu::CpuBackend backend(1);
         Transformer model(config, source, backend);
         KvCache half = model.make_kv(10, DType::f16), single = model.make_kv(10, DType::f32);
-        CHECK_THROWS_WITH(model.forward({{{&half, {segment(random_tokens(8, 1))}}}}),
+        CHECK_THROWS_WITH(model.forward({{{&half, {{segment(random_tokens(8, 1))}}}}}),
                           "values exceed an F16 KV cache (then kv_dtype f32 helps)");
-        CHECK_EQ(model.forward({{{&single, {segment(random_tokens(8, 1))}}}}).size(), 8u);
+        CHECK_EQ(model.forward({{{&single, {{segment(random_tokens(8, 1))}}}}}).size(), 8u);
       }
     }
   }

@@ -160,11 +160,12 @@ struct BruteForce {
   const Rows& rows;
 
   double key(std::size_t i) const {
-    const bool bounded = unmask.rule == UnmaskRule::entropy_bounded;
-    if (bounded && unmask.proxy == Proxy::entropy) {
-      return rows[i].entropy;
-    }
-    return bounded && unmask.proxy == Proxy::margin ? -rows[i].margin : -rows[i].top_probability;
+    Proxy proxy = Proxy::confidence;
+    if (unmask.rule == UnmaskRule::entropy_bounded) proxy = unmask.proxy.value_or(Proxy::entropy);
+    if (unmask.rule == UnmaskRule::top_n) proxy = unmask.proxy.value_or(Proxy::confidence);
+    if (proxy == Proxy::entropy) return rows[i].entropy;
+    if (proxy == Proxy::margin) return -rows[i].margin;
+    return proxy == Proxy::position ? static_cast<double>(i) : -rows[i].top_probability;
   }
 
   int rank(std::size_t i) const {
@@ -198,7 +199,8 @@ struct BruteForce {
     switch (unmask.rule) {
       case UnmaskRule::entropy_bounded: return sum - largest <= unmask.gamma;
       case UnmaskRule::factor: return (s + 1) * (1 - last_confidence) < unmask.factor;
-      case UnmaskRule::confidence: return last_confidence > unmask.confidence_threshold;
+      case UnmaskRule::confidence:
+        return s <= unmask.top_n || last_confidence > unmask.confidence_threshold;
       case UnmaskRule::top_n: return s <= unmask.top_n;
     }
     return false;
@@ -235,7 +237,7 @@ TEST(unmask_equals_the_definitions_on_random_statistics) {
     }
     Unmask unmask;
     unmask.rule = static_cast<UnmaskRule>(round % 4);
-    unmask.proxy = static_cast<Proxy>(below(3));
+    if (const int proxy = below(5); proxy < 4) unmask.proxy = static_cast<Proxy>(proxy);
     unmask.gamma = gammas[below(5)];
     unmask.factor = factors[below(3)];
     unmask.confidence_threshold = fraction(4);

@@ -76,6 +76,10 @@ void CpuBackend::rotate_and_cache(int layer, const HeadShape& heads, const float
         };
         float* query = q + (row * heads.num_attention_heads + head * group) * dim;
         for (int g = 0; g < group; ++g) turn(query + g * dim, q_norm);
+        if (!rows_.query_scale.empty()) {
+          const float scale = rows_.query_scale[static_cast<std::size_t>(row)];
+          for (Index i = 0; i < group * dim; ++i) query[i] *= scale;
+        }
         const Index at = (row * kv_heads + head) * dim;
         turn(k + at, k_norm);
 

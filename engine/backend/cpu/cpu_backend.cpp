@@ -93,6 +93,22 @@ void CpuBackend::embed(const Weight& table, float* out) {
             [&](int row, int) { weight.dequantize_row(rows_.tokens[row], out + row * cols); });
 }
 
+void CpuBackend::mix(std::span<const Mix> rows, const float* x, const float* y, int cols,
+                     float* out) {
+  const Index n = cols;
+  pool_.run(static_cast<int>(rows.size()), [&](int row, int) {
+    const Mix& from = rows[row];
+    float* sum = out + row * n;
+    std::fill(sum, sum + n, 0.0f);
+    const auto add = [&](const float* terms, float factor) {
+      if (factor == 0.0f) return;
+      for (Index i = 0; i < n; ++i) sum[i] += factor * terms[i];
+    };
+    add(x + from.x_row * n, from.a);
+    add(y + from.y_row * n, from.b);
+  });
+}
+
 Activations CpuBackend::prepare(const Input& input, std::span<const Linear> linears,
                                 std::span<const OutputRow> outputs) {
   bool bf16 = false;

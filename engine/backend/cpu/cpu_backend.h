@@ -60,6 +60,8 @@ class CpuBackend : public Backend {
   void begin(const ForwardRows& rows, std::span<const float> inverse_frequencies,
              bool rope_interleaved) override;
   void embed(const Weight& table, float* out) override;
+  void mix(std::span<const Mix> rows, const float* x, const float* y, int cols,
+           float* out) override;
   void linear(const Input& input, std::span<const Linear> linears, bool accumulate,
               std::span<const Linear> then) override;
   void rotate_and_cache(int layer, const HeadShape& heads, const float* q_norm, const float* k_norm,

@@ -1,0 +1,57 @@
+#include "decode/block.h"
+
+#include <algorithm>
+
+#include "core/error.h"
+
+namespace sbd {
+
+Block::Block(int begin, int size, int end, TokenId mask_token_id)
+    : begin_(begin),
+      end_(end),
+      committed_(std::max(0, -begin)),
+      mask_token_id_(mask_token_id),
+      tokens_(static_cast<std::size_t>(size), mask_token_id) {}
+
+std::vector<int> Block::masked() const {
+  std::vector<int> masked = all_masked();
+  masked.erase(std::ranges::lower_bound(masked, end_), masked.end());
+  return masked;
+}
+
+std::vector<int> Block::all_masked() const {
+  std::vector<int> masked;
+  for (int i = 0; i < size(); ++i) {
+    if (is_masked(i)) {
+      masked.push_back(i);
+    }
+  }
+  return masked;
+}
+
+void Block::decide(int i, TokenId token, const DecodeTask& task, Events& events) {
+  SBD_CHECK(token != mask_token_id_, "expected statistics without the mask token {}", token);
+  fill(i, token);
+  events.revealed.push_back({begin_ + i, token});
+  if (task.is_eos(token)) {
+    end_ = std::min(end_, i + 1);
+  }
+}
+
+// An EOS is decided in place of a mask, so what was given out never reaches beyond the end.
+bool Block::commit(const DecodeTask& task, Events& events) {
+  for (; committed_ < end_; ++committed_) {
+    if (is_masked(committed_)) {
+      return false;
+    }
+    events.committed.push_back((*this)[committed_]);
+  }
+  if (task.is_eos((*this)[end_ - 1])) {
+    events.finished = FinishReason::stop;
+  } else if (begin_ + end_ == task.tokens_wanted()) {
+    events.finished = FinishReason::length;
+  }
+  return true;
+}
+
+}  // namespace sbd

@@ -1,0 +1,45 @@
+// A block of the new text on its way from masks to tokens.
+#pragma once
+
+#include <vector>
+
+#include "decode/decoder.h"
+
+namespace sbd {
+
+class Block {
+ public:
+  // `size` positions from `begin` on (0 is the first after the prompt), all masked; those from
+  // `end` on, counted in the block, are not in the text.
+  Block(int begin, int size, int end, TokenId mask_token_id);
+
+  int begin() const { return begin_; }
+  int end() const { return end_; }
+  int size() const { return static_cast<int>(tokens_.size()); }
+  const std::vector<TokenId>& tokens() const { return tokens_; }  // the mask where none is decided
+  TokenId operator[](int i) const { return tokens_[static_cast<std::size_t>(i)]; }
+
+  bool is_masked(int i) const { return (*this)[i] == mask_token_id_; }
+  // Masked positions of [0, end), ascending.
+  std::vector<int> masked() const;
+  // The same without the bound: those that the text does not need too.
+  std::vector<int> all_masked() const;
+
+  // The token there was known before: a prompt's, which is no event.
+  void fill(int i, TokenId token) { tokens_[static_cast<std::size_t>(i)] = token; }
+  // Decides a masked position. An end of sequence becomes the block's end: what was decided behind
+  // it is cut.
+  void decide(int i, TokenId token, const DecodeTask& task, Events& events);
+  // Gives out the decided tokens in front of the first mask, as far as they have not been, and the
+  // reason where the text ends with them. Whether every position up to the end is decided.
+  bool commit(const DecodeTask& task, Events& events);
+
+ private:
+  int begin_;
+  int end_;
+  int committed_;  // positions given out
+  TokenId mask_token_id_;
+  std::vector<TokenId> tokens_;
+};
+
+}  // namespace sbd

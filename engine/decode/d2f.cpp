@@ -1,0 +1,167 @@
+#include "decode/d2f.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "core/error.h"
+
+namespace sbd {
+
+D2fDecoder::D2fDecoder(DecodeTask task, const D2fMethod& method)
+    : task_(std::move(task)), method_(method) {
+  SBD_CHECK(method.block_size >= 1 && method.block_size <= task_.n_ctx,
+            "expected block_size from 1 to the context of {} tokens, got {}", task_.n_ctx,
+            method.block_size);
+  const auto check_share = [](const char* name, float value) {
+    SBD_CHECK(value >= 0.0f && value <= 1.0f, "expected {} in [0, 1], got {}", name, value);
+  };
+  check_share("block_add_threshold", method.block_add_threshold);
+  check_share("decoded_token_threshold", method.decoded_token_threshold);
+  check_share("skip_threshold", method.skip_threshold);
+  prepare_step();
+}
+
+namespace {
+
+float decided_share(const Block& block) {
+  const auto masked = static_cast<float>(block.all_masked().size());
+  return 1.0f - masked / static_cast<float>(block.size());
+}
+
+}  // namespace
+
+// Parts 1 and 2 of a step; the prompt and cached blocks are wholly decided.
+void D2fDecoder::prepare_step() {
+  const float last = flights_.empty() ? 1.0f : decided_share(flights_.back().block);
+  const int wanted = task_.tokens_wanted();
+  if (!ended_ && next_begin_ < wanted && last >= method_.block_add_threshold) {
+    const int room = task_.n_ctx - static_cast<int>(task_.prompt.size()) - next_begin_;
+    const int size = std::min(method_.block_size, room);
+    flights_.push_back(
+        {Block(next_begin_, size, std::min(size, wanted - next_begin_), method_.mask_token_id)});
+    next_begin_ += size;
+  }
+  float before = 1.0f;
+  for (Flight& flight : flights_) {
+    flight.activated = flight.activated || before >= method_.decoded_token_threshold;
+    before = decided_share(flight.block);
+  }
+}
+
+// A block's rows whose statistics are wanted: those that predict its masked positions and, where
+// logits are shifted, its last one for the first position behind it.
+std::vector<int> D2fDecoder::outputs(const Flight& flight, const Flight* next) const {
+  std::vector<int> rows = flight.block.all_masked();
+  if (method_.logit_shift == 0) {
+    return rows;
+  }
+  std::erase(rows, 0);
+  for (int& row : rows) {
+    --row;
+  }
+  if (flight.decided || (next != nullptr && next->block.is_masked(0))) {
+    rows.push_back(flight.block.size() - 1);
+  }
+  return rows;
+}
+
+Plan D2fDecoder::plan() {
+  Plan plan;
+  if (prompt_pending_) {
+    plan.segments.push_back({.tokens = task_.prompt,
+                             .attention = Attention::block,
+                             .kv = Kv::commit,
+                             .sampling = task_.sampling});
+    if (method_.logit_shift == 1) {
+      plan.segments.back().outputs = {static_cast<int>(task_.prompt.size()) - 1};
+    }
+  }
+  for (std::size_t i = 0; i < flights_.size(); ++i) {
+    const Flight& flight = flights_[i];
+    Segment segment{.tokens = flight.block.tokens(),
+                    .attention = Attention::block,
+                    .kv = flight.decided ? Kv::commit : Kv::scratch,
+                    .outputs = outputs(flight, i + 1 < flights_.size() ? &flights_[i + 1] : nullptr),
+                    .sampling = task_.sampling};
+    segment.sampling.draw = static_cast<std::uint64_t>(flight.forwards);
+    plan.segments.push_back(std::move(segment));
+  }
+  return plan;
+}
+
+Events D2fDecoder::absorb(std::span<const RowStats> stats) {
+  std::size_t expected = 0;
+  for (const Segment& segment : plan().segments) expected += segment.outputs.size();
+  SBD_CHECK(stats.size() == expected, "expected statistics of {} rows, got {}", expected,
+            stats.size());
+  Events events;
+  if (prompt_pending_ && method_.logit_shift == 1) {
+    kept_ = stats.front();
+    stats = stats.subspan(1);
+  }
+  prompt_pending_ = false;
+
+  RowStats before = kept_;  // of the row in front of the block
+  for (std::size_t i = 0; i < flights_.size(); ++i) {
+    Flight& flight = flights_[i];
+    const std::size_t n =
+        outputs(flight, i + 1 < flights_.size() ? &flights_[i + 1] : nullptr).size();
+    std::vector<RowStats> rows(stats.begin(), stats.begin() + static_cast<std::ptrdiff_t>(n));
+    stats = stats.subspan(n);
+    const RowStats last = rows.empty() ? RowStats{} : rows.back();
+    if (flight.decided) {
+      kept_ = last;
+    } else {
+      if (method_.logit_shift == 1 && flight.block.is_masked(0)) {
+        rows.insert(rows.begin(), before);
+      }
+      decide(flight, rows, events);
+    }
+    before = last;
+  }
+
+  std::erase_if(flights_, [](const Flight& flight) { return flight.decided; });
+  for (Flight& flight : flights_) {
+    if (!flight.block.commit(task_, events) || events.finished) {
+      break;
+    }
+  }
+  for (Flight& flight : flights_) {
+    if (!flight.block.all_masked().empty()) {
+      break;
+    }
+    flight.decided = true;
+  }
+  prepare_step();
+  return events;
+}
+
+float D2fDecoder::probability(const RowStats& row) const {
+  return task_.sampling.temperature > 0.0f ? row.sampled_probability : row.top_probability;
+}
+
+// Part 4, `stats` being those of the block's masked positions in order, and perhaps others behind.
+void D2fDecoder::decide(Flight& flight, std::span<const RowStats> stats, Events& events) {
+  const std::vector<int> masked = flight.block.all_masked();
+  std::vector<std::size_t> chosen;
+  std::size_t best = 0;
+  for (std::size_t i = 0; i < masked.size(); ++i) {
+    if (probability(stats[i]) > method_.skip_threshold) {
+      chosen.push_back(i);
+    }
+    if (probability(stats[i]) > probability(stats[best])) {
+      best = i;
+    }
+  }
+  if (chosen.empty() && flight.activated && !masked.empty()) {
+    chosen.push_back(best);
+  }
+  ++flight.forwards;
+  for (const std::size_t i : chosen) {
+    const TokenId token = task_.choose(stats[i]);
+    flight.block.decide(masked[i], token, task_, events);
+    ended_ = ended_ || task_.is_eos(token);
+  }
+}
+
+}  // namespace sbd

@@ -1,0 +1,47 @@
+// Direct Multi-Token Decoding (arXiv 2510.11958): layers in three runs, encoding E, thinking T and
+// decoding D. T runs for every tau-th token only, the head of a cycle; the rows it left out are
+// refilled in front of the next head, as its keys and values. With e = E(embedding) and h = T(e),
+//
+//   logits = head(norm(D(a e + b h))),  an ordinary next-token prediction;
+//   a generated head has (a, b) = (1, 1), every other generated row (1, 0).
+//
+//   head           [tokens since the last head, E T commit][head, E T D commit]
+//   any other row  [token, E D commit]
+#pragma once
+
+#include "decode/decoder.h"
+
+namespace sbd {
+
+enum class PromptRule {
+  all_heads,  // (1, 1) on every prompt row: the released inference
+  plain,      // (0, 1): the ordinary stack of layers
+  train,      // heads are the positions that tau divides, in the prompt too: the training forward
+};
+
+struct DmtdMethod {
+  int horizon = 4;  // tau
+  PromptRule prompt_rule = PromptRule::all_heads;
+};
+
+class DmtdDecoder final : public Decoder {
+ public:
+  DmtdDecoder(DecodeTask task, const DmtdMethod& method);
+
+  Plan plan() override;
+  Events absorb(std::span<const RowStats> stats) override;
+
+ private:
+  int prompt_size() const { return static_cast<int>(task_.prompt.size()); }
+  bool is_head(int position) const;
+  std::vector<Segment> prompt_segments(int end) const;
+
+  DecodeTask task_;
+  DmtdMethod method_;
+  int read_ = 0;                  // prompt tokens the cache has
+  int decided_ = 0;               // new tokens
+  int thought_ = 0;               // positions whose keys and values T has
+  std::vector<TokenId> waiting_;  // the tokens from there on, the newest at the end
+};
+
+}  // namespace sbd

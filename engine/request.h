@@ -1,0 +1,46 @@
+// One text to generate, and what it comes to with a model's defaults.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "decode/registry.h"
+#include "format/model_config.h"
+
+namespace sbd {
+
+// Unset options are the model file's defaults.
+struct Request {
+  std::vector<TokenId> prompt;
+  int max_tokens = 256;
+  std::string decoder = "auto";
+  std::optional<int> block_size;
+  std::optional<int> steps;
+  std::optional<std::string> unmask;
+  std::optional<std::string> proxy;
+  std::optional<float> gamma;
+  std::optional<float> factor;
+  std::optional<float> confidence_threshold;
+  std::optional<int> top_n;
+  std::optional<int> horizon;
+  std::optional<float> block_add_threshold;
+  std::optional<float> decoded_token_threshold;
+  std::optional<float> skip_threshold;
+  float temperature = 0.0f;
+  float top_p = 1.0f;
+  int top_k = 0;
+  std::uint64_t seed = 0;
+  std::uint64_t sample_index = 0;
+  bool ignore_eos = false;
+};
+
+// Refuses token ids outside the vocabulary; the decoders check the rest.
+DecodeTask decode_task(const Request& request, const ModelConfig& config, int n_ctx);
+
+// Errors name the choices there are.
+DecoderOptions decoder_options(const Request& request, const ModelConfig& config,
+                               const DecodeDefaults& defaults);
+
+}  // namespace sbd
