@@ -67,8 +67,10 @@ EngineOptions options(std::string device, int n_threads, int n_ctx, const std::s
 }
 
 std::unique_ptr<Engine> load(const std::filesystem::path& path, std::string device, int n_threads,
-                             int n_ctx, const std::string& kv_dtype) {
-  const EngineOptions chosen = options(std::move(device), n_threads, n_ctx, kv_dtype);
+                             int n_ctx, const std::string& kv_dtype,
+                             std::optional<std::filesystem::path> draft_lora) {
+  EngineOptions chosen = options(std::move(device), n_threads, n_ctx, kv_dtype);
+  chosen.draft_lora = std::move(draft_lora);
   const py::gil_scoped_release release;
   return std::make_unique<Engine>(path, chosen);
 }
@@ -231,7 +233,8 @@ PYBIND11_MODULE(_core, module) {
   const auto n_ctx = py::arg("n_ctx");
   const auto kv_dtype = py::arg("kv_dtype");
   py::class_<Engine>(module, "Engine")
-      .def(py::init(&load), py::arg("path"), device, n_threads, n_ctx, kv_dtype)
+      .def(py::init(&load), py::arg("path"), device, n_threads, n_ctx, kv_dtype,
+           py::arg("draft_lora") = std::nullopt)
       .def_static("random", &random_engine, py::arg("metadata"), py::arg("dtype"), py::arg("tie"),
                   device, n_threads, n_ctx, kv_dtype)
       .def("metadata", [](const Engine& engine) { return to_dict(engine.metadata()); })

@@ -86,6 +86,7 @@ Engine::Engine(const std::filesystem::path& path, const EngineOptions& options)
   FileTensors tensors(file);
   model_ = std::make_unique<Transformer>(config_, tensors, *backend_);
   tensors.check_all_used();
+  if (options.draft_lora) model_->set_adapter(GgufFile(*options.draft_lora));
 }
 
 Engine::Engine(const Metadata& metadata, DType dtype, bool tie_word_embeddings,
@@ -115,9 +116,10 @@ std::string Engine::auto_decoder() const { return defaults_.decoders.front(); }
 Peaks Engine::measure_peaks() { return backend_->measure_peaks(); }
 
 std::unique_ptr<Decoder> Engine::make_decoder(const Request& request) const {
+  DecoderOptions options = decoder_options(request, config_, defaults_);
+  options.has_adapter = model_->has_adapter();
   return sbd::make_decoder(request.decoder == "auto" ? auto_decoder() : request.decoder,
-                           decode_task(request, config_, n_ctx_),
-                           decoder_options(request, config_, defaults_));
+                           decode_task(request, config_, n_ctx_), options);
 }
 
 void Engine::check(const Request& request) const { make_decoder(request); }

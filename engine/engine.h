@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -26,6 +27,7 @@ struct EngineOptions {
   int n_threads = 0;            // 0: one per core this process may use
   int n_ctx = 0;                // 0: the model's
   DType kv_dtype = DType::f16;  // f16 or f32
+  std::optional<std::filesystem::path> draft_lora = {};  // an adapter for decoders that draft
 };
 
 using SequenceId = std::int64_t;

@@ -56,7 +56,13 @@ class Request:
 
 class Engine:
     def __init__(
-        self, path: str | PathLike[str], device: str, n_threads: int, n_ctx: int, kv_dtype: str
+        self,
+        path: str | PathLike[str],
+        device: str,
+        n_threads: int,
+        n_ctx: int,
+        kv_dtype: str,
+        draft_lora: str | PathLike[str] | None = None,
     ) -> None: ...
     @staticmethod
     def random(

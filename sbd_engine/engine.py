@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
+from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .completion import Chunk, Completion
@@ -63,7 +64,8 @@ class Engine:
 
     path: a model file; None is the embedded demo model. device: "auto" or "cpu". n_threads: None is
     one per available core. n_ctx: positions of the KV cache of each sequence; None is the model's.
-    kv_dtype: "f16" or "f32".
+    kv_dtype: "f16" or "f32". draft_lora: a file with an adapter for decoders that draft, as
+    `sbd-engine convert --draft-lora` writes it.
 
     Safe to use from several threads: sequences that are alive at the same time share forwards, and
     the result of one does not depend on the others.
@@ -78,13 +80,14 @@ class Engine:
         n_threads: int | None = None,
         n_ctx: int | None = None,
         kv_dtype: str = "f16",
+        draft_lora: str | PathLike[str] | None = None,
     ) -> None:
         options = engine_options(device, n_threads, n_ctx, kv_dtype)
         self._lock = threading.RLock()  # reentrant: a stream may be collected inside a step
         self._inboxes: dict[int, deque[_core.Event]] = {}
         self._core: _core.Engine | None = None
         with model_file(path) as file:
-            self._core = _core.Engine(file, **options)
+            self._core = _core.Engine(file, **options, draft_lora=draft_lora)
         self._tokenizer_if_any()  # loaded now, so that the first call does not wait for it
 
     # ---- what the model is ----

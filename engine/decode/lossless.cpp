@@ -44,8 +44,8 @@ int LosslessDecoder::pending_outputs() const {
 }
 
 bool LosslessDecoder::runs_block() const {
-  return pending_.empty() ||
-         (method_.fused && pending_rows() == static_cast<int>(pending_.size()));
+  const bool behind = method_.fused && pending_rows() == static_cast<int>(pending_.size());
+  return (pending_.empty() || behind) && !candidates().empty();
 }
 
 // The block's first token is never among them: the row before it predicts it.
@@ -76,7 +76,7 @@ Plan LosslessDecoder::plan() {
 }
 
 Events LosslessDecoder::absorb(std::span<const RowStats> stats) {
-  const bool block_ran = runs_block();
+  bool block_ran = runs_block();
   const auto n_next = static_cast<std::size_t>(pending_.empty() ? 0 : pending_outputs());
   const std::size_t expected = n_next + (block_ran ? candidates().size() : 0);
   SBD_CHECK(stats.size() == expected, "expected statistics of {} rows, got {}", expected,
@@ -110,26 +110,27 @@ Events LosslessDecoder::absorb(std::span<const RowStats> stats) {
     if (pending_.empty()) {
       block_.fill(0, token);
     }
-    if (events.finished || disagreed || !block_ran) {
+    if (events.finished) {
       return events;
     }
+    block_ran = block_ran && !disagreed;
   }
-  denoise(stats.subspan(n_next), events);
+  if (block_ran) {
+    denoise(stats.subspan(n_next), events);
+  }
+  if (pending_.empty() && candidates().empty()) {
+    pending_.assign(block_.tokens().begin(), block_.tokens().begin() + block_.end());
+    drafted_ = true;
+    start_block();
+  }
   return events;
 }
 
 void LosslessDecoder::denoise(std::span<const RowStats> stats, Events& events) {
   const std::vector<int> rows = candidates();
-  if (!rows.empty()) {
-    for (const int i : select_unmasked(method_.unmask, stats)) {
-      block_.decide(rows[static_cast<std::size_t>(i)], stats[static_cast<std::size_t>(i)].argmax,
-                    task_, events);
-    }
-  }
-  if (candidates().empty()) {
-    pending_.assign(block_.tokens().begin(), block_.tokens().begin() + block_.end());
-    drafted_ = true;
-    start_block();
+  for (const int i : select_unmasked(method_.unmask, stats)) {
+    block_.decide(rows[static_cast<std::size_t>(i)], stats[static_cast<std::size_t>(i)].argmax,
+                  task_, events);
   }
 }
 

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "core/bytes.h"
 #include "core/error.h"
 
 namespace sbd {
@@ -38,9 +37,9 @@ SetBlockDecoder::SetBlockDecoder(DecodeTask task, const BlockMethod& method)
 }
 
 // The last block keeps its k rows even where fewer tokens are wanted: it is conditioned as any
-// other. Only the end of the context cuts it.
+// other. Only the end of the context cuts it; without a cache the text's end does.
 Block SetBlockDecoder::make_block(int begin) const {
-  const int room = task_.n_ctx - prompt_size() - begin;
+  const int room = (cached() ? task_.n_ctx - prompt_size() : task_.tokens_wanted()) - begin;
   const int size = std::min(method_.block_size, room);
   Block block(begin, size, std::min(size, task_.tokens_wanted() - begin), method_.mask_token_id);
   for (int i = 0; begin + i < 0; ++i) {
@@ -101,9 +100,8 @@ Segment SetBlockDecoder::uncached_segment() const {
     row += static_cast<int>(all.tokens.size()) - method_.logit_shift;
   }
   all.tokens.insert(all.tokens.end(), block_.tokens().begin(), block_.tokens().end());
-  const int whole = std::min(task_.n_ctx, prompt_size() + round_up(task_.tokens_wanted(),
-                                                                   method_.block_size));
-  all.tokens.resize(static_cast<std::size_t>(whole), method_.mask_token_id);
+  all.tokens.resize(static_cast<std::size_t>(prompt_size() + task_.tokens_wanted()),
+                    method_.mask_token_id);
   return all;
 }
 

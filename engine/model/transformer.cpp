@@ -22,6 +22,10 @@ KvCache Transformer::make_kv(int n_ctx, DType dtype) const {
   return KvCache(backend_, config_, n_ctx, dtype);
 }
 
+void Transformer::set_adapter(const GgufFile& file) {
+  adapter_ = load_adapter(file, config_, backend_);
+}
+
 std::vector<RowStats> Transformer::forward(const Batch& batch) {
   run_layers(batch);
   std::vector<RowStats> stats(outputs_.size());
@@ -64,20 +68,20 @@ void Transformer::run_layers(const Batch& batch) {
   begin(encoding);
   backend_.embed(*weights_.embedding, e.get());
   if (uniform_) {
-    run(0, config_.num_hidden_layers, e.get());
+    run(encoding, 0, config_.num_hidden_layers, e.get());
     head_input_ = e.get();
     return;
   }
-  run(0, t, e.get());
+  run(encoding, 0, t, e.get());
   if (!thinking.tokens.empty()) {
     begin(thinking);
     backend_.mix(thinking.mixes, e.get(), e.get(), config_.hidden_size, h.get());
-    run(t, d, h.get());
+    run(thinking, t, d, h.get());
   }
   if (!decoding.tokens.empty()) {
     begin(decoding);
     backend_.mix(decoding.mixes, e.get(), h.get(), config_.hidden_size, z.get());
-    run(d, config_.num_hidden_layers, z.get());
+    run(decoding, d, config_.num_hidden_layers, z.get());
   }
   head_input_ = z.get();
 }
@@ -95,7 +99,7 @@ void Transformer::begin(const Rows& rows) {
                  weights_.inverse_frequencies, config_.rope_interleaved);
 }
 
-void Transformer::run(int first, int end, float* x) {
+void Transformer::run(const Rows& rows, int first, int end, float* x) {
   const float eps = config_.rms_norm_eps;
   Backend& b = backend_;
   if (first == end) return;
@@ -110,10 +114,22 @@ void Transformer::run(int first, int end, float* x) {
                        v_.get());
     b.attention(i, heads_, q_.get(), attended_.get());
     b.linear({attended_.get()}, m.o, /*accumulate=*/true, m.gate_up);
+    if (adapted_) add_adapter(rows, i, x);
     b.linear({x, w.ffn_norm.get(), eps}, m.gate_up, /*accumulate=*/false, m.down);
     b.linear({.x = gate_.get(), .up = up_.get()}, m.down, /*accumulate=*/true,
              last ? std::span<const Linear>() : next.qkv);
   }
+}
+
+// x += scale B A attended, in the rows that ask for it.
+void Transformer::add_adapter(const Rows& rows, int layer, float* x) {
+  const auto& [a, b] = adapter_.layers[static_cast<std::size_t>(layer)];
+  if (a == nullptr) return;
+  const Linear down{a.get(), nullptr, low_rank_.get()};
+  const Linear up{b.get(), nullptr, x};
+  backend_.linear({attended_.get()}, {&down, 1}, /*accumulate=*/false, {&up, 1});
+  backend_.mix(rows.adapted, low_rank_.get(), nullptr, adapter_.rank, low_rank_scaled_.get());
+  backend_.linear({low_rank_scaled_.get()}, {&up, 1}, /*accumulate=*/true, {});
 }
 
 Transformer::Matmuls Transformer::matmuls(int layer, float* x) const {
@@ -132,9 +148,11 @@ void Transformer::Rows::clear() {
   kv_end.clear();
   sequences.clear();
   mixes.clear();
+  adapted.clear();
 }
 
-void Transformer::Rows::add(TokenId token, int position, int end, const Mix& mix) {
+void Transformer::Rows::add(TokenId token, int position, int end, const Mix& mix, float adapter) {
+  adapted.push_back({size(), adapter, 0, 0});
   tokens.push_back(token);
   positions.push_back(position);
   kv_end.push_back(end);
@@ -146,6 +164,7 @@ void Transformer::gather_rows(const Batch& batch) {
   kv_lengths_.clear();
   outputs_.clear();
   uniform_ = true;
+  adapted_ = false;
   for (const SequencePlan& sequence : batch.sequences) gather_sequence(sequence);
   SBD_CHECK(!rows_[0].tokens.empty(), "a forward needs at least one row");
 }
@@ -178,6 +197,9 @@ void Transformer::gather_sequence(const SequencePlan& sequence) {
       next[r] = position + n;
       lengths[r] = scratch ? (first ? position : lengths[r]) : next[r];
     }
+    SBD_CHECK(!segment.adapted || has_adapter(), "a segment asks for an adapter, and none is loaded");
+    adapted_ = adapted_ || segment.adapted;
+    const float adapter = segment.adapted ? adapter_.scale : 0;
     const int first_decoded = decoding.size();
     for (int i = 0; i < n; ++i) {
       const TokenId token = segment.tokens[i];
@@ -185,11 +207,11 @@ void Transformer::gather_sequence(const SequencePlan& sequence) {
                 "token id {} is outside the vocabulary of {}", token, config_.vocab_size);
       const int end = segment.attention == Attention::causal ? position + i + 1 : position + n;
       const int e = encoding.size(), h = thinking.size();
-      encoding.add(token, position + i, end, {});
-      if (thinks) thinking.add(token, position + i, end, {e, 1, 0, 0});
+      encoding.add(token, position + i, end, {}, adapter);
+      if (thinks) thinking.add(token, position + i, end, {e, 1, 0, 0}, adapter);
       if (decodes) {
         decoding.add(token, position + i, end,
-                     {e, segment.encoded, h, thinks ? segment.thought : 0});
+                     {e, segment.encoded, h, thinks ? segment.thought : 0}, adapter);
       }
     }
     for (const int output : segment.outputs) {
@@ -220,9 +242,14 @@ void Transformer::reserve(std::size_t n_rows) {
     attended_ = allocate(q_size);
     gate_ = allocate(config_.intermediate_size);
     up_ = allocate(config_.intermediate_size);
+    low_rank_ = low_rank_scaled_ = nullptr;
     reserved_rows_ = n_rows;
   }
   n_rows = reserved_rows_;
+  if (adapted_ && low_rank_ == nullptr) {
+    low_rank_ = allocate(adapter_.rank);
+    low_rank_scaled_ = allocate(adapter_.rank);
+  }
   for (Buffer& residual : residual_) {
     if (!uniform_ && residual == nullptr) residual = allocate(config_.hidden_size);
   }

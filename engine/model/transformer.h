@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "model/adapter.h"
 #include "model/batch.h"
 #include "model/weights.h"
 
@@ -45,6 +46,8 @@ class Transformer {
   Transformer(const ModelConfig& config, TensorSource& source, Backend& backend);
 
   KvCache make_kv(int n_ctx, DType dtype) const;
+  void set_adapter(const GgufFile& file);
+  bool has_adapter() const { return adapter_.rank > 0; }
 
   // Statistics of every wanted row, in the batch's order; commit segments have grown their caches.
   std::vector<RowStats> forward(const Batch& batch);
@@ -60,16 +63,18 @@ class Transformer {
     std::vector<int> kv_end;
     std::vector<SequenceRows> sequences;
     std::vector<Mix> mixes;  // what each row enters the run with, of the runs before
+    std::vector<Mix> adapted;  // each row's share of the adapter
 
     int size() const { return static_cast<int>(tokens.size()); }
     void clear();
-    void add(TokenId token, int position, int end, const Mix& mix);
+    void add(TokenId token, int position, int end, const Mix& mix, float adapter);
   };
   // Takes the batch's rows through the layers; head_input_ and outputs_ say where they arrive.
   void run_layers(const Batch& batch);
   void begin(const Rows& rows);
   // Layers [first, end) over x [rows, H], in place.
-  void run(int first, int end, float* x);
+  void run(const Rows& rows, int first, int end, float* x);
+  void add_adapter(const Rows& rows, int layer, float* x);
   Input head_input() const;
   // A layer's matmuls, on the buffers below.
   struct Matmuls {
@@ -88,10 +93,12 @@ class Transformer {
   HeadShape heads_;
   Backend& backend_;
   ModelWeights weights_;
+  Adapter adapter_;
 
   // The forward at hand.
   std::array<Rows, kLayerRuns> rows_;
   bool uniform_ = true;  // every row goes through all layers, one after the other
+  bool adapted_ = false;  // some rows ask for the adapter
   std::vector<std::array<int, kLayerRuns>> kv_lengths_;  // of each sequence, behind the forward
   std::vector<OutputRow> outputs_;
   std::vector<float> query_scale_;  // of the rows at hand; empty: 1
@@ -103,6 +110,7 @@ class Transformer {
   Buffer q_, k_, v_;  // [rows, N D], [rows, G D], [rows, G D]
   Buffer attended_;   // [rows, N D]
   Buffer gate_, up_;  // [rows, I]
+  Buffer low_rank_, low_rank_scaled_;  // [rows, rank] of the adapter
 };
 
 }  // namespace sbd

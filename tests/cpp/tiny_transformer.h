@@ -97,6 +97,11 @@ class MemoryTensors : public TensorSource {
   Random random_;
 };
 
+// Of one row where runs of layers join: what it reads is a e + b h.
+struct Coefficients {
+  double a, b;
+};
+
 // The whole forward over one text in float64: row r sees the keys [0, kv_end[r]).
 class Float64Model {
  public:
@@ -104,7 +109,10 @@ class Float64Model {
     for (const auto& [name, tensor] : source.tensors) weights_[name] = values_of(tensor);
   }
 
-  Matrix logits(const Tokens& tokens, const std::vector<int>& kv_end) const {
+  // With coefficients of each row, layers are cut as config.layer_runs says: e leaves the first
+  // run, h = the second of e, and the third reads a e + b h.
+  Matrix logits(const Tokens& tokens, const std::vector<int>& kv_end,
+                const std::vector<Coefficients>& coefficients = {}) const {
     const int n = static_cast<int>(tokens.size());
     const int hidden = c_.hidden_size;
     Matrix x;
@@ -112,7 +120,14 @@ class Float64Model {
       const auto row = weights_.at("token_embd.weight").begin() + token * hidden;
       x.insert(x.end(), row, row + hidden);
     }
+    Matrix e;
     for (int i = 0; i < c_.num_hidden_layers; ++i) {
+      if (i == c_.layer_runs[0]) e = x;
+      for (std::size_t j = 0; i == c_.layer_runs[0] + c_.layer_runs[1] && j < x.size(); ++j) {
+        if (coefficients.empty()) break;
+        const auto [a, b] = coefficients[j / static_cast<std::size_t>(hidden)];
+        x[j] = a * e[j] + b * x[j];
+      }
       const std::string layer = "blk." + std::to_string(i) + ".";
       const Matrix h = normed(x, layer + "attn_norm.weight", hidden);
       Matrix q = times(h, hidden, layer + "attn_q");
