@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
@@ -21,7 +21,9 @@ from .architectures import (
     tensor_specs,
 )
 from .checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from .draft import draft_metadata, draft_path, draft_tensors
 from .errors import ConvertError, listed
+from .families import family_of, hf_config
 from .lora import LoraAdapter, LowRank, load_lora
 from .quantize import encode, stored_type, weight_type
 from .settings import check_decoding, decoding_settings, end_tokens
@@ -37,7 +39,8 @@ FILE_TYPES = {
     WeightType.Q8_0: LlamaFileType.MOSTLY_Q8_0,
     WeightType.Q4_0: LlamaFileType.MOSTLY_Q4_0,
 }
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+# Architectures of which llama.cpp's diffusion tool asks whether their logits are shifted.
+SHIFT_LOGITS = ("llada", "dream")
 # Buffers that old checkpoints store though they follow from the configuration.
 IGNORED = (".rotary_emb.inv_freq",)
 
@@ -51,6 +54,7 @@ class Conversion:
     n_tensors: int
     type: str
     decoders: list[str]
+    draft: Path | None = None  # the draft adapter's file
 
 
 def _warn(message: str) -> None:
@@ -66,6 +70,7 @@ def convert(
     block_size: int | None = None,
     gamma: float | None = None,
     lora: StrPath | None = None,
+    draft_lora: StrPath | None = None,
     settings: Sequence[str] = (),
     warn: Callable[[str], None] = _warn,
     on_start: Callable[[int], None] = lambda _: None,
@@ -81,7 +86,8 @@ def convert(
     if isinstance(sources, (str, PathLike)):
         sources = [sources]
     checkpoint = open_checkpoint([Path(source) for source in sources])
-    config = checkpoint.config
+    family, config = family_of(checkpoint.config), hf_config(checkpoint.config)
+    checkpoint = replace(checkpoint, config=config)
     metadata = model_metadata(config)
     specs, stored = _match(checkpoint, warn)
     shapes = {spec.source: spec.shape for spec in specs}
@@ -97,9 +103,16 @@ def convert(
     tokenizer = load_tokenizer(checkpoint)
     vocab_size = config["vocab_size"]
     metadata |= tokenizer_metadata(tokenizer, vocab_size, warn)
-    metadata |= end_tokens(checkpoint, tokenizer, warn)
-    metadata |= decoding_settings(config, tokenizer, mask_token, block_size, gamma, settings, warn)
+    metadata |= end_tokens(checkpoint, family, tokenizer, warn)
+    published = family.decoding | (family.lora_decoding if lora is not None else {})
+    metadata |= decoding_settings(
+        checkpoint, published, tokenizer, mask_token, block_size, gamma, settings, warn
+    )
     check_decoding(metadata, config)
+    if family.architecture in SHIFT_LOGITS:
+        metadata["diffusion.shift_logits"] = bool(metadata.get("sbd.logit_shift", 0))
+    for note in filter(None, (family.note, family.lora_note if lora is not None else "")):
+        warn(note)
 
     tensors = [
         _output_tensor(spec, stored[spec.source], adapter.changes.get(spec.source), wanted)
@@ -114,12 +127,26 @@ def convert(
         tensors.append(
             OutputTensor("rope_freqs.weight", divisors.shape, WeightType.F32, lambda: iter(chunks))
         )
-    on_start(sum(tensor.nbytes for tensor in tensors))
-    write_gguf(output, metadata, tensors, on_bytes)
-    decoders = metadata["sbd.decoders"]
-    assert isinstance(decoders, list)
+    names = metadata["sbd.decoders"]
+    assert isinstance(names, list)
+    decoders = [str(name) for name in names]
+    files = {output: (metadata, tensors)}
+    if draft_lora is not None:
+        draft = load_lora(Path(draft_lora), shapes)
+        files[draft_path(output)] = (
+            draft_metadata(draft, family.architecture, decoders),
+            [*draft_tensors(draft, specs, wanted)],
+        )
+    on_start(sum(tensor.nbytes for _, written in files.values() for tensor in written))
+    for path, (values, written) in files.items():
+        write_gguf(path, values, written, on_bytes)
     return Conversion(
-        output, output.stat().st_size, len(tensors), type, [str(name) for name in decoders]
+        output,
+        output.stat().st_size,
+        len(tensors),
+        type,
+        decoders,
+        draft_path(output) if draft_lora is not None else None,
     )
 
 
@@ -131,12 +158,14 @@ def _match(
         name: tensor for name, tensor in checkpoint.tensors.items() if not name.endswith(IGNORED)
     }
     tied = bool(checkpoint.config.get("tie_word_embeddings", False))
-    if tied and HEAD in stored and EMBEDDING in stored:
-        if _equal(stored[HEAD], stored[EMBEDDING]):
-            del stored[HEAD]
+    names = family_of(checkpoint.config).names
+    head, embedding = f"{names.head}.weight", f"{names.embedding}.weight"
+    if tied and head in stored and embedding in stored:
+        if _equal(stored[head], stored[embedding]):
+            del stored[head]
         else:
             tied = False
-            warn(f"tie_word_embeddings is true, but {HEAD} differs from {EMBEDDING}: both are kept")
+            warn(f"tie_word_embeddings is true, but {head} differs from {embedding}: both are kept")
     specs = tensor_specs(checkpoint.config, tied=tied)
     sources = [spec.source for spec in specs]
     missing = [name for name in sources if name not in stored]

@@ -58,6 +58,10 @@ def convert_command(
     lora: Annotated[
         Path | None, typer.Option(help="The folder of a PEFT LoRA adapter to merge.")
     ] = None,
+    draft_lora: Annotated[
+        Path | None,
+        typer.Option(help="The folder of a PEFT LoRA adapter that drafts: a second file."),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any sbd.* key; may be given again."),
@@ -76,6 +80,7 @@ def convert_command(
                 block_size=block_size,
                 gamma=gamma,
                 lora=lora,
+                draft_lora=draft_lora,
                 settings=set_ or (),
                 warn=lambda line: progress.console.print(
                     f"warning: {line}", markup=False, highlight=False, soft_wrap=True
@@ -110,9 +115,10 @@ def _line(error: Exception) -> str:
 
 
 def _summary(done: Conversion) -> str:
+    draft = f"\n{done.draft}: the adapter that drafts for it" if done.draft else ""
     return (
         f"{done.output}: {done.n_tensors} tensors, {done.type}, {done.n_bytes / 1e6:.1f} MB, "
-        f"decoders: {', '.join(done.decoders)}"
+        f"decoders: {', '.join(done.decoders)}{draft}"
     )
 
 

@@ -43,7 +43,7 @@ def load_lora(folder: Path, base: dict[str, tuple[int, ...]]) -> LoraAdapter:
     weights = folder / "adapter_model.safetensors"
     for path in (folder / "adapter_config.json", weights):
         if not path.is_file():
-            raise ConvertError(f"--lora: {path} is missing: expected a PEFT adapter's folder")
+            raise ConvertError(f"LoRA adapter: {path} is missing: expected a PEFT adapter's folder")
     config = read_json(folder / "adapter_config.json")
     _check_config(config)
     # A changed embedding is saved with the weight under it, which may be another than the base's.
@@ -66,7 +66,7 @@ def load_lora(folder: Path, base: dict[str, tuple[int, ...]]) -> LoraAdapter:
             unknown.append(name)
     if unknown:
         raise ConvertError(
-            f"--lora: {len(unknown)} tensors of the adapter fit no weight of the checkpoint: "
+            f"LoRA adapter: {len(unknown)} tensors of the adapter fit no weight of the checkpoint: "
             f"{listed(unknown)}"
         )
     changes = {
@@ -78,14 +78,14 @@ def load_lora(folder: Path, base: dict[str, tuple[int, ...]]) -> LoraAdapter:
 
 def _check_config(config: dict[str, Any]) -> None:
     if config.get("peft_type", "LORA") != "LORA":
-        raise ConvertError(f"--lora: peft_type: expected 'LORA', got {config['peft_type']!r}")
+        raise ConvertError(f"LoRA adapter: peft_type: expected 'LORA', got {config['peft_type']!r}")
     if config.get("use_dora"):
-        raise ConvertError("--lora: a DoRA adapter cannot be merged: expected plain LoRA")
+        raise ConvertError("LoRA adapter: a DoRA adapter cannot be merged: expected plain LoRA")
     init = config.get("init_lora_weights")
     if isinstance(init, str) and init.startswith(CHANGED_BASE):
         raise ConvertError(
-            f"--lora: init_lora_weights {init!r} changed the base weights: save the adapter as "
-            "plain LoRA"
+            f"LoRA adapter: init_lora_weights {init!r} changed the base weights: save the adapter "
+            "as plain LoRA"
         )
 
 
@@ -97,16 +97,18 @@ def _low_rank(
     elif pair.keys() == {"embedding_A", "embedding_B"}:
         left, right = _whole(pair["embedding_A"]).T, _whole(pair["embedding_B"]).T
     else:
-        raise ConvertError(f"--lora: {module}: expected lora_A and lora_B, got {listed([*pair])}")
+        raise ConvertError(
+            f"LoRA adapter: {module}: expected lora_A and lora_B, got {listed([*pair])}"
+        )
     rank = right.shape[0]
     if not left.shape[1] == rank > 0 or (left.shape[0], right.shape[1]) != shape:
         raise ConvertError(
-            f"--lora: {module}: the weight is {list(shape)}, the adapter's pair "
+            f"LoRA adapter: {module}: the weight is {list(shape)}, the adapter's pair "
             f"{list(left.shape)} x {list(right.shape)}"
         )
     alpha = _for_module(module, config.get("alpha_pattern"), config.get("lora_alpha"))
     if not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
-        raise ConvertError(f"--lora: lora_alpha: expected a number, got {alpha!r}")
+        raise ConvertError(f"LoRA adapter: lora_alpha: expected a number, got {alpha!r}")
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return LowRank(left * np.float32(scale), right)
 
@@ -121,5 +123,7 @@ def _for_module(module: str, patterns: dict[str, Any] | None, default: Any) -> A
 
 def _whole(tensor: StoredTensor) -> NDArray[np.float32]:
     if len(tensor.shape) != 2:
-        raise ConvertError(f"--lora: {tensor.name}: expected a matrix, got {list(tensor.shape)}")
+        raise ConvertError(
+            f"LoRA adapter: {tensor.name}: expected a matrix, got {list(tensor.shape)}"
+        )
     return tensor.rows(0, tensor.shape[0])

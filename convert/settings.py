@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .architectures import Value
 from .checkpoint import Checkpoint
+from .decoders import D2F_THRESHOLDS, DECODERS, PROMPT_RULES, PROXIES, RULES, SCHEDULES
 from .errors import ConvertError
+from .families import Family, named_block_size
 from .tokenizer import Tokenizer
+from .values import Value
 
 
 @dataclass(frozen=True)
@@ -91,13 +93,14 @@ def _choices(*names: str) -> Setting:
 SETTINGS = {
     "sbd.mask_token_id": _integer(0),
     "sbd.eos_token_ids": _integers(0),
-    "sbd.decoders": _choices("ntp", "sbd", "sbd_lossless", "dmtd", "d2f"),
+    "sbd.decoders": _choices(*DECODERS),
     "sbd.block_size": _integer(1, 1024),  # the most that the engine's reader takes
-    "sbd.sub_block_size": _integer(1),
+    "sbd.sub_block_size": _integer(1, 1024),
     "sbd.steps": _integer(1),
+    "sbd.schedule": _choice(*SCHEDULES),
     "sbd.gamma": _number(0, math.inf),
-    "sbd.unmask": _choice("entropy_bounded", "factor", "confidence", "top_n"),
-    "sbd.proxy": _choice("entropy", "confidence", "margin"),
+    "sbd.unmask": _choice(*RULES),
+    "sbd.proxy": _choice(*PROXIES),
     "sbd.factor": _positive_number(),
     "sbd.threshold": _number(0, 1),
     "sbd.top_n": _integer(1),
@@ -108,10 +111,15 @@ SETTINGS = {
     "sbd.commit_attention": _choice("causal", "block", "none"),
     "sbd.dmtd.layers": _integers(0, count=3),
     "sbd.dmtd.horizon": _integer(1),
-    "sbd.dmtd.prompt_rule": _choice("all_heads", "plain", "train"),
-    "sbd.d2f.block_add_threshold": _number(0, 1),
-    "sbd.d2f.decoded_token_threshold": _number(0, 1),
-    "sbd.d2f.skip_threshold": _number(0, 1),
+    "sbd.dmtd.prompt_rule": _choice(*PROMPT_RULES),
+    **{f"sbd.{key}": _number(0, 1) for key in D2F_THRESHOLDS},
+}
+
+
+# How to give what a decoder needs.
+WAYS = {
+    "mask_token_id": "a mask token: name one with --mask-token",
+    "dmtd.layers": "a split of the layers: give one with --set dmtd.layers=E,T,D",
 }
 
 
@@ -140,14 +148,19 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Value]:
 
 
 def end_tokens(
-    checkpoint: Checkpoint, tokenizer: Tokenizer, warn: Callable[[str], None]
+    checkpoint: Checkpoint, family: Family, tokenizer: Tokenizer, warn: Callable[[str], None]
 ) -> dict[str, Value]:
-    """BOS and all EOS ids: the generation config's list, else the model's, else the tokenizer's."""
+    """BOS and all EOS ids: the generation config's list, else the model's, else the tokenizer's.
+
+    The family may end a turn with another token still, which only its chat template tells.
+    """
     generation, config = checkpoint.json("generation_config.json"), checkpoint.config
     ids = generation.get("eos_token_id", config.get("eos_token_id"))
     if ids is None:
         ids = tokenizer.special_id("eos")
-    ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    ids = [*ids] if isinstance(ids, list) else [] if ids is None else [ids]
+    turn_ends = [tokenizer.ids[token] for token in family.turn_ends if token in tokenizer.ids]
+    ids += [token for token in turn_ends if token not in ids]
     for token in ids:
         _checked_token(token, config, "eos_token_id")
     values: dict[str, Value] = {}
@@ -163,7 +176,8 @@ def end_tokens(
 
 
 def decoding_settings(
-    config: dict[str, Any],
+    checkpoint: Checkpoint,
+    published: Mapping[str, Value],
     tokenizer: Tokenizer,
     mask_token: str | int | None,
     block_size: int | None,
@@ -171,36 +185,75 @@ def decoding_settings(
     settings: Sequence[str],
     warn: Callable[[str], None],
 ) -> dict[str, Value]:
-    """The `sbd.*` keys. `--set` goes before the other options, these before the checkpoint."""
-    values: dict[str, Value] = {}
+    """The `sbd.*` keys: `--set` goes before the other options, these before the checkpoint, and it
+    before what is `published` of its family (keys without "sbd.")."""
+    config = checkpoint.config
+    values = {f"sbd.{key}": value for key, value in published.items()}
     mask = _mask_id(config, tokenizer, mask_token, warn)
     if mask is not None:
         values["sbd.mask_token_id"] = mask
+    if "sbd.mask_token_id" in values:
+        values |= _config_block_size(checkpoint, values)
+    values |= _config_layers(config)
     for key, option, value in (
         ("sbd.block_size", "--block-size", block_size),
         ("sbd.gamma", "--gamma", gamma),
     ):
         if value is not None:
             values[key] = parse_setting(key, str(value), option)
-    if block_size is None and config.get("block_size") is not None and mask is not None:
-        size = str(config["block_size"])
-        values["sbd.block_size"] = parse_setting("sbd.block_size", size, "config.json: block_size")
     values |= parse_settings(settings)
     for key, option in ("sbd.block_size", "--block-size"), ("sbd.gamma", "--gamma"):
         if key in values and "sbd.mask_token_id" not in values:
             raise ConvertError(f"{option} needs a mask token: name one with --mask-token")
-    if "sbd.mask_token_id" not in values:
-        decoders = values.setdefault("sbd.decoders", ["ntp"])
-        if isinstance(decoders, list) and {"sbd", "sbd_lossless", "d2f"} & {*decoders}:
-            raise ConvertError(
-                "--set decoders: SBD and D2F need a mask token: name one with --mask-token"
-            )
-    # Without a block size nothing says that the model was trained for it: SBD only by name.
-    elif "sbd.block_size" in values:
-        values.setdefault("sbd.decoders", ["sbd", "ntp"])
-    else:
-        values.setdefault("sbd.decoders", ["ntp", "sbd"])
+    if "sbd.dmtd.layers" in values:
+        values.setdefault("sbd.dmtd.horizon", 4)
+        values.setdefault("sbd.dmtd.prompt_rule", "all_heads")
+    if "decoders" not in {pair.partition("=")[0].removeprefix("sbd.") for pair in settings}:
+        values["sbd.decoders"] = _decoders(values)
     return values
+
+
+def _config_block_size(checkpoint: Checkpoint, values: dict[str, Value]) -> dict[str, Value]:
+    """From the checkpoint's config; SDAR's may have it in its name alone."""
+    config = checkpoint.config
+    size = config.get("block_size")
+    if size is None and values.get("sbd.decoders") == ["sdar"]:
+        name = checkpoint.folder.resolve().name
+        size = named_block_size(name, config.get("_name_or_path"))
+    if size is None:
+        return {}
+    key = "sbd.block_size"
+    return {key: parse_setting(key, str(size), "config.json: block_size")}
+
+
+def _config_layers(config: dict[str, Any]) -> dict[str, Value]:
+    """Direct Multi-Token Decoding's split, as a checkpoint that was trained for it has it."""
+    if config.get("num_thinking_layers") is None:
+        return {}
+    split = [
+        config.get(f"num_{run}_layers", missing)
+        for run, missing in (("encoding", 0), ("thinking", None), ("decoding", None))
+    ]
+    text = ",".join(map(str, split))
+    source = "config.json: num_*_layers"
+    values = {"sbd.dmtd.layers": parse_setting("sbd.dmtd.layers", text, source)}
+    if config.get("mtp_horizon") is not None:
+        key, horizon = "sbd.dmtd.horizon", str(config["mtp_horizon"])
+        values[key] = parse_setting(key, horizon, "config.json: mtp_horizon")
+    return values
+
+
+def _decoders(values: dict[str, Value]) -> list[str]:
+    """What the file can run, the default first, where neither the user nor the family says."""
+    known = values.get("sbd.decoders")
+    if isinstance(known, list):
+        decoders = [str(name) for name in known]
+    elif "sbd.mask_token_id" not in values:
+        decoders = ["ntp"]
+    # Without a block size nothing says that the model was trained for it: SBD only by name.
+    else:
+        decoders = ["sbd", "ntp"] if "sbd.block_size" in values else ["ntp", "sbd"]
+    return ["dmtd", *decoders] if "sbd.dmtd.layers" in values else decoders
 
 
 def _mask_id(
@@ -244,12 +297,26 @@ def check_decoding(metadata: dict[str, Value], config: dict[str, Any]) -> None:
     assert isinstance(block, int)
     if block > context:
         raise ConvertError(f"block size: expected at most the context {context}, got {block}")
-    split = metadata.get("sbd.dmtd.layers")
-    if isinstance(split, list) and sum(map(int, split)) != config["num_hidden_layers"]:
+    sub_block = metadata.get("sbd.sub_block_size", block)
+    assert isinstance(sub_block, int)
+    if block % sub_block:
         raise ConvertError(
-            f"--set dmtd.layers: expected a sum of {config['num_hidden_layers']} layers, "
-            f"got {split}"
+            f"--set sub_block_size: expected a divisor of the block size {block}, got {sub_block}"
         )
+    split = metadata.get("sbd.dmtd.layers")
+    if isinstance(split, list):
+        layers = config["num_hidden_layers"]
+        if sum(map(int, split)) != layers or 0 in split[1:]:
+            raise ConvertError(
+                f"--set dmtd.layers: expected encoding, thinking and decoding layers with a sum of "
+                f"{layers}, at least one in each of the latter two, got {split}"
+            )
+    decoders = metadata["sbd.decoders"]
+    assert isinstance(decoders, list)
+    for decoder in decoders:
+        for key in DECODERS[str(decoder)].needs:
+            if f"sbd.{key}" not in metadata:
+                raise ConvertError(f"--set decoders: {decoder} needs {WAYS[key]}")
 
 
 def _checked_token(token: Any, config: dict[str, Any], what: str) -> int:

@@ -12,10 +12,10 @@ from typing import Any
 
 from tokenizers import Tokenizer as HfTokenizer
 
-from .architectures import Value
 from .checkpoint import Checkpoint
 from .errors import ConvertError, listed
 from .sentencepiece_json import SPACE, tokenizer_json
+from .values import Value
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # tokenizer.ggml.token_type
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")

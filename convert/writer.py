@@ -15,9 +15,9 @@ from gguf import GGMLQuantizationType as WeightType
 from gguf import GGUFValueType, GGUFWriter
 from numpy.typing import NDArray
 
-from .architectures import Value
 from .errors import ConvertError
 from .quantize import stored_bytes
+from .values import Value
 
 ALIGNMENT = 64
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from statistics import mean
+from statistics import fmean
 from typing import Protocol
 
 from .completion import Chunk, Completion, FinishReason, Stats
@@ -123,7 +123,7 @@ class Session:
             ttft_ms=1e3 * (first - self._called),
             prefill_tok_s=_ratio(self._prompt_tokens, self._prefilled - self._started),
             decode_tok_s=_ratio(decoded, self._now - since),
-            accepted_length=mean(self._accepted) if self._accepted else None,
+            accepted_length=fmean(self._accepted) if self._accepted else None,
             thinking_forwards=self._thinking_forwards or None,
         )
 

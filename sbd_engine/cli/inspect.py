@@ -38,11 +38,6 @@ def summarise(
     bytes_by_type: dict[str, int] = {}
     for _, dtype, _, size in tensors:
         bytes_by_type[dtype] = bytes_by_type.get(dtype, 0) + size
-    decoders = None
-    if config and defaults:  # what it can run, and first what `auto` takes
-        able = ["ntp"] if config["mask_token_id"] is None else ["ntp", "sbd"]
-        decoders = [d for d in defaults["decoders"] if d in able]
-        decoders += [d for d in able if d not in decoders]
     summary: dict[str, Any] = {
         "file": name,
         "name": metadata.get("general.name"),
@@ -55,7 +50,7 @@ def summarise(
         "tokenizer": _tokenizer(metadata),
         "chat_template": "tokenizer.chat_template" in metadata,
         "sbd": {key: value for key, value in metadata.items() if key.startswith("sbd.")},
-        "decoders": decoders,
+        "decoders": _decoders(metadata, config, defaults) if config and defaults else None,
         "defaults": defaults,
         "n_tensors": len(tensors),
     }
@@ -65,6 +60,35 @@ def summarise(
             for name, dtype, shape, size in tensors
         ]
     return summary
+
+
+def _decoders(
+    metadata: dict[str, Any], config: dict[str, Any], defaults: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """What the file can run, first what `auto` takes, each with the defaults that it reads."""
+    from ..convert.decoders import DECODERS, RULES
+
+    has = {key.removeprefix("sbd.") for key in metadata}
+    has |= {"mask_token_id"} if config["mask_token_id"] is not None else set()
+    # Keys and values that are not causal serve a family's own loop alone.
+    causal = metadata.get("sbd.prompt_attention", "causal") == "causal"
+    able = [d for d in DECODERS if causal and not DECODERS[d].named and has >= {*DECODERS[d].needs}]
+    decoders = {}
+    for name in [*defaults["decoders"], *(d for d in able if d not in defaults["decoders"])]:
+        values = {}
+        for key in DECODERS[name].reads:
+            for read in (key, *RULES[defaults["unmask"]]) if key == "unmask" else (key,):
+                option = _OPTIONS.get(read, read.split(".")[-1])
+                value = defaults.get(option, metadata.get(f"sbd.{read}"))
+                if value not in (None, "") and (value != 0 or option not in _UNSET_AT_0):
+                    values[option] = value
+        decoders[name] = values
+    return decoders
+
+
+# Keys that the call has under another name.
+_OPTIONS = {"threshold": "confidence_threshold"}
+_UNSET_AT_0 = ("block_size", "sub_block_size", "steps")
 
 
 def _tokenizer(metadata: dict[str, Any]) -> str | None:
@@ -122,11 +146,10 @@ def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("tokenizer", summary["tokenizer"] or "none: prompts are token ids"),
         ("chat template", "yes" if summary["chat_template"] else "no"),
     ]
-    lines += [(key, str(value)) for key, value in summary["sbd"].items()]
-    if summary["decoders"]:
-        first, *others = summary["decoders"]
-        also = f"; also {', '.join(others)}" if others else ""
-        lines.append(("decoder", f"{first}{_with_defaults(first, summary['defaults'])}{also}"))
+    lines += [(key, _value(value)) for key, value in summary["sbd"].items()]
+    for i, (decoder, values) in enumerate((summary["decoders"] or {}).items()):
+        shown = ", ".join(f"{option} {_value(value)}" for option, value in values.items())
+        lines.append(("also" if i else "decoder", decoder + (f" ({shown})" if shown else "")))
     if summary["problem"]:
         lines.append(("cannot run", summary["problem"]))
     return lines
@@ -137,20 +160,7 @@ def _size(n_bytes: int) -> str:
     return f"{n_bytes / 1024**power:.{min(power, 1)}f} {('bytes', 'KiB', 'MiB', 'GiB')[power]}"
 
 
-# Which of the defaults each unmasking rule reads.
-_RULE_OPTIONS = {
-    "entropy_bounded": ("gamma", "proxy"),
-    "factor": ("factor",),
-    "confidence": ("confidence_threshold",),
-    "top_n": ("top_n",),
-}
-
-
-def _with_defaults(decoder: str, defaults: dict[str, Any]) -> str:
-    if decoder == "ntp":
-        return ""
-    shown = [f"block_size {defaults['block_size']}", f"unmask {defaults['unmask']}"]
-    for key in _RULE_OPTIONS.get(defaults["unmask"], ()):
-        value = defaults[key]
-        shown.append(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}")
-    return f" ({', '.join(shown)})"
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -19,6 +19,106 @@ def _set_debug(wanted: bool) -> None:
 Model = Annotated[
     Path | None, typer.Argument(metavar="MODEL", help="A model file; without: the demo model.")
 ]
+_DECODING, _SAMPLING = "Decoding", "Sampling"
+
+MaxTokens = Annotated[int, typer.Option(help="New tokens at most.", rich_help_panel=_DECODING)]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(help="End before this string; may be repeated.", rich_help_panel=_DECODING),
+]
+IgnoreEos = Annotated[
+    bool,
+    typer.Option(
+        "--ignore-eos",
+        help="An end-of-sequence token does not end the text.",
+        rich_help_panel=_DECODING,
+    ),
+]
+Decoder = Annotated[
+    str,
+    typer.Option(
+        help="auto, ntp, sbd, sbd_lossless, dmtd, d2f or a family's own: `inspect` shows which a "
+        "file can run.",
+        rich_help_panel=_DECODING,
+    ),
+]
+BlockSize = Annotated[
+    int | None,
+    typer.Option(help="Positions per block. Without: the model's.", rich_help_panel=_DECODING),
+]
+Unmask = Annotated[
+    str | None,
+    typer.Option(
+        help="entropy_bounded, factor, confidence or top_n. Without: the model's.",
+        rich_help_panel=_DECODING,
+    ),
+]
+Gamma = Annotated[
+    float | None,
+    typer.Option(
+        help="Bound of entropy_bounded, in nats: 0 decides one token per forward, inf "
+        "the whole block. Without: the model's.",
+        rich_help_panel=_DECODING,
+    ),
+]
+Proxy = Annotated[
+    str | None,
+    typer.Option(
+        help="Order of entropy_bounded and top_n: entropy, confidence, margin or position.",
+        rich_help_panel=_DECODING,
+    ),
+]
+Factor = Annotated[float | None, typer.Option(help="Of unmask factor.", rich_help_panel=_DECODING)]
+ConfidenceThreshold = Annotated[
+    float | None, typer.Option(help="Of unmask confidence.", rich_help_panel=_DECODING)
+]
+TopN = Annotated[
+    int | None,
+    typer.Option(
+        help="Of unmask top_n; of confidence: how many at least.", rich_help_panel=_DECODING
+    ),
+]
+Steps = Annotated[
+    int | None,
+    typer.Option(help="Forwards per block that top_n is spread over.", rich_help_panel=_DECODING),
+]
+Horizon = Annotated[
+    int | None,
+    typer.Option(help="Of dmtd: tokens per pass of all layers.", rich_help_panel=_DECODING),
+]
+BlockAddThreshold = Annotated[
+    float | None,
+    typer.Option(
+        help="Of d2f: the share of a block decided before the next is added.",
+        rich_help_panel=_DECODING,
+    ),
+]
+DecodedTokenThreshold = Annotated[
+    float | None,
+    typer.Option(
+        help="Of d2f: the share decided before the next block must go on.",
+        rich_help_panel=_DECODING,
+    ),
+]
+SkipThreshold = Annotated[
+    float | None,
+    typer.Option(
+        help="Of d2f: the probability above which a token is decided.", rich_help_panel=_DECODING
+    ),
+]
+
+Temperature = Annotated[
+    float, typer.Option(help="0 takes the most probable token.", rich_help_panel=_SAMPLING)
+]
+TopK = Annotated[
+    int, typer.Option(help="Keep the k most probable; 0: all.", rich_help_panel=_SAMPLING)
+]
+TopP = Annotated[
+    float,
+    typer.Option(help="Keep the most probable up to this sum.", rich_help_panel=_SAMPLING),
+]
+Seed = Annotated[int, typer.Option(help="Same seed, same text.", rich_help_panel=_SAMPLING)]
+
 Device = Annotated[str, typer.Option(help="auto or cpu.", rich_help_panel="Engine")]
 Threads = Annotated[
     int | None,
@@ -30,6 +130,12 @@ NCtx = Annotated[
         "--n-ctx",
         help="Positions of the KV cache; without: the model's.",
         rich_help_panel="Engine",
+    ),
+]
+DraftLora = Annotated[
+    Path | None,
+    typer.Option(
+        help="An adapter file that nemotron_spec drafts with.", rich_help_panel="Engine"
     ),
 ]
 KvDtype = Annotated[str, typer.Option(help="f16 or f32.", rich_help_panel="Engine")]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..engine import Engine, Stream
     from ..parameters import Prompt
 
-_INPUT, _DECODING, _SAMPLING, _OUTPUT = "Prompt", "Decoding", "Sampling", "Output"
+_INPUT, _OUTPUT = "Prompt", "Output"
 
 
 def run(
@@ -39,74 +39,31 @@ def run(
             "--chat", help="Put the prompt into the model's chat template.", rich_help_panel=_INPUT
         ),
     ] = False,
-    max_tokens: Annotated[
-        int, typer.Option(help="New tokens at most.", rich_help_panel=_DECODING)
-    ] = 256,
-    stop: Annotated[
-        list[str] | None,
-        typer.Option(help="End before this string; may be repeated.", rich_help_panel=_DECODING),
-    ] = None,
-    ignore_eos: Annotated[
-        bool,
-        typer.Option(
-            "--ignore-eos",
-            help="An end-of-sequence token does not end the text.",
-            rich_help_panel=_DECODING,
-        ),
-    ] = False,
-    decoder: Annotated[
-        str, typer.Option(help="auto, ntp or sbd.", rich_help_panel=_DECODING)
-    ] = "auto",
-    block_size: Annotated[
-        int | None,
-        typer.Option(help="Positions per block. Without: the model's.", rich_help_panel=_DECODING),
-    ] = None,
-    unmask: Annotated[
-        str | None,
-        typer.Option(
-            help="entropy_bounded, factor, confidence or top_n. Without: the model's.",
-            rich_help_panel=_DECODING,
-        ),
-    ] = None,
-    gamma: Annotated[
-        float | None,
-        typer.Option(
-            help="Bound of entropy_bounded, in nats: 0 decides one token per forward, inf "
-            "the whole block. Without: the model's.",
-            rich_help_panel=_DECODING,
-        ),
-    ] = None,
-    proxy: Annotated[
-        str | None,
-        typer.Option(
-            help="Order of entropy_bounded: entropy, confidence or margin.",
-            rich_help_panel=_DECODING,
-        ),
-    ] = None,
-    factor: Annotated[
-        float | None, typer.Option(help="Of unmask factor.", rich_help_panel=_DECODING)
-    ] = None,
-    confidence_threshold: Annotated[
-        float | None, typer.Option(help="Of unmask confidence.", rich_help_panel=_DECODING)
-    ] = None,
-    top_n: Annotated[
-        int | None, typer.Option(help="Of unmask top_n.", rich_help_panel=_DECODING)
-    ] = None,
-    temperature: Annotated[
-        float, typer.Option(help="0 takes the most probable token.", rich_help_panel=_SAMPLING)
-    ] = 0.0,
-    top_k: Annotated[
-        int, typer.Option(help="Keep the k most probable; 0: all.", rich_help_panel=_SAMPLING)
-    ] = 0,
-    top_p: Annotated[
-        float,
-        typer.Option(help="Keep the most probable up to this sum.", rich_help_panel=_SAMPLING),
-    ] = 1.0,
-    seed: Annotated[int, typer.Option(help="Same seed, same text.", rich_help_panel=_SAMPLING)] = 0,
+    max_tokens: options.MaxTokens = 256,
+    stop: options.Stop = None,
+    ignore_eos: options.IgnoreEos = False,
+    decoder: options.Decoder = "auto",
+    block_size: options.BlockSize = None,
+    unmask: options.Unmask = None,
+    gamma: options.Gamma = None,
+    proxy: options.Proxy = None,
+    factor: options.Factor = None,
+    confidence_threshold: options.ConfidenceThreshold = None,
+    top_n: options.TopN = None,
+    steps: options.Steps = None,
+    horizon: options.Horizon = None,
+    block_add_threshold: options.BlockAddThreshold = None,
+    decoded_token_threshold: options.DecodedTokenThreshold = None,
+    skip_threshold: options.SkipThreshold = None,
+    temperature: options.Temperature = 0.0,
+    top_k: options.TopK = 0,
+    top_p: options.TopP = 1.0,
+    seed: options.Seed = 0,
     device: options.Device = "auto",
     threads: options.Threads = None,
     n_ctx: options.NCtx = None,
     kv_dtype: options.KvDtype = "f16",
+    draft_lora: options.DraftLora = None,
     show_blocks: Annotated[
         bool,
         typer.Option(
@@ -130,7 +87,7 @@ def run(
     if show_blocks and json:
         raise SbdValueError("expected --show-blocks or --json, got both")
     text = _read_prompt(prompt, file)
-    with Engine(model, device=device, n_threads=threads, n_ctx=n_ctx, kv_dtype=kv_dtype) as engine:
+    with Engine(model, device, threads, n_ctx, kv_dtype, draft_lora) as engine:
         stream = engine.stream(
             _chat_prompt(engine, text) if chat else text,
             max_tokens=max_tokens,
@@ -142,6 +99,11 @@ def run(
             factor=factor,
             confidence_threshold=confidence_threshold,
             top_n=top_n,
+            steps=steps,
+            horizon=horizon,
+            block_add_threshold=block_add_threshold,
+            decoded_token_threshold=decoded_token_threshold,
+            skip_threshold=skip_threshold,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
@@ -239,4 +201,8 @@ def _print_figures(completion: Completion) -> None:
         f"{stats.tokens_per_forward:.2f} tokens per forward, {stats.decode_tok_s:.1f} tok/s, "
         f"first token after {stats.ttft_ms:.0f} ms"
     )
+    if stats.accepted_length is not None:
+        line += f", {stats.accepted_length:.1f} tokens accepted of a block"
+    if stats.thinking_forwards is not None:
+        line += f", {stats.thinking_forwards} forwards through the thinking layers"
     Console(stderr=True, highlight=False).print(line, style="dim", soft_wrap=True)

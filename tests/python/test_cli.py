@@ -90,6 +90,8 @@ class TestRun:
             "ttft_ms",
             "prefill_tok_s",
             "decode_tok_s",
+            "accepted_length",
+            "thinking_forwards",
         }
         assert done.stderr == b""
 
@@ -104,6 +106,11 @@ class TestRun:
             "factor": 1.25,
             "confidence_threshold": 0.5,
             "top_n": 3,
+            "steps": 5,
+            "horizon": 2,
+            "block_add_threshold": 0.25,
+            "decoded_token_threshold": 0.75,
+            "skip_threshold": 0.5,
             "temperature": 0.75,
             "top_p": 0.9,
             "top_k": 40,
@@ -245,7 +252,8 @@ class TestInspect:
         assert values["file"] == "tiny.bin"
         assert values["file_bytes"] == model.stat().st_size
         assert values["architecture"] == "qwen3"
-        assert values["decoders"] == ["sbd", "ntp"]
+        assert list(values["decoders"]) == ["sbd", "ntp", "sbd_lossless"]
+        assert values["decoders"]["sbd"]["gamma"] == 0.35
         assert values["defaults"]["block_size"] == values["sbd"]["sbd.block_size"] == 16
         assert values["defaults"]["gamma"] == 0.35
         assert values["model_config"]["max_position_embeddings"] == 512
@@ -263,8 +271,9 @@ class TestInspect:
 
     def test_for_people(self, model: Path, plain_model: Path) -> None:
         text = run("inspect", model, "--tensors").stdout.decode()
-        for part in ("tiny.bin", "qwen3", "sbd (block_size 16, unmask entropy_bounded", "also ntp"):
+        for part in ("tiny.bin", "qwen3", "sbd (block_size 16, unmask entropy_bounded"):
             assert part in text
+        assert re.search(r"also +ntp\n", text)
         assert "token_embd.weight" in text
         assert "blk.0.attn_q_norm.weight" in text
         plain = run("inspect", plain_model).stdout.decode()

@@ -30,6 +30,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"tie_word_embeddings": True, "attention_bias": True}),
     ("llama", {"rope_parameters": LINEAR_ROPE, "num_key_value_heads": 4}),
     ("mistral", {}),
+    ("ministral3", {}),
     ("qwen2", {"tie_word_embeddings": True, "head_dim": 16}),
     ("qwen2", {"head_dim": 16, "dtype": "bfloat16"}),
     ("qwen3", {"dtype": "float16"}),
@@ -48,11 +49,12 @@ def test_every_tensor(model_type: str, config: dict[str, Any], tmp_path: Path) -
     state = model.state_dict()
     if config.get("tie_word_embeddings"):
         del state["lm_head.weight"]
-    interleaved = model_type in ("llama", "mistral")
-    expected = expected_tensors(state, interleaved)
-    assert metadata["general.architecture"] == ("llama" if interleaved else model_type)
+    architecture = {"mistral": "llama", "ministral3": "mistral3"}.get(model_type, model_type)
+    expected = expected_tensors(state, interleaved=architecture in ("llama", "mistral3"))
+    assert metadata["general.architecture"] == architecture
     divisors = tensors.pop("rope_freqs.weight", None)
-    assert (divisors is None) == (config.get("rope_parameters") is not LLAMA3_ROPE)
+    scaled = config.get("rope_parameters") is LLAMA3_ROPE or model_type == "ministral3"
+    assert (divisors is not None) == scaled
     assert tensors.keys() == expected.keys()
     for name, values in expected.items():
         np.testing.assert_array_equal(tensors[name], values, err_msg=name)
@@ -309,6 +311,7 @@ def test_set_takes_every_key(llama: Path, tmp_path: Path) -> None:
         "commit_attention": "block",
         "sub_block_size": 8,
         "steps": 32,
+        "schedule": "linear",
         "dmtd.layers": [0, 1, 1],
         "dmtd.horizon": 4,
         "dmtd.prompt_rule": "plain",

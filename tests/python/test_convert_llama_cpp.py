@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from . import family_models
 from .checkpoints import (
     LINEAR_ROPE,
     LLAMA3_ROPE,
@@ -77,3 +78,43 @@ def test_sentencepiece_tokens(tmp_path: Path) -> None:
     for text in [*TEXTS, inspect.getsource(shutil)]:
         tokens = llama.tokenize(text.encode(), add_bos=True, special=False)
         assert tokens == [1, *processor.encode(text)], text
+
+
+def test_nemotron_is_ministral_3(tmp_path: Path) -> None:
+    """YaRN as divisors, and the growth of queries with their position, in llama.cpp's words."""
+    model = family_models.NEMOTRON
+    tensors = family_models.random_tensors(model)
+    folder = family_models.write_family(tmp_path / "model", model, tensors)
+    convert_quietly(folder, tmp_path / "model.bin", type="f32")
+    ids = np.random.default_rng(0).integers(0, 300, 100).tolist()
+    expected = family_models.family_logits(model, tensors, ids, family_models.visible(100, 0))
+    llama = load(tmp_path / "model.bin")
+    llama.eval(ids)
+    error = np.linalg.norm(llama.scores[: len(ids)] - expected) / np.linalg.norm(expected)
+    assert error < 1e-5
+
+
+@pytest.mark.parametrize("name", ["llada", "dream"])
+def test_diffusion_models_see_all(name: str, tmp_path: Path) -> None:
+    """llama.cpp has these architectures without a cache; its attention is in F16."""
+    model = family_models.MODELS[name]
+    tensors = family_models.random_tensors(model)
+    folder = family_models.write_family(tmp_path / "model", model, tensors)
+    convert_quietly(folder, tmp_path / "model.bin", type="f32")
+    ids = np.random.default_rng(0).integers(0, 300, 100).tolist()
+    n = len(ids)
+    expected = family_models.family_logits(model, tensors, ids, family_models.visible(n, n))
+
+    llama = load(tmp_path / "model.bin")
+    batch = llama_cpp.llama_batch_init(n, 0, 1)
+    batch.n_tokens = n
+    for i, token in enumerate(ids):
+        batch.token[i], batch.pos[i], batch.logits[i] = token, i, True
+        batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+    assert llama_cpp.llama_encode(llama.ctx, batch) == 0
+    logits = [
+        np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(llama.ctx, i), (family_models.VOCAB,))
+        for i in range(n)
+    ]
+    assert np.linalg.norm(np.array(logits) - expected) / np.linalg.norm(expected) < 0.01
+    llama_cpp.llama_batch_free(batch)

@@ -19,11 +19,12 @@ TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
 def model_file(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[RandomModel, Path]:
-    model = random_model(7, multiple_of_32=True)
+    model = random_model(7, multiple_of_32=True, layers=3)
     folder = tmp_path_factory.mktemp("determinism")
     path = folder / "model.bin"
     checkpoint = write_checkpoint(model, folder / "checkpoint")
-    convert([checkpoint], path, type=request.param, warn=lambda _: None)
+    settings = ["sbd.dmtd.layers=1,1,1", "sbd.seed_slot=1", "sbd.decoders=nemotron,sbd,ntp"]
+    convert([checkpoint], path, type=request.param, settings=settings, warn=lambda _: None)
     return model, path
 
 
@@ -47,6 +48,13 @@ def requests(model: RandomModel) -> list[dict[str, Any]]:
             **shared,
         },
         {"prompt": model.prompt(9), "decoder": "ntp", "temperature": 1.0, "seed": 3, **shared},
+        {"prompt": model.prompt(20), "decoder": "sbd_lossless", "gamma": 1.0, **shared},
+        {"prompt": model.prompt(33), "decoder": "dmtd", "horizon": 3, **shared},
+        {"prompt": model.prompt(8), "decoder": "dmtd", "temperature": 0.9, "seed": 4, **shared},
+        {"prompt": model.prompt(70), "decoder": "d2f", "block_size": 8, **shared},
+        {"prompt": model.prompt(5), "decoder": "d2f", "temperature": 0.7, "seed": 5, **shared},
+        {"prompt": model.prompt(44), "decoder": "nemotron", "block_size": 8, **shared},
+        {"prompt": model.prompt(21), "decoder": "nemotron_spec", "block_size": 4, **shared},
     ]
 
 
@@ -79,7 +87,7 @@ def test_seeds(model_file: tuple[RandomModel, Path]) -> None:
                 model.prompt(10), max_tokens=24, temperature=4.0, ignore_eos=True, **options
             ).tokens
 
-        for decoder in ("ntp", "sbd"):
+        for decoder in ("ntp", "sbd", "d2f", "nemotron"):
             assert draw(seed=5, decoder=decoder) == draw(seed=5, decoder=decoder)
             texts = {tuple(draw(seed=seed, decoder=decoder)) for seed in range(8)}
             assert len(texts) == 8

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from math import ceil, inf
@@ -13,6 +12,7 @@ import pytest
 from numpy.typing import ArrayLike, NDArray
 from reference.decoders import Decoded, ntp_decode, sbd_decode
 from reference.random_model import random_model
+from reference.script import EOS, SCRIPT_MASK, Script
 from reference.stats import RowStats
 from reference.unmask import RULES, Rule, choose, entropy_bounds
 
@@ -136,31 +136,6 @@ def test_unknown_rules_are_refused() -> None:
 
 
 # The decoders, on a script of logits
-
-EOS, SCRIPT_MASK, VOCAB = 9, 7, 12
-
-
-class Script:
-    """Answers each forward with the next list of (token, certainty), one for each row wanted.
-
-    Everywhere the mask token has the highest logit.
-    """
-
-    def __init__(self, *answers: list[tuple[int, float]]) -> None:
-        self.answers = list(answers)
-        self.seen: list[tuple[list[int], list[int]]] = []
-
-    def forward(
-        self, ids: Sequence[int], kv_end: NDArray[np.int64], last: int | None = None
-    ) -> NDArray[np.float64]:
-        answer = self.answers.pop(0)
-        assert last == len(answer)
-        self.seen.append((list(ids), kv_end.tolist()))
-        logits = np.zeros((last, VOCAB))
-        logits[:, SCRIPT_MASK] = 100.0
-        for row, (token, certainty) in enumerate(answer):
-            logits[row, token] = certainty
-        return logits
 
 
 def test_sbd_end_shrinks_to_the_first_eos() -> None:

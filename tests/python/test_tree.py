@@ -31,7 +31,8 @@ DOORS = {
     "engine/model/": ["core/", "format/", "model/", "backend/backend.h"],
     "engine/decode/": ["core/", "model/batch.h", "decode/"],
     "engine/engine.cpp": ["core/", "format/", "model/", "decode/", "backend/", "engine.h"],
-    "engine/engine.h": ["core/", "format/", "decode/"],
+    "engine/engine.h": ["core/", "format/", "decode/", "request.h"],
+    "engine/request.": ["core/", "format/", "decode/", "request.h"],
     "bindings/": ["core/", "format/", "decode/", "engine.h", "metadata.h"],
 }
 # What no Python file of a folder may import.

@@ -25,6 +25,7 @@ __all__ = [
     "ntp_decode",
     "row_stats",
     "sbd_decode",
+    "tokens_wanted",
 ]
 
 
@@ -66,7 +67,7 @@ def ntp_decode(
     mask_id: int | None = None,
 ) -> Decoded:
     """Greedy next-token decoding: one token per causal forward, at positions below `n_ctx`."""
-    wanted = _tokens_wanted(prompt, max_tokens, n_ctx)
+    wanted = tokens_wanted(prompt, max_tokens, n_ctx)
     text = list(prompt)
     trace: list[Decision] = []
     while len(text) < len(prompt) + wanted:
@@ -110,7 +111,7 @@ def sbd_decode(
     holds an EOS or completes the tokens wanted.
     """
     rule = Rule(unmask, gamma, proxy, factor, confidence_threshold, top_n)
-    wanted = _tokens_wanted(prompt, max_tokens, n_ctx)
+    wanted = tokens_wanted(prompt, max_tokens, n_ctx)
     ends_text = set() if ignore_eos else set(eos_ids)
     text = list(prompt)
     trace: list[Decision] = []
@@ -143,7 +144,8 @@ def sbd_decode(
     return Decoded(text[len(prompt) :], len(trace), "length", trace)
 
 
-def _tokens_wanted(prompt: Sequence[int], max_tokens: int, n_ctx: int | None) -> int:
+def tokens_wanted(prompt: Sequence[int], max_tokens: int, n_ctx: int | None) -> int:
+    """New tokens that both `max_tokens` and the context allow."""
     if not prompt or max_tokens < 1:
         raise ValueError(f"expected a prompt and max_tokens >= 1, got {len(prompt)}, {max_tokens}")
     if n_ctx is None:

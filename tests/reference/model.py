@@ -56,7 +56,33 @@ def rope_frequencies(config: Mapping[str, Any], head_dim: int) -> Array:
         # s = 0 from `low` turns down: f / factor. s = 1 from `high` turns up: f as it is.
         s: Array = np.clip((turns - low) / (high - low), 0.0, 1.0)
         return (1 - s) * divided + s * frequencies
-    raise ValueError(f"expected RoPE type default, linear or llama3, got {kind!r}")
+    if kind == "yarn":
+        length = scaling["original_max_position_embeddings"]
+
+        def pair_of(turns: float) -> float:
+            """The pair, as a fraction, that turns that often over the original length."""
+            return float(head_dim * np.log(length / (2 * np.pi * turns)) / (2 * np.log(theta)))
+
+        low = max(np.floor(pair_of(scaling.get("beta_fast", 32))), 0)
+        high = min(np.ceil(pair_of(scaling.get("beta_slow", 1))), head_dim - 1)
+        pairs = np.arange(head_dim // 2)
+        s = 1 - np.clip((pairs - low) / max(high - low, 0.001), 0.0, 1.0)
+        return (1 - s) * divided + s * frequencies
+    raise ValueError(f"expected RoPE type default, linear, llama3 or yarn, got {kind!r}")
+
+
+def rope_factor(config: Mapping[str, Any]) -> float:
+    """What YaRN multiplies cosines and sines with: 1 where mscale and mscale_all_dim are equal."""
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if scaling.get("rope_type", scaling.get("type")) != "yarn":
+        return 1.0
+
+    def factor(mscale: float) -> float:
+        return float(0.1 * mscale * np.log(scaling["factor"]) + 1)
+
+    if scaling.get("mscale") and scaling.get("mscale_all_dim"):
+        return factor(scaling["mscale"]) / factor(scaling["mscale_all_dim"])
+    return factor(1.0)
 
 
 @dataclass(frozen=True)
@@ -94,6 +120,10 @@ class ReferenceModel:
         self.head_dim: int = config.get("head_dim") or self.hidden_size // self.heads
         self.eps: float = config["rms_norm_eps"]
         self.frequencies = rope_frequencies(config, self.head_dim)
+        self.rope_factor = rope_factor(config)
+        scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        self.query_scale_beta: float = scaling.get("llama_4_scaling_beta") or 0.0
+        self.query_scale_length: int = scaling.get("original_max_position_embeddings", 1)
 
         hidden, inner = self.hidden_size, config["intermediate_size"]
         q_rows, kv_rows = self.heads * self.head_dim, self.kv_heads * self.head_dim
@@ -142,12 +172,18 @@ class ReferenceModel:
             raise ValueError(f"tensors without a use: {', '.join(sorted(unused))}")
 
     def forward(
-        self, ids: Sequence[int], kv_end: NDArray[np.int64], last: int | None = None
+        self,
+        ids: Sequence[int],
+        kv_end: NDArray[np.int64],
+        last: int | None = None,
+        o_delta: Sequence[Array] | None = None,
     ) -> Array:
         """Logits [n, vocab] of the n `ids` at positions 0..n-1; row i sees keys [0, kv_end[i]).
 
         `last` returns those of the last `last` rows alone, [last, vocab]; all n rows are still
-        computed as far as the others need them.
+        computed as far as the others need them. `o_delta` is added to the output projection of
+        each layer, [heads * head_dim, hidden], for these last rows alone: an adapter on them,
+        behind keys and values that know nothing of it.
         """
         n = len(ids)
         last = n if last is None else last
@@ -155,25 +191,66 @@ class ReferenceModel:
             raise ValueError(f"expected {n} values of kv_end in [1, {n}], got {kv_end}")
         if not 1 <= last <= n:
             raise ValueError(f"expected 1 to {n} rows of logits, got {last}")
-        angles = np.arange(n)[:, None] * self.frequencies
-        cos, sin = np.cos(angles), np.sin(angles)  # [n, head_dim / 2]
-        mask = np.where(np.arange(n) < kv_end[:, None], 0.0, -np.inf)  # [n, n]
+        x = self._run(self.embedding[np.asarray(ids)], self.layers, kv_end, last, o_delta)
+        return self._logits(x)
 
-        x = self.embedding[np.asarray(ids)]  # [n, hidden]
-        for i, layer in enumerate(self.layers):
-            # The last layer's other rows reach no logit, only its keys and values.
-            first = n - last if i == len(self.layers) - 1 else 0
+    def forward_split(
+        self, ids: Sequence[int], split: Sequence[int], a: Array, b: Array, last: int | None = None
+    ) -> Array:
+        """Causal logits of the layers in three runs E, T, D of `split` layers (arXiv 2510.11958).
+
+        e = E(embedding), h = T(e), z = a e + b h with a and b [n] per row, logits of D(z).
+        """
+        encoding, thinking, decoding = split
+        if encoding + thinking + decoding != len(self.layers) or min(split) < 0:
+            raise ValueError(f"expected three runs of {len(self.layers)} layers, got {split}")
+        n = len(ids)
+        kv_end = causal(n)
+        e = self._run(self.embedding[np.asarray(ids)], self.layers[:encoding], kv_end, n)
+        h = self._run(e, self.layers[encoding : encoding + thinking], kv_end, n)
+        z = a[:, None] * e + b[:, None] * h
+        return self._logits(self._run(z, self.layers[encoding + thinking :], kv_end, last or n))
+
+    def _run(
+        self,
+        x: Array,
+        layers: Sequence[Layer],
+        kv_end: NDArray[np.int64],
+        last: int,
+        o_delta: Sequence[Array] | None = None,
+    ) -> Array:
+        """x [n, hidden] through `layers`: the last `last` rows of the result."""
+        n = len(x)
+        angles = np.arange(n)[:, None] * self.frequencies
+        cos, sin = self.rope_factor * np.cos(angles), self.rope_factor * np.sin(angles)
+        mask = np.where(np.arange(n) < kv_end[:, None], 0.0, -np.inf)  # [n, n]
+        for i, layer in enumerate(layers):
+            # The last layer's other rows are not wanted, only their keys and values.
+            first = n - last if i == len(layers) - 1 else 0
             a = self._rms_norm(x, layer.attention_norm)
             q = self._heads(a[first:] @ layer.q + layer.q_bias, layer.q_norm)
             k = self._heads(a @ layer.k + layer.k_bias, layer.k_norm)
             v = self._heads(a @ layer.v + layer.v_bias, None)
             q, k = rotate(q, cos[first:], sin[first:]), rotate(k, cos, sin)
-            x = x[first:] + self._attention(q, k, v, mask[first:]) @ layer.o
+            q *= self._query_scale(np.arange(first, n))
+            attended = self._attention(q, k, v, mask[first:])
+            x = x[first:] + attended @ layer.o
+            if o_delta is not None:
+                x[-last:] += attended[-last:] @ o_delta[i]
             a = self._rms_norm(x, layer.mlp_norm)
             gate = a @ layer.gate
             x = x + (gate / (1 + np.exp(-gate)) * (a @ layer.up)) @ layer.down
-        logits: Array = self._rms_norm(x[-last:], self.norm) @ self.head
+        return x[len(x) - last :]
+
+    def _logits(self, x: Array) -> Array:
+        logits: Array = self._rms_norm(x, self.norm) @ self.head
         return logits
+
+    def _query_scale(self, positions: NDArray[np.int64]) -> Array:
+        """1 + beta ln(1 + floor(position / original length)) [rows, 1], on queries after RoPE."""
+        steps = np.floor(positions / self.query_scale_length)
+        scale: Array = 1 + self.query_scale_beta * np.log1p(steps)
+        return scale[:, None]
 
     def _rms_norm(self, x: Array, weight: Array) -> Array:
         root: Array = np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + self.eps)

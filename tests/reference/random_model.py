@@ -18,7 +18,7 @@ from .model import ARCHITECTURES, ReferenceModel, with_block
 from .stats import row_stats
 
 Tensors = dict[str, NDArray[np.float32]]
-ROPES = ("default", "linear", "llama3")
+ROPES = ("default", "linear", "llama3")  # and yarn, with scaled queries, where asked for
 CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 LOWEST_NATS = (0.02, 0.3)  # peaked rows, but not so peaked that float32 sees no entropy at all
 
@@ -57,30 +57,49 @@ def random_model(
     rope: str | None = None,
     tied: bool | None = None,
     multiple_of_32: bool = False,
+    layers: int | None = None,
+    grouped: bool = True,
+    steady: bool = False,
 ) -> RandomModel:
-    """A model of 2 or 3 layers.
+    """A model of 2 or 3 layers, or of `layers`.
 
     Left open, architecture, RoPE and tying go through all their combinations in 24 seeds.
 
-    `multiple_of_32` makes every matrix row that long, as the types q8_0 and q4_0 need it.
+    `multiple_of_32` makes every matrix row that long, as the types q8_0 and q4_0 need it. Without
+    `grouped` each query head has a key head of its own, as in LLaDA's Llama graph. A `steady` one
+    heeds what it has read more than the token at hand, so that a mask often gets the very token
+    that next-token prediction would choose.
     """
     architecture = architecture or list(ARCHITECTURES)[seed % 4]
     rope = rope or ROPES[seed // 4 % 3]
     tied = bool((seed // 4 + seed) % 2) if tied is None else tied
     # The architecture seeds too, so that equal seeds do not mean equal shapes.
     rng = np.random.default_rng([seed, list(ARCHITECTURES).index(architecture)])
-    config = _random_config(rng, architecture, rope, tied, multiple_of_32)
+    config = _random_config(rng, architecture, rope, tied, multiple_of_32, grouped)
+    config["num_hidden_layers"] = layers or config["num_hidden_layers"]
     model = RandomModel(config, _random_tensors(rng, config))
+    if steady:
+        query = "q_norm.weight" if config["model_type"] == "qwen3" else "q_proj.weight"
+        for name in [name for name in model.tensors if name.endswith(query)]:
+            model.tensors[name] *= np.float32(0.2)
+        model.tensors["model.embed_tokens.weight"] *= np.float32(0.03)
     _scale_logits(rng, model)
     return model
 
 
 def _random_config(
-    rng: np.random.Generator, architecture: str, rope: str, tied: bool, multiple_of_32: bool
+    rng: np.random.Generator,
+    architecture: str,
+    rope: str,
+    tied: bool,
+    multiple_of_32: bool,
+    grouped: bool,
 ) -> dict[str, Any]:
     step = 32 if multiple_of_32 else 1
     while True:
         kv_heads, group = int(rng.integers(1, 4)), int(rng.integers(1, 5))
+        if not grouped:
+            kv_heads, group = kv_heads * group, 1
         head_dim = 2 * int(rng.integers(4, 17))
         hidden = step * int(rng.integers(33, 97) // step)
         heads = kv_heads * group
@@ -124,6 +143,11 @@ def _random_config(
         # An original length this short puts wavelengths on both sides of, and inside, the ramp.
         scaling |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
         scaling["original_max_position_embeddings"] = int(rng.integers(40, 200))
+    if rope == "yarn":
+        # As in Nemotron-Labs-Diffusion: cosines and sines unscaled, queries scaled in steps.
+        scaling |= {"beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0}
+        scaling |= {"llama_4_scaling_beta": 0.1}
+        scaling["original_max_position_embeddings"] = int(rng.integers(10, 40))
     if rng.integers(2):
         config["rope_parameters"] = {"rope_theta": theta, **scaling}
     else:
