@@ -8,20 +8,19 @@ namespace sbd {
 
 Block::Block(int begin, int size, int end, TokenId mask_token_id)
     : begin_(begin),
+      wanted_(end),
       end_(end),
       committed_(std::max(0, -begin)),
       mask_token_id_(mask_token_id),
       tokens_(static_cast<std::size_t>(size), mask_token_id) {}
 
-std::vector<int> Block::masked() const {
-  std::vector<int> masked = all_masked();
-  masked.erase(std::ranges::lower_bound(masked, end_), masked.end());
-  return masked;
-}
+std::vector<int> Block::masked() const { return masked_before(end_); }
+std::vector<int> Block::wanted_masked() const { return masked_before(wanted_); }
+std::vector<int> Block::all_masked() const { return masked_before(size()); }
 
-std::vector<int> Block::all_masked() const {
+std::vector<int> Block::masked_before(int end) const {
   std::vector<int> masked;
-  for (int i = 0; i < size(); ++i) {
+  for (int i = 0; i < end; ++i) {
     if (is_masked(i)) {
       masked.push_back(i);
     }

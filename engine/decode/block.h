@@ -20,9 +20,10 @@ class Block {
   TokenId operator[](int i) const { return tokens_[static_cast<std::size_t>(i)]; }
 
   bool is_masked(int i) const { return (*this)[i] == mask_token_id_; }
-  // Masked positions of [0, end), ascending.
+  // Masked positions, ascending: those before the end; all that may be text while an end of sequence
+  // is not counted; and those that the text does not need too.
   std::vector<int> masked() const;
-  // The same without the bound: those that the text does not need too.
+  std::vector<int> wanted_masked() const;
   std::vector<int> all_masked() const;
 
   // The token there was known before: a prompt's, which is no event.
@@ -35,7 +36,10 @@ class Block {
   bool commit(const DecodeTask& task, Events& events);
 
  private:
+  std::vector<int> masked_before(int end) const;
+
   int begin_;
+  int wanted_;  // the end before any end of sequence
   int end_;
   int committed_;  // positions given out
   TokenId mask_token_id_;

@@ -24,8 +24,8 @@ D2fDecoder::D2fDecoder(DecodeTask task, const D2fMethod& method)
 namespace {
 
 float decided_share(const Block& block) {
-  const auto masked = static_cast<float>(block.all_masked().size());
-  return 1.0f - masked / static_cast<float>(block.size());
+  const int decided = block.size() - static_cast<int>(block.all_masked().size());
+  return static_cast<float>(decided) / static_cast<float>(block.size());
 }
 
 }  // namespace

@@ -32,14 +32,16 @@ Made make_sbd(const std::string& name, DecodeTask task, const DecoderOptions& op
   return std::make_unique<SetBlockDecoder>(std::move(task), method);
 }
 
-// A family's own loop is what its file says.
+// A family's own loop is what its file says. None of them bars what stands behind an EOS.
 Made make_family(const std::string& name, DecodeTask task, const DecoderOptions& options) {
   SBD_CHECK(std::ranges::find(options.named, name) != options.named.end(),
             "decoder \"{}\" needs a model of that family, whose file says how it is decoded; this "
             "one names: {}",
             name, joined(options.named));
   check_mask_token(name, options);
-  return std::make_unique<SetBlockDecoder>(std::move(task), options.block);
+  BlockMethod method = options.block;
+  method.past_eos = true;
+  return std::make_unique<SetBlockDecoder>(std::move(task), method);
 }
 
 Made make_lossless(const std::string& name, DecodeTask task, const DecoderOptions& options,

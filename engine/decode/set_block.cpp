@@ -106,7 +106,7 @@ Segment SetBlockDecoder::uncached_segment() const {
 }
 
 std::vector<int> SetBlockDecoder::candidates() const {
-  std::vector<int> masked = block_.masked();
+  std::vector<int> masked = method_.past_eos ? block_.wanted_masked() : block_.masked();
   if (method_.sub_block_size > 0 && !masked.empty()) {
     const int end = (masked.front() / method_.sub_block_size + 1) * method_.sub_block_size;
     masked.erase(std::ranges::lower_bound(masked, end), masked.end());

@@ -39,6 +39,8 @@ struct BlockMethod {
   int steps = 0;            // forwards per block that top_n is spread over; 0: top_n in each
   Schedule schedule = Schedule::even;
   Unmask unmask;
+  bool past_eos = false;    // masks behind a decided end of sequence are decided too, as long as the
+                            // text goes on; what they see there may change what stands before it
   int logit_shift = 0;      // 1: the row before a masked one predicts it
   bool seed_slot = false;   // the first position of a block is the cache's next-token prediction
   bool absolute_blocks = false;  // blocks begin at multiples of block_size, the first with the

@@ -253,7 +253,8 @@ def test_families(seed: int, name: str, tmp_path: Path) -> None:
         for family, changed, call in VARIANTS:
             if family != name:
                 continue
-            settings = replace(published, end="cut", **changed)
+            # Where a family goes on behind an EOS, its text does not change any more.
+            settings = replace(published, end="eos", **changed)
             n = int(random.integers(1, 50))
             options: dict[str, Any] = {
                 "max_tokens": int(random.choice([3, 20, 33])),

@@ -27,22 +27,22 @@ def relative_error(actual: NDArray[Any], expected: NDArray[Any]) -> float:
 
 @pytest.fixture
 def torch() -> Iterator[Any]:
-    """torch on one thread: matrices this small only wait for a second one."""
+    """torch in float64 and on one thread: matrices this small only wait for a second one."""
     torch = pytest.importorskip("torch")
-    threads = torch.get_num_threads()
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
     yield torch
     torch.set_num_threads(threads)
+    torch.set_default_dtype(dtype)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_logits_match_transformers(
-    seed: int, torch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def compare_with_transformers(
+    model: RandomModel, folder: Path, torch: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transformers = pytest.importorskip("transformers")
-    model = random_model(seed)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
-        write_checkpoint(model, tmp_path), dtype=torch.float64, attn_implementation="eager"
+        write_checkpoint(model, folder), dtype=torch.float64, attn_implementation="eager"
     )
     # transformers casts to float32 by name in RoPE, norms and softmax: let the name mean float64.
     for name in ("float32", "float"):
@@ -52,7 +52,7 @@ def test_logits_match_transformers(
 
     ids = [*model.prompt(30), *[model.mask_id] * 7]
     n = len(ids)
-    ragged = np.random.default_rng(seed).integers(1, n + 1, n)
+    ragged = np.random.default_rng(n).integers(1, n + 1, n)
     for kv_end in (causal(n), with_block(n, 7), ragged):
         additive = np.where(np.arange(n) < kv_end[:, None], 0.0, -np.inf)
         with torch.no_grad():
@@ -63,6 +63,45 @@ def test_logits_match_transformers(
             ).logits[0]
         assert expected.dtype == torch.float64
         assert relative_error(model.reference().forward(ids, kv_end), expected.numpy()) <= 1e-10
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_logits_match_transformers(
+    seed: int, torch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare_with_transformers(random_model(seed), tmp_path, torch, monkeypatch)
+
+
+@pytest.mark.parametrize("equal", [True, False])
+@pytest.mark.parametrize("seed", range(4))
+def test_yarn_and_scaled_queries_match_transformers(
+    seed: int, equal: bool, torch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Ministral 3, whose graph is Llama's with these: so is Nemotron-Labs-Diffusion's."""
+    model = random_model(seed, "llama", rope="yarn")
+    config = model.config
+    scaling = config.get("rope_parameters") or config["rope_scaling"]
+    if not equal:
+        scaling["mscale"] = 0.7  # cosines and sines are scaled too
+    scaling["rope_theta"] = scaling.get("rope_theta", config.get("rope_theta"))
+    ministral = {
+        "model_type": "ministral3",
+        "architectures": ["Ministral3ForCausalLM"],
+        "rope_parameters": scaling,
+        "sliding_window": None,
+    }
+
+    class Ministral(RandomModel):
+        """Llama's forward by the config of Ministral 3."""
+
+        def reference(self) -> ReferenceModel:
+            return ReferenceModel(self.config | {"model_type": "llama"}, self.tensors)
+
+    dropped = ("rope_theta", "rope_scaling", "attention_bias")
+    kept = {key: value for key, value in config.items() if key not in dropped}
+    compare_with_transformers(
+        Ministral(kept | ministral, model.tensors), tmp_path, torch, monkeypatch
+    )
 
 
 def test_seeds_cover_every_combination() -> None:

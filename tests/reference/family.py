@@ -34,9 +34,9 @@ Fast-dLLM v2 (Efficient-Large-Model/Fast_dLLM_v2_7B: modeling.py, generate). As 
 logits are shifted: position i reads row i - 1 of the block, so slot 0 must not be a mask: it is a
 token of the prompt, or NTP's token from the last row of the block (or prompt) before. Sub-blocks
 of 8 are decided left to right, each forward over all rows of the block. Confidence > threshold or
-best; threshold 1 in generate, that is one at a time, 0.95 in the batch sampler. A prompt of
-exactly one block is lost there (it prefills only P > B); ours prefills it. Stops once an EOS has
-no mask before it.
+best; threshold 1 in generate, that is one at a time, 0.9 in the model card's example, 0.95 in the
+batch sampler. A prompt of exactly one block is lost there (it prefills only P > B); ours prefills
+it. Stops once an EOS has no mask before it.
 
 LLaDA (ML-GSAI/LLaDA:generate.py). Nothing is cached: every forward runs the prompt and all the
 tokens wanted, and all rows see all. The masks of a block are split evenly over its steps
@@ -50,6 +50,9 @@ floor(masks * (1 - t[i+1] / t[i])) masks, the best by confidence (maskgit_plus),
 (topk_margin) or by least entropy (entropy), and all that are left at the last step; `origin`
 decides each mask with that probability instead. It takes the floor in float32, ours in float64.
 512 steps, `origin`. Steps that decide nothing change nothing; ours do not run a forward.
+
+In all of these a mask behind a decided EOS is one like any other: it may be decided, and those in
+front of it see that. The end `cut` leaves it a mask, as set-block decoding does.
 """
 
 from __future__ import annotations
