@@ -1,97 +1,228 @@
 """The Set Block Decoding objective (Gat et al., arXiv 2509.04185, eq. 14).
 
-One forward over the doubled sequence `[x ; x_hat]` trains both jobs of the network. `x` (L clean
-tokens) is read causally and gives the next-token loss. `x_hat` is `x` cut to whole blocks of
-`block_size`, some tokens replaced by the mask token; its block b reads the clean tokens of the
-blocks before b and all of itself, and gives the loss of its masked positions, each *at that same
-position*. Both halves carry the positions 0, 1, 2, ...; the keys a row sees tell them apart.
+One forward over the doubled sequence `[x ; x_hat]` trains both jobs of the network. `x`, the clean
+half, is read causally and gives the next-token loss. `x_hat`, the noisy half, is the text in blocks
+of `block_size`, some of its tokens replaced by the mask token; its block b reads the clean tokens
+before the block and all of itself, and gives the loss of its masked positions, each *at that same
+position*.
+
+For one document without a prompt, its length a multiple of the block size, this is eq. 14 to the
+letter. Beyond that, training sees what decoding will see:
+- Several documents share a sequence. None sees another, and each has its own positions and its own
+  masking rate eta ~ U(0, 1).
+- Decoding begins behind the prompt, so blocks are counted from there, prompt tokens carry no label
+  and have no noisy twin.
+- A decoder does not know where the text will end, and its blocks are always whole. So the last
+  block is not left out or cut short where the document ends: behind its EOS more EOS follow, masked
+  and taught like any token. Rows past the end that were never taught answer something, and what
+  they answer with confidence is unmasked first and misleads the rest. Where a document was cut and
+  not ended, nothing is known of those rows: they hold the mask token and carry no label.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.utils.checkpoint import checkpoint
+
+from training.examples import Example, Sequence
+
+IGNORED = -100  # the label of a row without one
+PADDING = -1  # the document of a row without one
+CLEAN = -1  # the block of a clean row
 
 
-class Losses(NamedTuple):
-    """`total`: eq. 14 per token of x, to minimise. `ntp`, `matp`: its two mean cross-entropies."""
+class Batch(NamedTuple):
+    """Rows of `[x ; x_hat]`, int64 [B, S]; the first `clean` columns are x.
 
-    total: Tensor
+    What a row sees follows from three numbers: its `document`, how many clean tokens of it are its
+    `past`, and its noisy `block`.
+    """
+
+    clean: int
+    tokens: Tensor
+    positions: Tensor  # in the document
+    document: Tensor
+    past: Tensor
+    block: Tensor  # of the document; CLEAN for a row of x
+    labels: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(self.clean, *(column.to(device) for column in self[1:]))
+
+
+class LossSums(NamedTuple):
+    """Cross-entropies summed over their labels, float32 [], and how many labels those were."""
+
     ntp: Tensor
     matp: Tensor
+    ntp_labels: Tensor
+    matp_labels: Tensor
 
 
-def whole_blocks(length: int, block_size: int) -> int:
-    """How many of `length` tokens lie in whole blocks counted from 0."""
-    return length // block_size * block_size
+def double(
+    sequences: list[Sequence],
+    length: int,
+    block_size: int | None,
+    mask_token_id: int,
+    generators: list[torch.Generator],
+    multiple: int = 1,
+) -> Batch:
+    """The batch of eq. 14: `length` clean columns, then noisy ones, padded to a `multiple`.
 
-
-def doubled_attention(length: int, block_size: int) -> Tensor:
-    """Which keys each row of `[x ; x_hat]` sees: bool [L + N, L + N], N = `whole_blocks(L)`."""
-    noisy = whole_blocks(length, block_size)
-    is_noisy = torch.arange(length + noisy) >= length
-    position = doubled_positions(length, block_size)
-    block = position // block_size
-    row, key = (slice(None), None), (None, slice(None))
-    clean_row = ~is_noisy[row] & ~is_noisy[key] & (position[key] <= position[row])
-    past_of_noisy_row = is_noisy[row] & ~is_noisy[key] & (block[key] < block[row])
-    own_block = is_noisy[row] & is_noisy[key] & (block[key] == block[row])
-    return clean_row | past_of_noisy_row | own_block
-
-
-def doubled_positions(length: int, block_size: int) -> Tensor:
-    """Positions of `[x ; x_hat]`: int64 [L + N]."""
-    return torch.cat([torch.arange(length), torch.arange(whole_blocks(length, block_size))])
-
-
-def draw_masked(batch: int, length: int, generator: torch.Generator) -> Tensor:
-    """Which tokens of x_hat to mask: bool [B, L]. Each sequence draws its rate eta ~ U(0, 1)."""
-    eta = torch.rand(batch, 1, generator=generator)
-    return torch.rand(batch, length, generator=generator) < eta
-
-
-def sbd_loss(
-    model: Any, tokens: Tensor, masked: Tensor, block_size: int, mask_token_id: int
-) -> Losses:
-    """Eq. 14 for `tokens` int64 [B, L] and `masked` bool [B, L], unused past the last whole block.
-
-    `model` is a transformers causal LM: `model.model` gives hidden states, `model.lm_head` logits.
-    Only rows with a label meet the head.
+    Each sequence draws its masks from its own generator, so a draw does not depend on the batch
+    around it. `block_size` None leaves the noisy half out: next-token training.
     """
-    batch, length = tokens.shape
-    noisy = whole_blocks(length, block_size)
-    if noisy == 0:
-        raise ValueError(
-            f"block_size is {block_size}, expected at most the {length} tokens of a sequence: "
-            "lower it, or lengthen the sequences"
-        )
-    masked = masked[:, :noisy]
-    noisy_tokens = tokens[:, :noisy].masked_fill(masked, mask_token_id)
-    attention = _additive(doubled_attention(length, block_size))
-    hidden = model.model(
-        input_ids=torch.cat([tokens, noisy_tokens], dim=1),
-        attention_mask=attention.to(model.device, model.dtype),
-        position_ids=doubled_positions(length, block_size)[None].to(tokens.device),
-        use_cache=False,
-    ).last_hidden_state
-    ntp = _cross_entropy_sum(model.lm_head, hidden[:, : length - 1], tokens[:, 1:])
-    matp = _cross_entropy_sum(model.lm_head, hidden[:, length:][masked], tokens[:, :noisy][masked])
-    return Losses(
-        total=(ntp + matp) / tokens.numel(),
-        ntp=(ntp / (batch * (length - 1))).detach(),
-        matp=(matp / masked.sum().clamp(min=1)).detach(),
+    clean = [_stack([_clean_rows(e, d) for d, e in enumerate(s)], length) for s in sequences]
+    if block_size is None:
+        return Batch(length, *torch.stack(clean).unbind(1))
+    noisy = [
+        [_noisy_rows(e, d, block_size, mask_token_id, generator) for d, e in enumerate(sequence)]
+        for sequence, generator in zip(sequences, generators, strict=True)
+    ]
+    longest = max(sum(part.shape[1] for part in parts) for parts in noisy)
+    width = -(-longest // multiple) * multiple
+    halves = [
+        torch.cat([x, _stack(parts, width)], 1) for x, parts in zip(clean, noisy, strict=True)
+    ]
+    return Batch(length, *torch.stack(halves).unbind(1))
+
+
+def _clean_rows(example: Example, document: int) -> Tensor:
+    """A document's rows of x, int64 [6, n]: the columns of Batch."""
+    tokens = torch.as_tensor(example.tokens, dtype=torch.int64)
+    positions = torch.arange(len(tokens))
+    labels = tokens.roll(-1)
+    labels[: max(example.prompt_length - 1, 0)] = IGNORED
+    labels[-1] = IGNORED
+    same = torch.full_like(tokens, document)
+    clean = torch.full_like(tokens, CLEAN)
+    return torch.stack([tokens, positions, same, positions + 1, clean, labels])
+
+
+def _noisy_rows(
+    example: Example,
+    document: int,
+    block_size: int,
+    mask_token_id: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """A document's rows of x_hat, int64 [6, n], n a multiple of `block_size`."""
+    start = example.prompt_length
+    answer = torch.as_tensor(example.tokens[start:], dtype=torch.int64)
+    n = -(-len(answer) // block_size) * block_size
+    past_end = n - len(answer)
+    eta = torch.rand((), generator=generator)
+    masked = torch.rand(n, generator=generator) < eta
+    if example.ends:
+        truth = torch.cat([answer, answer[-1:].expand(past_end)])
+    else:
+        truth = torch.cat([answer, answer.new_full((past_end,), IGNORED)])
+        masked[len(answer) :] = True
+    block = torch.arange(n) // block_size
+    return torch.stack(
+        [
+            truth.masked_fill(masked, mask_token_id),
+            start + torch.arange(n),
+            torch.full((n,), document),
+            start + block * block_size,
+            block,
+            truth.masked_fill(~masked, IGNORED),
+        ]
     )
 
 
-def _additive(attends: Tensor) -> Tensor:
-    """The mask in the form that every attention of transformers takes: float [1, 1, rows, keys]."""
-    return torch.zeros(attends.shape).masked_fill(~attends, -torch.inf)[None, None]
+def _stack(parts: list[Tensor], width: int) -> Tensor:
+    """Documents side by side, filled up to `width` with rows that see each other and no other."""
+    missing = width - sum(part.shape[1] for part in parts)
+    padding = torch.tensor([0, 0, PADDING, 1, CLEAN, IGNORED])[:, None].expand(6, missing)
+    return torch.cat([*parts, padding], dim=1)
 
 
-def _cross_entropy_sum(lm_head: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
-    logits = lm_head(hidden.reshape(-1, hidden.shape[-1]))
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits, labels.reshape(-1), reduction="sum")
+def sees(batch: Batch, b: Any, row: Any, key: Any) -> Tensor:
+    """Whether `row` sees `key` in sequence `b`: index tensors of any shapes that broadcast.
+
+    A row sees of its own document the clean keys of its past and the noisy keys of its block. This
+    is the only statement of it: every kind of mask is made from here.
+    """
+    same_document = batch.document[b, row] == batch.document[b, key]
+    in_the_past = batch.positions[b, key] < batch.past[b, row]
+    own_block = batch.block[b, row] == batch.block[b, key]
+    return same_document & torch.where(batch.block[b, key] == CLEAN, in_the_past, own_block)
+
+
+def dense_mask(batch: Batch) -> Tensor:
+    """Bool [B, 1, S, S]."""
+    b, s = batch.tokens.shape
+    rows = torch.arange(s, device=batch.tokens.device)
+    sequences = torch.arange(b, device=batch.tokens.device)[:, None, None]
+    return sees(batch, sequences, rows[:, None], rows[None, :])[:, None]
+
+
+def mask_mod(batch: Batch) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """The same in the form that flex_attention asks for."""
+    return lambda b, head, row, key: sees(batch, b, row, key)
+
+
+def attention_mask(batch: Batch, implementation: str, dtype: torch.dtype) -> Tensor | BlockMask:
+    """The mask as transformers' attention of that name takes it."""
+    if implementation == "flex_attention":
+        b, s = batch.tokens.shape
+        device = batch.tokens.device
+        make = compiled_block_mask() if device.type == "cuda" else create_block_mask
+        return make(mask_mod(batch), b, None, s, s, device=device)
+    mask = dense_mask(batch)
+    if implementation == "sdpa":
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, -torch.inf)
+
+
+@cache
+def compiled_block_mask() -> Any:
+    """It never holds S x S."""
+    return torch.compile(create_block_mask)
+
+
+class Objective(nn.Module):
+    """A transformers causal LM under its training loss; the module that FSDP shards as a whole."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> LossSums:
+        model = self.model
+        hidden = model.model(
+            input_ids=batch.tokens,
+            attention_mask=attention_mask(batch, model.config._attn_implementation, model.dtype),
+            position_ids=batch.positions,
+            use_cache=False,
+        ).last_hidden_state
+        halves = []
+        for half in slice(0, batch.clean), slice(batch.clean, None):
+            labels = batch.labels[:, half]
+            labelled = labels != IGNORED
+            loss = cross_entropy_sum(model.lm_head, hidden[:, half][labelled], labels[labelled])
+            halves.append((loss, labelled.sum()))
+        (ntp, ntp_labels), (matp, matp_labels) = halves
+        return LossSums(ntp, matp, ntp_labels, matp_labels)
+
+
+def cross_entropy_sum(head: nn.Module, hidden: Tensor, labels: Tensor, rows: int = 2048) -> Tensor:
+    """Only rows with a label meet the head, and their logits never exist all at once."""
+
+    def chunk(hidden: Tensor, labels: Tensor) -> Tensor:
+        logits = head(hidden)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(logits, labels, reduction="sum")
+
+    if len(labels) <= rows:
+        return chunk(hidden, labels)
+    parts = zip(torch.split(hidden, rows), torch.split(labels, rows), strict=True)
+    return torch.stack([checkpoint(chunk, *part, use_reentrant=False) for part in parts]).sum()

@@ -1,7 +1,9 @@
-"""The training loop: AdamW on the SBD objective, resumable to the bit, one folder per run.
+"""The training loop: AdamW on the SBD objective or on next tokens alone, resumable to the bit.
 
-The folder is a transformers checkpoint (`model.safetensors`, `config.json`, ...) with
-`checkpoint.pt` (optimizer, step, loss curve) and `training.json` (recipe, loss curve) beside it.
+A run lives in one folder. It is a transformers checkpoint, replaced whole at every save, with
+`training.json` (recipe and loss curve) and `resume-STEP/` (full-precision weights, optimizer)
+beside it. Everything a step draws depends on the seed and the step alone, and its loss is divided
+by one count for the whole step: neither micro-batches nor the number of processes change it.
 """
 
 from __future__ import annotations
@@ -10,17 +12,32 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import sys
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
+from torch.distributed.checkpoint.state_dict_saver import save as save_sharded
 
-from training.objective import draw_masked, sbd_loss
+from training.checkpoint import write_model
+from training.errors import TrainingError
+from training.examples import Data
+from training.objective import Objective, double
+from training.parallel import shard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,157 +45,263 @@ class Recipe:
     """What a run depends on, beside its data and its model. Sizes in clean tokens."""
 
     steps: int
-    batch_tokens: int = 2048
-    lengths: tuple[int, ...] = (128, 128, 128, 128, 128, 256, 256, 512)  # one drawn per step
+    length: int = 4096  # of a sequence, the room that documents are packed into
+    batch_size: int = 16  # sequences per step, over all processes
+    micro_batch_size: int = 1  # sequences per forward
+    objective: Literal["sbd", "ntp"] = "sbd"
     block_sizes: tuple[int, int] = (2, 16)  # one drawn per step, both ends included
-    learning_rate: float = 2e-3
-    warmup_steps: int = 100
+    noisy_multiple: int = 128  # noisy halves are filled up to one, for fewer different shapes
+    learning_rate: float = 3e-4
+    warmup_steps: int = 200
     cooldown: float = 1.0  # the share of the steps, at the end, that takes the cosine; 1: all of it
-    final_learning_rate: float = 0.02  # share of the peak
+    final_learning_rate: float = 0.1  # share of the peak
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
     gradient_norm: float = 1.0
-    bfloat16: bool = True
+    bfloat16: bool = True  # autocast; the weights stay float32
     seed: int = 0
 
     def learning_rate_at(self, step: int) -> float:
         """Linear warmup, the peak, and a cosine down to `final_learning_rate` of it."""
-        warm = min(1.0, (step + 1) / self.warmup_steps)
+        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
         start = max(self.warmup_steps, round(self.steps * (1 - self.cooldown)))
         done = max(0.0, (step - start) / max(1, self.steps - start))
         floor, cosine = self.final_learning_rate, (1 + math.cos(math.pi * done)) / 2
         return self.learning_rate * warm * (floor + (1 - floor) * cosine)
 
 
-class Trainer:
-    """One run in folder `out`.
+Report = Callable[[dict[str, float], Recipe], None]
 
-    `batch(step, batch_size, length)` gives its tokens; `data_id` names the data behind it.
+
+def print_progress(point: dict[str, float], recipe: Recipe) -> None:
+    matp = f"  matp {point['matp']:.3f}" if "matp" in point else ""
+    print(
+        f"step {point['step']}/{recipe.steps}  ntp {point['ntp']:.3f}{matp}  "
+        f"{point['tok_s']:.0f} tok/s  {point['seconds_left'] / 60:.0f} min left",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+class Trainer:
+    """One run in folder `out`, resumed where it holds one.
+
+    `dtype` is of the weights in the checkpoint it writes; the model's own are better float32.
+    `settings`, JSON, is what else the run depends on: it too must be the same to resume.
     """
 
     def __init__(
         self,
         model: Any,
         recipe: Recipe,
-        batch: Callable[[int, int, int], Tensor],
-        data_id: str,
+        data: Data,
         out: Path,
+        dtype: torch.dtype = torch.float32,
+        settings: dict[str, Any] | None = None,
+        device: torch.device | None = None,
     ) -> None:
-        self.model, self.recipe, self.out = model, recipe, out
-        self.batch, self.data_id = batch, data_id
-        self.device = next(model.parameters()).device
-        matrices = [p for p in model.parameters() if p.ndim >= 2]
-        vectors = [p for p in model.parameters() if p.ndim < 2]
+        self.model, self.recipe, self.data, self.out = model, recipe, data, out
+        self.dtype, self.settings = dtype, settings or {}
+        self.device = device or next(model.parameters()).device
+        self.objective = Objective(model)
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.world = dist.get_world_size() if dist.is_initialized() else 1
+        if recipe.batch_size % (self.world * recipe.micro_batch_size):
+            raise TrainingError(
+                f"batch_size is {recipe.batch_size}, expected a multiple of {self.world} "
+                f"processes x micro_batch_size {recipe.micro_batch_size}"
+            )
+        if self.world > 1:
+            shard(self.objective, self.device, recipe.bfloat16)
+        else:
+            self.objective.to(self.device)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in trained if p.ndim >= 2]},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
         self.optimizer = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": recipe.weight_decay},
-                {"params": vectors, "weight_decay": 0.0},
-            ],
+            groups,
             lr=recipe.learning_rate,
             betas=recipe.betas,
+            weight_decay=recipe.weight_decay,
             fused=True,
         )
         self.step = 0
         self.curve: list[dict[str, float]] = []
-        if self._checkpoint.exists():
-            self._resume()
+        self.sums = torch.zeros(4, dtype=torch.float64)  # since the curve's last point
+        for folder in resume_folders(out)[-1:]:
+            self._resume(folder)
 
-    @property
-    def _checkpoint(self) -> Path:
-        return self.out / "checkpoint.pt"
-
-    def run(self, save_every: int = 200, report_every: int = 20) -> None:
+    def run(
+        self,
+        save_every: int = 200,
+        report_every: int = 20,
+        report: Report = print_progress,
+    ) -> None:
         """Train from the current step to the last, saving as it goes."""
-        started, first, sums = time.monotonic(), self.step, [0.0, 0.0]
-        while self.step < self.recipe.steps:
-            ntp, matp = self._train_step()
-            sums = [sums[0] + ntp, sums[1] + matp]
+        self.model.train()
+        started, first, last = time.monotonic(), self.step, self.recipe.steps
+        while self.step < last:
+            self.sums += self._train_step()
             self.step += 1
-            if self.step % report_every == 0:
-                ntp, matp = (round(total / report_every, 4) for total in sums)
-                sums = [0.0, 0.0]
-                self.curve.append({"step": self.step, "ntp": ntp, "matp": matp})
+            if self.step % report_every == 0 or self.step == last:
+                point = self._curve_point()
+                self.curve.append(point)
                 per_step = (time.monotonic() - started) / (self.step - first)
-                print(
-                    f"step {self.step}/{self.recipe.steps}  ntp {ntp:.3f}  matp {matp:.3f}  "
-                    f"{self.recipe.batch_tokens / per_step:.0f} tok/s  "
-                    f"{(self.recipe.steps - self.step) * per_step / 60:.0f} min left",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            if self.step % save_every == 0 or self.step == self.recipe.steps:
+                tokens = self.recipe.batch_size * self.recipe.length
+                pace = {"tok_s": tokens / per_step, "seconds_left": (last - self.step) * per_step}
+                if self.rank == 0:
+                    report(point | pace, self.recipe)
+            if self.step % save_every == 0 or self.step == last:
                 self.save()
 
-    def _train_step(self) -> tuple[float, float]:
-        """One optimizer step. Its draws depend on (seed, step) alone."""
+    def _train_step(self) -> torch.Tensor:
+        """One optimizer step; the sums and counts of its losses, over all processes."""
         recipe = self.recipe
         rng = Random(f"{recipe.seed} step {self.step}")
-        generator = torch.Generator().manual_seed(rng.getrandbits(63))
-        block_size = rng.randint(*recipe.block_sizes)
-        length = rng.choice(recipe.lengths)
-        tokens = self.batch(self.step, recipe.batch_tokens // length, length)
-        masked = draw_masked(len(tokens), length, generator)
+        block_size = rng.randint(*recipe.block_sizes) if recipe.objective == "sbd" else None
+        seeds = [rng.getrandbits(63) for _ in range(recipe.batch_size)]
+        torch.manual_seed(seeds[0] + self.rank)  # for dropout, where a model has any
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.learning_rate_at(self.step)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bfloat16):
-            losses = sbd_loss(
-                self.model,
-                tokens.to(self.device),
-                masked.to(self.device),
+
+        sequences = self.data.step(self.step)
+        # Eq. 14 adds the two halves' losses. Their sum is divided by the answer tokens of the whole
+        # step: known before any forward, and the same whatever was masked and however it is split.
+        count = sum(example.labels for sequence in sequences for example in sequence)
+        sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+        mine = range(self.rank, recipe.batch_size, self.world)
+        for first in range(0, len(mine), recipe.micro_batch_size):
+            part = mine[first : first + recipe.micro_batch_size]
+            batch = double(
+                [sequences[i] for i in part],
+                recipe.length,
                 block_size,
                 self.model.config.mask_token_id,
+                [torch.Generator().manual_seed(seeds[i]) for i in part],
+                recipe.noisy_multiple,
             )
-        torch.autograd.backward(losses.total)
+            with self._precision():
+                losses = self.objective(batch.to(self.device))
+            # FSDP takes the mean of the processes' gradients, and we want the sum.
+            torch.autograd.backward((losses.ntp + losses.matp) * (self.world / count))
+            sums += torch.stack([value.detach().double() for value in losses])
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.gradient_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return losses.ntp.item(), losses.matp.item()
+        if self.world > 1:
+            dist.all_reduce(sums)
+        if not math.isfinite(sums.sum().item()):
+            raise TrainingError(
+                f"step {self.step + 1}: the loss is not finite: lower the learning rate, or look "
+                "at the checkpoint's weights"
+            )
+        return sums.cpu()
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        enabled = self.recipe.bfloat16
+        return torch.autocast(self.device.type, torch.bfloat16) if enabled else nullcontext()
+
+    def _curve_point(self) -> dict[str, float]:
+        ntp, matp, ntp_labels, matp_labels = self.sums.tolist()
+        self.sums.zero_()
+        point = {"step": self.step, "ntp": round(ntp / max(1, ntp_labels), 4)}
+        if self.recipe.objective == "sbd":
+            point["matp"] = round(matp / max(1, matp_labels), 4)
+        return point
 
     def save(self) -> None:
-        """Write the run's folder; every file appears whole or not at all, the checkpoint last."""
-        self.out.mkdir(parents=True, exist_ok=True)
+        """Replace the run's checkpoint; at any moment the folder holds a whole one, old or new."""
         staging = self.out / "saving"
-        self.model.save_pretrained(staging)
-        (staging / "training.json").write_text(json.dumps(self.summary(), indent=1) + "\n")
-        torch.save(
-            {
-                "recipe": dataclasses.asdict(self.recipe),
-                "data": self.data_id,
-                "step": self.step,
-                "curve": self.curve,
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-            },
-            staging / self._checkpoint.name,
-        )
-        for path in sorted(staging.iterdir(), key=lambda path: path.name == self._checkpoint.name):
-            os.replace(path, self.out / path.name)
-        staging.rmdir()
+        if self.rank == 0:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+        self._barrier()
+        with quietly():
+            save_sharded(self._resumable(), checkpoint_id=staging / "resume")
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        whole: dict[str, Any] = get_model_state_dict(self.model, options=options)
+        if self.rank == 0:
+            progress = {**self.summary(), "unreported": self.sums.tolist()}
+            write_json(staging / "resume" / "training.json", progress)
+            past = resume_folders(self.out)
+            os.rename(staging / "resume", self.out / f"resume-{self.step}")
+            write_model(self.model, whole, self.dtype, staging)
+            write_json(staging / "training.json", self.summary())
+            for path in staging.iterdir():
+                os.replace(path, self.out / path.name)
+            staging.rmdir()
+            for folder in past:
+                if folder.name != f"resume-{self.step}":
+                    shutil.rmtree(folder)
+        self._barrier()
+
+    def _barrier(self) -> None:
+        if self.world > 1:
+            dist.barrier()
 
     def summary(self) -> dict[str, Any]:
         return {
             "recipe": dataclasses.asdict(self.recipe),
-            "data": self.data_id,
+            "settings": self.settings,
+            "data": self.data.fingerprint,
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "step": self.step,
-            "tokens": self.step * self.recipe.batch_tokens,
             "loss": self.curve,
         }
 
-    def _resume(self) -> None:
+    def _resume(self, folder: Path) -> None:
         """Continue the run in `out`. `steps` may differ as long as no step taken would have."""
-        state = torch.load(self._checkpoint, map_location=self.device, weights_only=True)
-        past, now = Recipe(**state["recipe"]), self.recipe
+        saved = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in saved["recipe"].items()
+        }
+        past, now = Recipe(**fields), self.recipe
         same_past = dataclasses.replace(past, steps=now.steps) == now and all(
             past.learning_rate_at(step) == now.learning_rate_at(step)
-            for step in range(state["step"])
+            for step in range(saved["step"])
         )
-        if not same_past or state["data"] != self.data_id:
-            raise ValueError(
-                f"{self._checkpoint} belongs to another run: expected {now} on data "
-                f"{self.data_id}, it has {past} on data {state['data']}; use that recipe and "
-                "data, or another folder"
+        mine = {"settings": self.settings, "data": self.data.fingerprint}
+        theirs = {key: saved[key] for key in mine}
+        if not same_past or mine != theirs:
+            raise TrainingError(
+                f"{self.out} belongs to another run: expected {now}, {mine}; it has {past}, "
+                f"{theirs}; use those, or another folder"
             )
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.curve = state["step"], state["curve"]
+        state = self._resumable()
+        with quietly():
+            load_sharded(state, checkpoint_id=folder)
+        set_state_dict(
+            self.model,
+            self.optimizer,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"],
+            options=StateDictOptions(strict=False),  # of a LoRA run it holds the adapter alone
+        )
+        self.step, self.curve = saved["step"], saved["loss"]
+        self.sums = torch.tensor(saved["unreported"], dtype=torch.float64)
+
+    def _resumable(self) -> dict[str, Any]:
+        """What a run is resumed from: weights as they are trained, and the optimizer's state."""
+        options = StateDictOptions(ignore_frozen_params=True)
+        model, optimizer = get_state_dict(self.model, self.optimizer, options=options)
+        return {"model": model, "optimizer": optimizer}
+
+
+def resume_folders(out: Path) -> list[Path]:
+    """What a run may resume from, the newest last."""
+    return sorted(out.glob("resume-*"), key=lambda path: int(path.name.split("-")[1]))
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """A distributed checkpoint by a single process is meant as such."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield

@@ -1,7 +1,7 @@
-"""Generated documents: small Python functions, classes, scripts, and tasks with one exact answer.
+"""Generated Python: small functions, classes and scripts.
 
-Everything is a pure function of the `random.Random` handed in. The Python documents are in
-`ast.unparse`'s own layout, the layout of the real text beside them.
+All of it is in `ast.unparse`'s layout: one way to write everything leaves a small model less to
+guess. What is generated is a pure function of the `random.Random` handed in.
 """
 
 from __future__ import annotations
@@ -161,30 +161,3 @@ def _whole_document(rng: Random) -> str:
     if kind < 0.94:
         return _record_class(rng)
     return _container_class(rng) if kind < 0.98 else _error_class(rng)
-
-
-def _column_addition(rng: Random) -> str:
-    a, b = (rng.randrange(10 ** rng.randint(1, 3)) for _ in range(2))
-    lines, carry = [f"# add {a} {b}"], 0
-    for place in range(max(len(str(a)), len(str(b)))):
-        x, y = a // 10**place % 10, b // 10**place % 10
-        total = x + y + carry
-        lines.append(f"# {x} + {y} + {carry} = {total} write {total % 10} carry {total // 10}")
-        carry = total // 10
-    return "\n".join([*lines, f"# answer {a + b}"])
-
-
-def exact_document(rng: Random) -> str:
-    """A task whose text has one right continuation: arithmetic, or letters moved about."""
-    word = rng.choice(WORDS)
-    letters, size = " ".join(word), len(word)
-    a, b = rng.randint(0, 20), rng.randint(0, 20)
-    return rng.choice([
-        _column_addition(rng),
-        f"# copy {letters}\n# answer {letters}",
-        f"# reverse {letters}\n# answer {letters[::-1]}",
-        f"# sort {letters}\n# answer {' '.join(sorted(word))}",
-        f"assert {a} + {b} == {a + b}\nassert {b} + {a} == {a + b}\nassert {a + b} - {b} == {a}",
-        f"assert len('{word}') == {size}\nassert '{word}'.upper() == '{word.upper()}'\n"
-        f"assert '{word}'[0] == '{word[0]}'",
-    ])  # fmt: skip

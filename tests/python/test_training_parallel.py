@@ -1,0 +1,70 @@
+"""Two processes of torchrun, each with half of every weight, against one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("peft")
+
+from training import finetune  # noqa: E402
+
+from .checkpoints import write_checkpoint  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+OPTIONS = "--length 48 --batch-size 4 --warmup-steps 50 --learning-rate 1e-2 --save-every 4"
+
+
+def with_torchrun(arguments: list[str]) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*torchrun, "--nproc-per-node", "2", "-m", "training.finetune", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("kind", ["", "--lora-rank 4 --checkpointing"])
+def test_two_processes_are_one(kind: str, tmp_path: Path) -> None:
+    """The same curve and weights. With all weights trained, the two also stop in between and go on
+    from what each saved: during the warmup the rate does not depend on the number of steps."""
+    base = write_checkpoint(tmp_path / "base", "qwen3", tie_word_embeddings=not kind)
+    tasks = [{"prompt": f"{i}:", "answer": f" {i} {i + 1} {i + 2}"} for i in range(100)]
+    (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(task) for task in tasks))
+    one, two = tmp_path / "one", tmp_path / "two"
+
+    def arguments(out: Path, steps: int) -> list[str]:
+        paths = ["--model", str(base), "--data", str(tmp_path / "data.jsonl"), "--out", str(out)]
+        options = [*OPTIONS.split(), *kind.split(), "--no-bfloat16", "--steps", str(steps)]
+        return [*paths, *options]
+
+    with pytest.raises(SystemExit) as exit:
+        finetune.main(arguments(one, 8))
+    assert not exit.value.code
+    if not kind:
+        with_torchrun(arguments(two, 4))
+    with_torchrun(arguments(two, 8))
+
+    curves = [json.loads((out / "training.json").read_text())["loss"] for out in (one, two)]
+    assert [point["step"] for point in curves[1]] == [4, 8]
+    for a, b in zip(*curves, strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+    theirs = weights(two)
+    for name, weight in weights(one).items():
+        torch.testing.assert_close(weight, theirs[name], rtol=0, atol=1e-3, msg=name)
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    return dict(transformers.AutoModelForCausalLM.from_pretrained(folder).state_dict())

@@ -1,0 +1,1 @@
+"""The embedded demo model: its text, its tokenizer, its tasks and its run."""

@@ -1,0 +1,6 @@
+"""`python -m training.demo --out DIR`."""
+
+from training.demo.train import main
+
+if __name__ == "__main__":
+    main()

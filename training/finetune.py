@@ -1,0 +1,242 @@
+"""Turn a checkpoint into one that decodes in blocks: `python -m training.finetune --help`."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import torch
+import torch.distributed as dist
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from training.checkpoint import (
+    Base,
+    add_lora,
+    choose_mask_token,
+    empty_model,
+    load_model,
+    open_base,
+)
+from training.errors import TrainingError
+from training.examples import Example
+from training.parallel import join
+from training.plot_loss import plot_loss
+from training.texts import Encoder, PackedTexts, read_records
+from training.trainer import Recipe, Report, Trainer, print_progress
+
+# Typer does not export it.
+UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
+ERROR_EXIT, INTERRUPTED_EXIT = 2, 130
+
+
+def finetune(
+    model: Annotated[Path, typer.Option(help="A Llama, Qwen2 or Qwen3 checkpoint: its folder.")],
+    data: Annotated[Path, typer.Option(help="A .txt or .jsonl file, or a folder of these.")],
+    out: Annotated[Path, typer.Option(help="The folder to write; a run there is continued.")],
+    objective: Annotated[str, typer.Option(help="sbd, or ntp: next tokens alone.")] = "sbd",
+    block_size: Annotated[
+        int, typer.Option(min=2, max=1024, help="The largest block; each step draws 2 up to it.")
+    ] = 16,
+    mask_token: Annotated[
+        str | None, typer.Option(help="Default: the checkpoint's, else a new one.")
+    ] = None,
+    length: Annotated[
+        int | None,
+        typer.Option(min=2, help="Tokens per sequence. Default: the context, at most 4096."),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Sequences per step, over all processes.")
+    ] = 16,
+    micro_batch_size: Annotated[int, typer.Option(min=1, help="Sequences per forward.")] = 1,
+    epochs: Annotated[float, typer.Option(help="How often to go through the data.")] = 1.0,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimizer steps, instead of --epochs.")
+    ] = None,
+    learning_rate: Annotated[float, typer.Option(help="Its peak.")] = 1e-5,
+    warmup_steps: Annotated[
+        int, typer.Option(min=0, help="Steps up to the peak; a cosine follows.")
+    ] = 200,
+    weight_decay: Annotated[float, typer.Option(help="Of matrices, by AdamW.")] = 0.1,
+    lora_rank: Annotated[
+        int, typer.Option(min=0, help="Train a LoRA, merged at every save. 0: all weights.")
+    ] = 0,
+    checkpointing: Annotated[
+        bool, typer.Option(help="Save memory: compute each layer's activations twice.")
+    ] = False,
+    bfloat16: Annotated[bool, typer.Option(help="Multiply matrices in bfloat16.")] = True,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
+    save_every: Annotated[int, typer.Option(min=1, help="Steps from save to save.")] = 200,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Fine-tune a checkpoint for Set Block Decoding. The same command again continues a run."""
+    try:
+        device = join()
+        base = open_base(model)
+        length = length or min(4096, base.config.max_position_embeddings)
+        _check(base, out, objective, length, block_size)
+        for option, value in (("learning-rate", learning_rate), ("epochs", epochs)):
+            if not 0 < value < math.inf:
+                raise TrainingError(f"--{option} is {value}, expected a number above 0")
+        if not 0 <= weight_decay < math.inf:
+            raise TrainingError(f"--weight-decay is {weight_decay}, expected 0 or more")
+        old_tokens = len(base.tokenizer)
+        mask = choose_mask_token(base, mask_token)
+        base.config.block_size = block_size
+        texts = PackedTexts(_read(base, data, length, mask), length, batch_size, seed)
+        epoch = texts.sequences_in_epoch(0) / batch_size
+        recipe = Recipe(
+            steps=steps or max(1, math.ceil(epochs * epoch)),
+            length=length,
+            batch_size=batch_size,
+            micro_batch_size=micro_batch_size,
+            objective="ntp" if objective == "ntp" else "sbd",
+            block_sizes=(2, block_size),
+            learning_rate=learning_rate,
+            warmup_steps=warmup_steps,
+            weight_decay=weight_decay,
+            bfloat16=bfloat16,
+            seed=seed,
+        )
+        settings = {"base": _fingerprint(base), "mask_token_id": mask, "lora_rank": lora_rank}
+        torch.manual_seed(seed)  # a LoRA begins with random numbers
+        network = _network(base, device, old_tokens, lora_rank, checkpointing, bfloat16)
+        trainer = Trainer(network, recipe, texts, out, base.dtype, settings, device)
+        if _speaks():
+            base.tokenizer.save_pretrained(out)
+        with _progress(trainer) as report:
+            trainer.run(save_every, report_every=min(10, save_every), report=report)
+        if _speaks():
+            plot_loss(out / "training.json", out / "loss.png")
+            print(f"{out}: {recipe.steps} steps, {_losses(trainer.curve[-1])}")
+    except (TrainingError, OSError) as error:
+        if debug:
+            traceback.print_exc()
+        if _speaks():
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise typer.Exit(ERROR_EXIT) from None
+    except KeyboardInterrupt:
+        if _speaks():
+            print("interrupted: the same command goes on from the last save", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED_EXIT) from None
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _check(base: Base, out: Path, objective: str, length: int, block_size: int) -> None:
+    if out.resolve() == base.folder.resolve() or (out.exists() and not out.is_dir()):
+        raise TrainingError(f"{out}: expected a new folder, or that of an earlier run")
+    if objective not in ("sbd", "ntp"):
+        raise TrainingError(f"--objective is {objective!r}, expected sbd or ntp")
+    context = base.config.max_position_embeddings
+    if length > context:
+        raise TrainingError(
+            f"--length is {length}, expected at most {context}, the max_position_embeddings of "
+            f"{base.folder}"
+        )
+    if block_size > length:
+        raise TrainingError(f"--block-size is {block_size}, expected at most --length, {length}")
+
+
+def _read(base: Base, data: Path, length: int, mask_token_id: int) -> list[Example]:
+    encoder = Encoder(base.tokenizer, length, mask_token_id)
+    examples = [e for record in read_records(data) for e in encoder.examples(record)]
+    if not examples:
+        raise TrainingError(f"{data}: no document with a token to teach")
+    tokens = sum(len(example.tokens) for example in examples)
+    if _speaks():
+        print(f"{data}: {len(examples)} examples, {tokens} tokens", file=sys.stderr)
+        if encoder.cut or encoder.dropped:
+            print(
+                f"warning: {encoder.cut} answers cut at --length {length}, {encoder.dropped} "
+                "documents left out: nothing of theirs to teach within it",
+                file=sys.stderr,
+            )
+    return examples
+
+
+def _network(
+    base: Base,
+    device: torch.device,
+    old_tokens: int,
+    lora_rank: int,
+    checkpointing: bool,
+    bfloat16: bool,
+) -> Any:
+    """The model as it will be trained; of several processes the first alone has its weights."""
+    attention = "flex_attention" if device.type == "cuda" else "sdpa"
+    frozen = base.dtype if bfloat16 else torch.float32
+    dtype = frozen if lora_rank else torch.float32
+    if _speaks():
+        network = load_model(base, attention, dtype, old_tokens)
+    else:
+        network = empty_model(base, attention, dtype)
+    if lora_rank:
+        add_lora(network, lora_rank)
+    if checkpointing:
+        # transformers 5 has the first name, 4 the second.
+        enable = getattr(network, "activation_checkpointing_enable", None)
+        (enable or network.gradient_checkpointing_enable)({"use_reentrant": False})
+    return network
+
+
+def _fingerprint(base: Base) -> str:
+    """Of the checkpoint that a run began with: its configuration, its weights' files and sizes."""
+    digest = hashlib.sha256((base.folder / "config.json").read_bytes())
+    for path in sorted(base.folder.glob("*.safetensors")):
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+    return digest.hexdigest()
+
+
+def _speaks() -> bool:
+    """Whether this process is the first, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextmanager
+def _progress(trainer: Trainer) -> Iterator[Report]:
+    """A bar on a terminal, lines elsewhere."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield print_progress
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        task = progress.add_task("", total=trainer.recipe.steps, completed=trainer.step)
+
+        def report(point: dict[str, float], recipe: Recipe) -> None:
+            text = f"{_losses(point)}, {point['tok_s']:.0f} tok/s"
+            progress.update(task, completed=point["step"], description=text)
+
+        yield report
+
+
+def _losses(point: dict[str, float]) -> str:
+    return ", ".join(f"{key} {point[key]:.3f}" for key in ("ntp", "matp") if key in point)
+
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app.command()(finetune)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """A wrong option is one line too, and the same exit code."""
+    try:
+        code = app(arguments, standalone_mode=False)
+    except UsageError as error:
+        print(f"error: {error.format_message()}", file=sys.stderr)
+        code = ERROR_EXIT
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
