@@ -43,7 +43,9 @@ UnmaskRule rule(const Request& request, const DecodeDefaults& defaults) {
 Unmask unmasking(const Request& request, const DecodeDefaults& defaults) {
   Unmask unmask;
   unmask.rule = rule(request, defaults);
-  const std::string proxy = request.proxy.value_or(defaults.proxy);
+  // The file's order is its own rule's.
+  const bool same_rule = unmask.rule == unmask_rule(defaults.unmask);
+  const std::string proxy = request.proxy.value_or(same_rule ? defaults.proxy : "");
   if (!proxy.empty() || request.proxy) unmask.proxy = unmask_proxy(proxy);
   unmask.gamma = request.gamma.value_or(defaults.gamma);
   unmask.factor = request.factor.value_or(defaults.factor);
@@ -57,8 +59,8 @@ Unmask unmasking(const Request& request, const DecodeDefaults& defaults) {
 
 DecodeTask decode_task(const Request& request, const ModelConfig& config, int n_ctx) {
   for (const TokenId token : request.prompt) {
-    SBD_CHECK(token >= 0 && token < config.vocab_size, "token id {} is outside the vocabulary of {}",
-              token, config.vocab_size);
+    SBD_CHECK(token >= 0 && token < config.vocab_size,
+              "token id {} is outside the vocabulary of {}", token, config.vocab_size);
   }
   DecodeTask task;
   task.prompt = request.prompt;
@@ -95,10 +97,10 @@ DecoderOptions decoder_options(const Request& request, const ModelConfig& config
   block.commit_attention =
       find_named(kCommitAttentions, "commit_attention", defaults.commit_attention);
 
-  if (config.layer_runs.front() + config.layer_runs[1] > 0) {
-    options.dmtd = DmtdMethod{
-        .horizon = request.horizon.value_or(defaults.horizon),
-        .prompt_rule = find_named(kPromptRules, "prompt_rule", defaults.prompt_rule)};
+  if (config.layer_runs[1] > 0) {
+    options.dmtd =
+        DmtdMethod{.horizon = request.horizon.value_or(defaults.horizon),
+                   .prompt_rule = find_named(kPromptRules, "prompt_rule", defaults.prompt_rule)};
   }
   options.d2f = {
       .mask_token_id = block.mask_token_id,

@@ -13,21 +13,21 @@ namespace sbd {
 
 // Unset options are the model file's defaults.
 struct Request {
-  std::vector<TokenId> prompt;
+  std::vector<TokenId> prompt = {};
   int max_tokens = 256;
   std::string decoder = "auto";
-  std::optional<int> block_size;
-  std::optional<int> steps;
-  std::optional<std::string> unmask;
-  std::optional<std::string> proxy;
-  std::optional<float> gamma;
-  std::optional<float> factor;
-  std::optional<float> confidence_threshold;
-  std::optional<int> top_n;
-  std::optional<int> horizon;
-  std::optional<float> block_add_threshold;
-  std::optional<float> decoded_token_threshold;
-  std::optional<float> skip_threshold;
+  std::optional<int> block_size = {};
+  std::optional<int> steps = {};
+  std::optional<std::string> unmask = {};
+  std::optional<std::string> proxy = {};
+  std::optional<float> gamma = {};
+  std::optional<float> factor = {};
+  std::optional<float> confidence_threshold = {};
+  std::optional<int> top_n = {};
+  std::optional<int> horizon = {};
+  std::optional<float> block_add_threshold = {};
+  std::optional<float> decoded_token_threshold = {};
+  std::optional<float> skip_threshold = {};
   float temperature = 0.0f;
   float top_p = 1.0f;
   int top_k = 0;

@@ -45,11 +45,7 @@ bool Block::commit(const DecodeTask& task, Events& events) {
     }
     events.committed.push_back((*this)[committed_]);
   }
-  if (task.is_eos((*this)[end_ - 1])) {
-    events.finished = FinishReason::stop;
-  } else if (begin_ + end_ == task.tokens_wanted()) {
-    events.finished = FinishReason::length;
-  }
+  events.finished = task.finish((*this)[end_ - 1], begin_ + end_);
   return true;
 }
 

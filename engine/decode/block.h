@@ -19,9 +19,10 @@ class Block {
   const std::vector<TokenId>& tokens() const { return tokens_; }  // the mask where none is decided
   TokenId operator[](int i) const { return tokens_[static_cast<std::size_t>(i)]; }
 
-  bool is_masked(int i) const { return (*this)[i] == mask_token_id_; }
-  // Masked positions, ascending: those before the end; all that may be text while an end of sequence
-  // is not counted; and those that the text does not need too.
+  // A mask token in the prompt is a token.
+  bool is_masked(int i) const { return begin_ + i >= 0 && (*this)[i] == mask_token_id_; }
+  // Masked positions, ascending: those before the end; all that may be text while an end of
+  // sequence is not counted; and those that the text does not need too.
   std::vector<int> masked() const;
   std::vector<int> wanted_masked() const;
   std::vector<int> all_masked() const;

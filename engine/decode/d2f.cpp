@@ -50,7 +50,8 @@ void D2fDecoder::prepare_step() {
 
 // A block's rows whose statistics are wanted: those that predict its masked positions and, where
 // logits are shifted, its last one for the first position behind it.
-std::vector<int> D2fDecoder::outputs(const Flight& flight, const Flight* next) const {
+std::vector<int> D2fDecoder::outputs(std::size_t index) const {
+  const Flight& flight = flights_[index];
   std::vector<int> rows = flight.block.all_masked();
   if (method_.logit_shift == 0) {
     return rows;
@@ -59,7 +60,8 @@ std::vector<int> D2fDecoder::outputs(const Flight& flight, const Flight* next) c
   for (int& row : rows) {
     --row;
   }
-  if (flight.decided || (next != nullptr && next->block.is_masked(0))) {
+  const bool before_mask = index + 1 < flights_.size() && flights_[index + 1].block.is_masked(0);
+  if (flight.decided || before_mask) {
     rows.push_back(flight.block.size() - 1);
   }
   return rows;
@@ -81,7 +83,7 @@ Plan D2fDecoder::plan() {
     Segment segment{.tokens = flight.block.tokens(),
                     .attention = Attention::block,
                     .kv = flight.decided ? Kv::commit : Kv::scratch,
-                    .outputs = outputs(flight, i + 1 < flights_.size() ? &flights_[i + 1] : nullptr),
+                    .outputs = outputs(i),
                     .sampling = task_.sampling};
     segment.sampling.draw = static_cast<std::uint64_t>(flight.forwards);
     plan.segments.push_back(std::move(segment));
@@ -104,8 +106,7 @@ Events D2fDecoder::absorb(std::span<const RowStats> stats) {
   RowStats before = kept_;  // of the row in front of the block
   for (std::size_t i = 0; i < flights_.size(); ++i) {
     Flight& flight = flights_[i];
-    const std::size_t n =
-        outputs(flight, i + 1 < flights_.size() ? &flights_[i + 1] : nullptr).size();
+    const std::size_t n = outputs(i).size();
     std::vector<RowStats> rows(stats.begin(), stats.begin() + static_cast<std::ptrdiff_t>(n));
     stats = stats.subspan(n);
     const RowStats last = rows.empty() ? RowStats{} : rows.back();

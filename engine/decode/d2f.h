@@ -41,7 +41,7 @@ class D2fDecoder final : public Decoder {
     int forwards = 0;
   };
   float probability(const RowStats& row) const;
-  std::vector<int> outputs(const Flight& flight, const Flight* next) const;
+  std::vector<int> outputs(std::size_t index) const;
   void decide(Flight& flight, std::span<const RowStats> stats, Events& events);
   void prepare_step();
 

@@ -15,6 +15,12 @@ bool DecodeTask::is_eos(TokenId token) const {
   return std::ranges::find(eos_token_ids, token) != eos_token_ids.end();
 }
 
+std::optional<FinishReason> DecodeTask::finish(TokenId token, int count) const {
+  if (is_eos(token)) return FinishReason::stop;
+  if (count == tokens_wanted()) return FinishReason::length;
+  return std::nullopt;
+}
+
 TokenId DecodeTask::choose(const RowStats& row) const {
   return sampling.temperature > 0.0f ? row.sampled : row.argmax;
 }

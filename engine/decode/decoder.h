@@ -46,6 +46,8 @@ struct DecodeTask {
   // New tokens that both max_tokens and the context allow.
   int tokens_wanted() const;
   bool is_eos(TokenId token) const;
+  // Why the text ends with `token`, its `count`-th one, where it does.
+  std::optional<FinishReason> finish(TokenId token, int count) const;
   // The token a row decides: its argmax at temperature 0, else the sampled one.
   TokenId choose(const RowStats& row) const;
 };

@@ -45,8 +45,8 @@ Plan DmtdDecoder::plan() {
     const bool head = is_head(newest);
     plan.start = head ? thought_ : newest;
     if (head && waiting_.size() > 1) {
-      plan.segments.push_back({.tokens = {waiting_.begin(), waiting_.end() - 1},
-                               .layers = Layers::refill});
+      plan.segments.push_back(
+          {.tokens = {waiting_.begin(), waiting_.end() - 1}, .layers = Layers::refill});
     }
     plan.segments.push_back({.tokens = {waiting_.back()},
                              .sampling = task_.sampling,
@@ -79,11 +79,7 @@ Events DmtdDecoder::absorb(std::span<const RowStats> stats) {
   events.revealed = {{decided_, token}};
   events.committed = {token};
   ++decided_;
-  if (task_.is_eos(token)) {
-    events.finished = FinishReason::stop;
-  } else if (decided_ == task_.tokens_wanted()) {
-    events.finished = FinishReason::length;
-  }
+  events.finished = task_.finish(token, decided_);
   return events;
 }
 

@@ -148,11 +148,7 @@ void LosslessDecoder::accept(TokenId token, bool predicted, Events& events) {
   }
   events.committed.push_back(token);
   ++accepted_;
-  if (task_.is_eos(token)) {
-    events.finished = FinishReason::stop;
-  } else if (accepted_ == task_.tokens_wanted()) {
-    events.finished = FinishReason::length;
-  }
+  events.finished = task_.finish(token, accepted_);
 }
 
 }  // namespace sbd

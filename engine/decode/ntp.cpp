@@ -35,11 +35,7 @@ Events NtpDecoder::absorb(std::span<const RowStats> stats) {
   Events events{.revealed = {{decided_, token}}, .committed = {token}, .finished = {}};
   ++decided_;
   pending_ = {token};
-  if (task_.is_eos(token)) {
-    events.finished = FinishReason::stop;
-  } else if (decided_ == task_.tokens_wanted()) {
-    events.finished = FinishReason::length;
-  }
+  events.finished = task_.finish(token, decided_);
   return events;
 }
 

@@ -28,6 +28,10 @@ void check_mask_token(const std::string& name, const DecoderOptions& options) {
 Made make_sbd(const std::string& name, DecodeTask task, const DecoderOptions& options) {
   check_mask_token(name, options);
   BlockMethod method = options.block;
+  SBD_CHECK(method.logit_shift == 0 || method.commit_attention == CommitAttention::none,
+            "decoder \"{}\" fuses a block's commit with the next block, whose first token this "
+            "model predicts from that commit: use {}",
+            name, joined(options.named));
   method.seed_slot = false;
   return std::make_unique<SetBlockDecoder>(std::move(task), method);
 }
@@ -63,13 +67,12 @@ Made make_sbd_lossless(const std::string& name, DecodeTask task, const DecoderOp
 
 // Every mask is drafted in one forward.
 Made make_speculation(const std::string& name, DecodeTask task, const DecoderOptions& options) {
-  return make_lossless(
-      name, std::move(task), options,
-      {.mask_token_id = options.block.mask_token_id,
-       .block_size = options.block.block_size,
-       .unmask = {.rule = UnmaskRule::top_n, .top_n = options.block.block_size},
-       .fused = false,
-       .adapted = options.has_adapter});
+  return make_lossless(name, std::move(task), options,
+                       {.mask_token_id = options.block.mask_token_id,
+                        .block_size = options.block.block_size,
+                        .unmask = {.rule = UnmaskRule::top_n, .top_n = options.block.block_size},
+                        .fused = false,
+                        .adapted = options.has_adapter});
 }
 
 Made make_dmtd(const std::string& name, DecodeTask task, const DecoderOptions& options) {

@@ -6,13 +6,22 @@
 #include "core/error.h"
 
 namespace sbd {
+namespace {
+
+// A hundred times the largest in use. Steps that decide nothing are passed over one by one.
+constexpr int kMostSteps = 1 << 16;
+
+}  // namespace
 
 void check_block_method(const BlockMethod& method, const DecodeTask& task) {
   const bool cached = method.commit_attention != CommitAttention::none;
-  SBD_CHECK(method.block_size >= (cached ? 1 : 0) && method.block_size <= task.n_ctx,
-            "expected block_size from 1 to the context of {} tokens, got {}", task.n_ctx,
+  const int least = cached ? 1 : 0;
+  SBD_CHECK(method.block_size >= least && method.block_size <= task.n_ctx,
+            "expected block_size from {} to the context of {} tokens, got {}", least, task.n_ctx,
             method.block_size);
-  SBD_CHECK(method.steps >= 0, "expected steps >= 1, got {}", method.steps);
+  SBD_CHECK(method.steps >= 0 && method.steps <= kMostSteps,
+            "expected steps from 0 (as the unmasking rule says) to {}, got {}", kMostSteps,
+            method.steps);
   check_unmask(method.unmask);
   SBD_CHECK(cached == (method.prompt_attention != PromptAttention::full),
             "expected commit_attention none with prompt_attention full, and with no other");
@@ -122,6 +131,7 @@ Plan SetBlockDecoder::plan() {
       if (seeds() && pending_rows() == static_cast<int>(pending_.size())) {
         Segment& last = plan.segments.back();
         last.outputs = {static_cast<int>(last.tokens.size()) - 1};
+        last.sampling.draw = static_cast<std::uint64_t>(forwards_);
       }
       return plan;
     }
@@ -169,6 +179,7 @@ Events SetBlockDecoder::absorb(std::span<const RowStats> stats) {
   prompt_pending_ = false;
   if (seeded) {
     block_.decide(0, task_.choose(stats[0]), task_, events);
+    forwards_ = 0;
   } else {
     Unmask unmask = method_.unmask;
     if (method_.steps > 0) {
@@ -194,7 +205,7 @@ void SetBlockDecoder::advance(Events& events) {
   std::vector<TokenId>& decided = cached() ? pending_ : text_;
   decided.insert(decided.end(), block_.tokens().begin(), block_.tokens().end());
   block_ = make_block(block_.begin() + block_.size());
-  forwards_ = 0;
+  if (!seeds()) forwards_ = 0;  // a seed is drawn at the last block's row, which has been drawn
 }
 
 }  // namespace sbd

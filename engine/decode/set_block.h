@@ -34,15 +34,15 @@ enum class Schedule {
 
 struct BlockMethod {
   TokenId mask_token_id = 0;
-  int block_size = 16;      // 0: the whole new text
-  int sub_block_size = 0;   // only masks of the first such part that has any are decided; 0: all
-  int steps = 0;            // forwards per block that top_n is spread over; 0: top_n in each
+  int block_size = 16;     // 0: the whole new text
+  int sub_block_size = 0;  // only masks of the first such part that has any are decided; 0: all
+  int steps = 0;           // forwards per block that top_n is spread over; 0: top_n in each
   Schedule schedule = Schedule::even;
-  Unmask unmask;
-  bool past_eos = false;    // masks behind a decided end of sequence are decided too, as long as the
-                            // text goes on; what they see there may change what stands before it
-  int logit_shift = 0;      // 1: the row before a masked one predicts it
-  bool seed_slot = false;   // the first position of a block is the cache's next-token prediction
+  Unmask unmask = {};
+  bool past_eos = false;   // masks behind a decided end of sequence are decided too, as long as the
+                           // text goes on; what they see there may change what stands before it
+  int logit_shift = 0;     // 1: the row before a masked one predicts it
+  bool seed_slot = false;  // the first position of a block is the cache's next-token prediction
   bool absolute_blocks = false;  // blocks begin at multiples of block_size, the first with the
                                  // prompt's last tokens; else behind the prompt
   PromptAttention prompt_attention = PromptAttention::causal;
@@ -78,7 +78,7 @@ class SetBlockDecoder final : public Decoder {
   std::vector<TokenId> text_;     // before the block, where nothing is cached
   Block block_;
   bool prompt_pending_ = true;
-  int forwards_ = 0;  // that the block has had
+  int forwards_ = 0;  // that the block has had, or the one before where a seed is next
 };
 
 }  // namespace sbd

@@ -22,15 +22,30 @@ constexpr int kMostBlockSize = 1 << 10;
 
 // A key that is not known here is refused: text decoded without what it asks for would be wrong.
 void refuse_unknown_keys(const Metadata& metadata) {
-  constexpr std::string_view kRead[] = {
-      "mask_token_id", "eos_token_ids",    "decoders",
-      "block_size",    "sub_block_size",   "steps",
-      "schedule",      "unmask",           "proxy",
-      "gamma",         "factor",           "threshold",
-      "top_n",         "logit_shift",      "seed_slot",
-      "block_origin",  "prompt_attention", "commit_attention",
-      "dmtd.layers",   "dmtd.horizon",     "dmtd.prompt_rule",
-      "d2f.block_add_threshold", "d2f.decoded_token_threshold", "d2f.skip_threshold"};
+  constexpr std::string_view kRead[] = {"mask_token_id",
+                                        "eos_token_ids",
+                                        "decoders",
+                                        "block_size",
+                                        "sub_block_size",
+                                        "steps",
+                                        "schedule",
+                                        "unmask",
+                                        "proxy",
+                                        "gamma",
+                                        "factor",
+                                        "threshold",
+                                        "top_n",
+                                        "logit_shift",
+                                        "seed_slot",
+                                        "block_origin",
+                                        "prompt_attention",
+                                        "commit_attention",
+                                        "dmtd.layers",
+                                        "dmtd.horizon",
+                                        "dmtd.prompt_rule",
+                                        "d2f.block_add_threshold",
+                                        "d2f.decoded_token_threshold",
+                                        "d2f.skip_threshold"};
   for (const auto& [key, value] : metadata.entries()) {
     if (!key.starts_with("sbd.")) continue;
     const std::string_view name = std::string_view(key).substr(4);
@@ -79,9 +94,8 @@ std::vector<std::string> read_decoders(const KeyReader& reader, const ModelConfi
 
 // What says how a block is read and cached. Some options need others: the decoders say which.
 void read_block(const KeyReader& reader, const ModelConfig& config, DecodeDefaults& defaults) {
-  defaults.prompt_attention =
-      read_name(reader, "prompt_attention", defaults.prompt_attention,
-                Names{"causal", "bidirectional", "block_causal", "full"});
+  defaults.prompt_attention = read_name(reader, "prompt_attention", defaults.prompt_attention,
+                                        Names{"causal", "bidirectional", "block_causal", "full"});
   defaults.commit_attention = read_name(reader, "commit_attention", defaults.commit_attention,
                                         Names{"causal", "block", "none"});
   defaults.block_origin =
@@ -93,10 +107,9 @@ void read_block(const KeyReader& reader, const ModelConfig& config, DecodeDefaul
   const int missing = defaults.prompt_attention == "full" ? 0 : defaults.block_size;
   defaults.block_size = reader.integer("block_size", 1, most, missing);
   defaults.sub_block_size = reader.integer("sub_block_size", 1, most, defaults.sub_block_size);
-  reader.check(
-      defaults.sub_block_size == 0 || defaults.block_size % defaults.sub_block_size == 0,
-      "sub_block_size", defaults.sub_block_size,
-      format("a divisor of block_size {}", defaults.block_size));
+  reader.check(defaults.sub_block_size == 0 || defaults.block_size % defaults.sub_block_size == 0,
+               "sub_block_size", defaults.sub_block_size,
+               format("a divisor of block_size {}", defaults.block_size));
   defaults.steps = reader.integer("steps", 1, INT_MAX, defaults.steps);
   defaults.schedule = read_name(reader, "schedule", defaults.schedule, Names{"even", "linear"});
 }

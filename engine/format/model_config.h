@@ -65,17 +65,17 @@ struct DecodeDefaults {
   std::string block_origin = "prompt";
   std::string commit_attention = "causal";
 
-  int horizon = 4;                         // of Direct Multi-Token Decoding
-  std::string prompt_rule = "all_heads";   // its own
-  float block_add_threshold = 0.1f;        // of Discrete Diffusion Forcing
+  int horizon = 4;                        // of Direct Multi-Token Decoding
+  std::string prompt_rule = "all_heads";  // its own
+  float block_add_threshold = 0.1f;       // of Discrete Diffusion Forcing
   float decoded_token_threshold = 0.95f;
   float skip_threshold = 0.9f;
 };
 
 // What `decoders` may name: next-token decoding, this engine's methods, families' own loops.
 inline constexpr std::string_view kDecoderNames[] = {
-    "ntp",  "sbd",          "sbd_lossless", "dmtd", "d2f", "nemotron", "nemotron_spec",
-    "sdar", "fast_dllm_v2", "llada",        "dream"};
+    "ntp",           "sbd",  "sbd_lossless", "dmtd",  "d2f",  "nemotron",
+    "nemotron_spec", "sdar", "fast_dllm_v2", "llada", "dream"};
 
 // Both check every value's type and range, and their agreement; errors name the key.
 ModelConfig read_model_config(const Metadata& metadata);

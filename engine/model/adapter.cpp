@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "core/error.h"
 
@@ -27,8 +28,9 @@ Adapter load_adapter(const GgufFile& file, const ModelConfig& config, Backend& b
   for (int i = 0; i < config.num_hidden_layers; ++i) {
     const Tensor* a = file.find(tensor_name(i, 'a'));
     if (a == nullptr) continue;
-    if (adapter.rank == 0 && a->shape.size() == 2 && a->shape[0] <= config.hidden_size) {
-      adapter.rank = static_cast<int>(a->shape[0]);
+    if (adapter.rank == 0) {
+      // The shape is checked below; a rank is no more than the smaller side of what it adapts.
+      adapter.rank = static_cast<int>(std::min<std::int64_t>(a->shape[0], config.hidden_size));
     }
     auto& layer = adapter.layers[static_cast<std::size_t>(i)];
     layer.a = backend.load_weight(tensors.get(tensor_name(i, 'a'), {adapter.rank, attended}));
@@ -39,8 +41,9 @@ Adapter load_adapter(const GgufFile& file, const ModelConfig& config, Backend& b
             tensor_name(0, 'a'));
   tensors.check_all_used();
   const double alpha = metadata.number("adapter.lora.alpha");
-  SBD_CHECK(std::isfinite(alpha), "{}: key 'adapter.lora.alpha' is {}, expected a finite number",
-            metadata.source(), alpha);
+  SBD_CHECK(std::abs(alpha) <= std::numeric_limits<float>::max(),
+            "{}: key 'adapter.lora.alpha' is {}, expected a finite number", metadata.source(),
+            alpha);
   adapter.scale = static_cast<float>(alpha / adapter.rank);
   return adapter;
 }

@@ -197,7 +197,8 @@ void Transformer::gather_sequence(const SequencePlan& sequence) {
       next[r] = position + n;
       lengths[r] = scratch ? (first ? position : lengths[r]) : next[r];
     }
-    SBD_CHECK(!segment.adapted || has_adapter(), "a segment asks for an adapter, and none is loaded");
+    SBD_CHECK(!segment.adapted || has_adapter(),
+              "a segment asks for an adapter, and none is loaded");
     adapted_ = adapted_ || segment.adapted;
     const float adapter = segment.adapted ? adapter_.scale : 0;
     const int first_decoded = decoding.size();

@@ -14,8 +14,8 @@
 
 namespace sbd {
 
-// Keys and values of one sequence. Positions [0, length) of a run of layers are committed; a forward
-// writes behind them.
+// Keys and values of one sequence. Positions [0, length) of a run of layers are committed; a
+// forward writes behind them.
 class KvCache {
  public:
   KvCache(Backend& backend, const ModelConfig& config, int n_ctx, DType dtype);
@@ -62,7 +62,7 @@ class Transformer {
     std::vector<int> positions;
     std::vector<int> kv_end;
     std::vector<SequenceRows> sequences;
-    std::vector<Mix> mixes;  // what each row enters the run with, of the runs before
+    std::vector<Mix> mixes;    // what each row enters the run with, of the runs before
     std::vector<Mix> adapted;  // each row's share of the adapter
 
     int size() const { return static_cast<int>(tokens.size()); }
@@ -97,7 +97,7 @@ class Transformer {
 
   // The forward at hand.
   std::array<Rows, kLayerRuns> rows_;
-  bool uniform_ = true;  // every row goes through all layers, one after the other
+  bool uniform_ = true;   // every row goes through all layers, one after the other
   bool adapted_ = false;  // some rows ask for the adapter
   std::vector<std::array<int, kLayerRuns>> kv_lengths_;  // of each sequence, behind the forward
   std::vector<OutputRow> outputs_;
@@ -107,10 +107,10 @@ class Transformer {
   // Activations [rows, .], grown to the largest forward seen.
   std::size_t reserved_rows_ = 0;
   std::array<Buffer, kLayerRuns> residual_;  // [rows, H]
-  Buffer q_, k_, v_;  // [rows, N D], [rows, G D], [rows, G D]
-  Buffer attended_;   // [rows, N D]
-  Buffer gate_, up_;  // [rows, I]
-  Buffer low_rank_, low_rank_scaled_;  // [rows, rank] of the adapter
+  Buffer q_, k_, v_;                         // [rows, N D], [rows, G D], [rows, G D]
+  Buffer attended_;                          // [rows, N D]
+  Buffer gate_, up_;                         // [rows, I]
+  Buffer low_rank_, low_rank_scaled_;        // [rows, rank] of the adapter
 };
 
 }  // namespace sbd

@@ -1,88 +1,20 @@
 // The decoders without a model: scripted statistics drive them through hand-worked cases.
-#include <cmath>
 #include <limits>
 #include <string>
 #include <vector>
 
-#include "check.h"
 #include "decode/ntp.h"
 #include "decode/registry.h"
 #include "decode/set_block.h"
+#include "scripted.h"
 
 namespace sbd {
 namespace {
 
-constexpr float kInf = std::numeric_limits<float>::infinity();
-constexpr TokenId kMask = 99;
-constexpr TokenId kEos = 7;
-using Tokens = std::vector<TokenId>;
-
-DecodeTask task(const Tokens& prompt, int max_tokens) {
-  return {.prompt = prompt,
-          .max_tokens = max_tokens,
-          .n_ctx = 100,
-          .eos_token_ids = {kEos},
-          .sampling = {},
-          .prefill_rows = 512};
-}
+using namespace test;
 
 SetBlockDecoder set_block(const DecodeTask& task, int block_size, const Unmask& unmask) {
   return {task, {.mask_token_id = kMask, .block_size = block_size, .unmask = unmask}};
-}
-
-Unmask gamma(float value) { return {.gamma = value}; }
-
-Unmask top_n(int n) { return {.rule = UnmaskRule::top_n, .top_n = n}; }
-
-// A row that decides `token` at temperature 0 and token + 100 above it.
-RowStats row(TokenId token, float entropy = 1.0f) {
-  return {.argmax = token,
-          .top_probability = std::exp(-entropy),
-          .entropy = entropy,
-          .sampled = token + 100};
-}
-
-// "[1 2 3 causal commit] [_ 5 _ block scratch > 0 2]": tokens, and the rows wanted behind ">".
-std::string text(const Plan& plan) {
-  std::string out;
-  for (const Segment& segment : plan.segments) {
-    out += out.empty() ? "[" : " [";
-    for (const TokenId token : segment.tokens) {
-      out += (token == kMask ? "_" : std::to_string(token)) + " ";
-    }
-    out += segment.attention == Attention::causal ? "causal " : "block ";
-    out += segment.kv == Kv::commit ? "commit" : "scratch";
-    out += segment.outputs.empty() ? "" : " >";
-    for (const int output : segment.outputs) {
-      out += " " + std::to_string(output);
-    }
-    out += "]";
-  }
-  return out;
-}
-
-// "0:4 2:6 | 4 | stop": revealed, committed, finished.
-std::string text(const Events& events) {
-  std::string out;
-  for (const Reveal& reveal : events.revealed) {
-    out += std::to_string(reveal.position) + ":" + std::to_string(reveal.token) + " ";
-  }
-  out += "|";
-  for (const TokenId token : events.committed) {
-    out += " " + std::to_string(token);
-  }
-  out += " |";
-  if (events.finished) {
-    out += *events.finished == FinishReason::stop ? " stop" : " length";
-  }
-  return out;
-}
-
-// How the rows of the last segment are drawn.
-Sampling last_sampling(Decoder& decoder) { return decoder.plan().segments.back().sampling; }
-
-std::string absorb(Decoder& decoder, const std::vector<RowStats>& stats) {
-  return text(decoder.absorb(stats));
 }
 
 // --- NTP ---
@@ -190,8 +122,7 @@ TEST(sbd_prefills_in_chunks_and_fuses_the_last) {
   CHECK_EQ(text(set_block(long_prompt, 2, gamma(0)).plan()),
            "[1 2 3 4 5 causal commit] [_ _ block scratch > 0 1]");
   long_prompt.prefill_rows = 4;
-  CHECK_EQ(text(set_block(long_prompt, 2, gamma(0)).plan()),
-           "[1 2 3 4 causal commit]");
+  CHECK_EQ(text(set_block(long_prompt, 2, gamma(0)).plan()), "[1 2 3 4 causal commit]");
 }
 
 TEST(sbd_last_block_keeps_its_rows_where_fewer_tokens_are_wanted) {

@@ -1,101 +1,18 @@
 // The decoders on a fake model, whose statistics depend on every token a row sees, against uncached
 // decoding: a wrong token, row, order or count in any plan gives another text.
 #include <algorithm>
-#include <cmath>
-#include <limits>
 #include <numeric>
 #include <vector>
 
-#include "check.h"
 #include "core/random.h"
 #include "decode/ntp.h"
 #include "decode/set_block.h"
+#include "fake_model.h"
 
 namespace sbd {
 namespace {
 
-constexpr float kInf = std::numeric_limits<float>::infinity();
-constexpr TokenId kMask = 99;
-constexpr TokenId kEos = 7;
-using Tokens = std::vector<TokenId>;
-
-// Stands for a model: statistics that are a pure function of all tokens a row sees and of its
-// position. Entropies are spread so that every rule has something to choose.
-RowStats fake_row(std::span<const TokenId> visible, int position, const Sampling& sampling) {
-  std::uint64_t key = combine(17, static_cast<std::uint64_t>(position));
-  for (const TokenId token : visible) {
-    key = combine(key, static_cast<std::uint64_t>(token));
-  }
-  const auto token = [&](std::uint64_t which) {  // 0..29, so that kEos comes now and then
-    return static_cast<TokenId>(combine(key, which) % 30);
-  };
-  RowStats stats = {.argmax = token(0), .entropy = 2.0f * uniform(key, 1) * uniform(key, 2)};
-  stats.top_probability = std::exp(-stats.entropy);
-  stats.margin = uniform(key, 3);
-  const std::uint64_t draw = combine(combine(sampling.seed, sampling.sample_index), sampling.draw);
-  stats.sampled = sampling.temperature > 0 ? token(draw) : stats.argmax;
-  return stats;
-}
-
-struct Outcome {
-  Tokens tokens;
-  int nfe = 0;
-  FinishReason finished = FinishReason::length;
-};
-
-bool contains(const Tokens& tokens, TokenId token) {
-  return std::ranges::find(tokens, token) != tokens.end();
-}
-
-// Runs a decoder on the fake model behind a KV cache, and holds it to what a plan promises.
-Outcome run(Decoder& decoder, const DecodeTask& task) {
-  Outcome outcome;
-  Tokens cache;
-  std::vector<int> revealed;
-  for (int forward = 0; forward < 1000; ++forward) {
-    std::vector<RowStats> stats;
-    Tokens visible = cache;
-    for (const Segment& segment : decoder.plan().segments) {
-      CHECK(!segment.tokens.empty());
-      CHECK(segment.kv == Kv::scratch || visible.size() == cache.size());
-      const std::size_t begin = visible.size();
-      visible.insert(visible.end(), segment.tokens.begin(), segment.tokens.end());
-      CHECK(visible.size() <= static_cast<std::size_t>(task.n_ctx));
-      CHECK(std::ranges::is_sorted(segment.outputs));
-      for (const int output : segment.outputs) {
-        const std::size_t position = begin + static_cast<std::size_t>(output);
-        const std::size_t seen =
-            segment.attention == Attention::causal ? position + 1 : visible.size();
-        stats.push_back(
-            fake_row(std::span(visible).first(seen), static_cast<int>(position), segment.sampling));
-      }
-      if (segment.kv == Kv::commit) {
-        cache = visible;
-      }
-    }
-    const Events events = decoder.absorb(stats);
-    outcome.nfe += events.revealed.empty() ? 0 : 1;
-    CHECK_EQ(stats.empty(), events.revealed.empty());  // rows are wanted to decide something
-    for (const Reveal& reveal : events.revealed) {
-      CHECK(reveal.token != kMask);
-      revealed.push_back(reveal.position);
-    }
-    outcome.tokens.insert(outcome.tokens.end(), events.committed.begin(), events.committed.end());
-    if (events.finished) {
-      outcome.finished = *events.finished;
-      std::ranges::sort(revealed);
-      CHECK(std::ranges::adjacent_find(revealed) == revealed.end());  // each position once
-      CHECK(revealed.size() >= outcome.tokens.size());
-      // The cache holds the text and nothing else.
-      Tokens all = task.prompt;
-      all.insert(all.end(), outcome.tokens.begin(), outcome.tokens.end());
-      CHECK(cache.size() <= all.size() && std::equal(cache.begin(), cache.end(), all.begin()));
-      return outcome;
-    }
-  }
-  CHECK(false);  // it never finished
-  return outcome;
-}
+using namespace test;
 
 // methods.md's loop, without a cache: every forward sees the whole text.
 Outcome uncached_ntp(const DecodeTask& task) {
@@ -159,13 +76,6 @@ Outcome uncached_sbd(const DecodeTask& task, int block_size, const Unmask& unmas
   return outcome;
 }
 
-void check_same(const Outcome& actual, const Outcome& expected) {
-  CHECK_EQ(actual.tokens, expected.tokens);
-  CHECK_EQ(actual.nfe, expected.nfe);
-  CHECK_EQ(actual.finished, expected.finished);
-  CHECK(!actual.tokens.empty() && !contains(actual.tokens, kMask));
-}
-
 TEST(decoders_equal_uncached_decoding_on_random_tasks) {
   std::uint64_t drawn = 0;
   const auto below = [&](int bound) {
@@ -198,8 +108,8 @@ TEST(decoders_equal_uncached_decoding_on_random_tasks) {
 
     NtpDecoder ntp(random);
     check_same(run(ntp, random), uncached_ntp(random));
-    SetBlockDecoder sbd(
-        random, {.mask_token_id = kMask, .block_size = block_size, .unmask = unmask});
+    SetBlockDecoder sbd(random,
+                        {.mask_token_id = kMask, .block_size = block_size, .unmask = unmask});
     const Outcome outcome = run(sbd, random);
     check_same(outcome, uncached_sbd(random, block_size, unmask));
 

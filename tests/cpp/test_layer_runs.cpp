@@ -1,5 +1,5 @@
-// Layers in runs, as Direct Multi-Token Decoding needs them: rows that leave one out, behind a cache
-// whose length differs by run.
+// Layers in runs, as Direct Multi-Token Decoding needs them: rows that leave one out, behind a
+// cache whose length differs by run.
 #include <numeric>
 
 #include "backend/cpu/cpu_backend.h"
@@ -64,8 +64,7 @@ Coefficients coefficients(int position, const DmtdMethod& method) {
 }
 
 TEST(dmtd_rows_are_those_of_one_full_forward) {
-  for (const auto& [architecture, runs] :
-       std::vector<std::pair<std::string, std::array<int, 3>>>{
+  for (const auto& [architecture, runs] : std::vector<std::pair<std::string, std::array<int, 3>>>{
            {"llama", {0, 2, 1}}, {"qwen2", {1, 1, 1}}, {"qwen3", {2, 2, 1}}}) {
     const ModelConfig config = cut_config(architecture, runs);
     MemoryTensors source(config, DType::f32, /*tied=*/false);
@@ -91,8 +90,8 @@ TEST(dmtd_rows_are_those_of_one_full_forward) {
         }
         KvCache kv = model.make_kv(40, DType::f32);
         const std::vector<float> whole = model.forward_logits({{{&kv, plan}}});
-        const std::string where = format("{} horizon {} rule {}", architecture, horizon,
-                                         static_cast<int>(rule));
+        const std::string where =
+            format("{} horizon {} rule {}", architecture, horizon, static_cast<int>(rule));
         CHECK_IN(where, whole.size() == decoded.logits.size() &&
                             same_bits(whole.data(), decoded.logits.data(), whole.size()));
 
@@ -121,13 +120,12 @@ TEST(different_runs_share_a_forward) {
     return model.forward_logits({{{&kv, second}}});
   };
   const Plan prompt{.segments = {{.tokens = {1, 2, 3}}}};
-  const Plan skip{.segments = {{.tokens = {4},
-                                .outputs = {0},
-                                .layers = Layers::skip,
-                                .encoded = 1,
-                                .thought = 0}}};
-  const Plan block{.segments = {{.tokens = {5, 6}, .attention = Attention::block,
-                                 .kv = Kv::scratch, .outputs = {0, 1}}}};
+  const Plan skip{
+      .segments = {
+          {.tokens = {4}, .outputs = {0}, .layers = Layers::skip, .encoded = 1, .thought = 0}}};
+  const Plan block{
+      .segments = {
+          {.tokens = {5, 6}, .attention = Attention::block, .kv = Kv::scratch, .outputs = {0, 1}}}};
   std::vector<float> expected = alone(prompt, skip);
   for (const float logit : alone(prompt, block)) expected.push_back(logit);
 

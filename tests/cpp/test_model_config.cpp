@@ -344,8 +344,8 @@ TEST(defaults_check_ranges) {
   for (const char* key : {"logit_shift", "seed_slot"}) {
     CHECK_THROWS_WITH(read_defaults({{std::string("sbd.") + key, 2_i}}), "is 2, expected 0 to 1");
   }
-  for (const char* key : {"schedule", "block_origin", "prompt_attention", "commit_attention",
-                          "dmtd.prompt_rule"}) {
+  for (const char* key :
+       {"schedule", "block_origin", "prompt_attention", "commit_attention", "dmtd.prompt_rule"}) {
     CHECK_THROWS_WITH(read_defaults({{std::string("sbd.") + key, std::string("x")}}),
                       format("key 'sbd.{}' is 'x', expected one of: ", key));
   }

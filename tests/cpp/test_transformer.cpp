@@ -189,8 +189,9 @@ TEST(transformer_rows_are_the_same_bits_however_they_are_computed) {
 
       // In a batch with another sequence, before it and behind it.
       KvCache first = paths.cache(), second = paths.cache(), third = paths.cache();
-      const auto batch = paths.model().forward_logits(
-          {{{&first, {{segment(other)}}}, {&second, {{segment(text)}}}, {&third, {{segment(other)}}}}});
+      const auto batch = paths.model().forward_logits({{{&first, {{segment(other)}}},
+                                                        {&second, {{segment(text)}}},
+                                                        {&third, {{segment(other)}}}}});
       CHECK_IN(where + ", batch",
                identical({batch.begin() + 30 * kVocab, batch.begin() + 70 * kVocab}, whole));
       CHECK(identical({batch.begin(), batch.begin() + 30 * kVocab},

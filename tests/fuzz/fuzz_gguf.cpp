@@ -51,10 +51,50 @@ void on_alarm(int) {
   std::_Exit(1);
 }
 
+// Files with the other keys of decoding: this engine's own methods, and two families.
+std::vector<sbd::test::GgufBuilder> decoded_otherwise() {
+  const auto shapes = sbd::test::complete_models();
+  auto own = sbd::test::complete_model(shapes[1]);
+  own.strings("sbd.decoders", {"dmtd", "d2f", "sbd_lossless", "nemotron_spec"})
+      .i32s("sbd.dmtd.layers", {0, 1, 1})
+      .u32("sbd.dmtd.horizon", 2)
+      .text("sbd.dmtd.prompt_rule", "train")
+      .f32("sbd.d2f.block_add_threshold", 0.25f)
+      .f32("sbd.d2f.decoded_token_threshold", 0.5f)
+      .f32("sbd.d2f.skip_threshold", 0.25f)
+      .text("sbd.unmask", "factor")
+      .f32("sbd.factor", 0.5f);
+  auto cached = sbd::test::complete_model(shapes[0]);
+  cached.strings("sbd.decoders", {"fast_dllm_v2", "sdar", "d2f"})
+      .u32("sbd.sub_block_size", 2)
+      .u32("sbd.steps", 3)
+      .text("sbd.unmask", "confidence")
+      .f32("sbd.threshold", 0.5f)
+      .u32("sbd.logit_shift", 1)
+      .u32("sbd.seed_slot", 1)
+      .text("sbd.block_origin", "absolute")
+      .text("sbd.prompt_attention", "block_causal")
+      .text("sbd.commit_attention", "block");
+  auto uncached = sbd::test::complete_model(shapes[2]);
+  uncached.strings("sbd.decoders", {"dream", "llada", "ntp"})
+      .u32("sbd.steps", 4)
+      .text("sbd.schedule", "linear")
+      .text("sbd.unmask", "top_n")
+      .text("sbd.proxy", "entropy")
+      .u32("sbd.top_n", 2)
+      .u32("sbd.logit_shift", 1)
+      .text("sbd.prompt_attention", "full")
+      .text("sbd.commit_attention", "none");
+  return {own, cached, uncached};
+}
+
 std::vector<Seed> built_in_seeds() {
   std::vector<Seed> seeds;
   for (const sbd::test::ModelShape& shape : sbd::test::complete_models()) {
     seeds.push_back({.image = sbd::test::complete_model(shape).build(), .complete = true});
+  }
+  for (const sbd::test::GgufBuilder& model : decoded_otherwise()) {
+    seeds.push_back({.image = model.build(), .complete = true});
   }
   sbd::test::GgufBuilder dense = sbd::test::tiny_model();  // most memory for its bytes
   dense.array("bytes", sbd::test::gguf_value::u8, 4000, std::string(4000, '\1'));

@@ -14,6 +14,7 @@
 
 #include "complete_model.h"
 #include "core/error.h"
+#include "decode/registry.h"
 #include "engine.h"
 #include "format/gguf.h"
 #include "format/model_config.h"
@@ -85,26 +86,36 @@ inline void generate(sbd::Engine& engine, const sbd::Request& request) {
   }
 }
 
-// A whole load and a few tokens: greedily with the file's own decoder, then sampled with the other
-// one, where the file can run both.
+inline bool accepts(const sbd::Engine& engine, const sbd::Request& request) {
+  try {
+    engine.check(request);
+  } catch (const sbd::Error&) {
+    return false;
+  }
+  return true;
+}
+
+// A whole load and a few tokens: greedily with the file's own decoders, then with one of all there
+// are, sampled, where the file can run it.
 inline std::string load_stage(const std::string& image) {
   try {
     const sbd::test::MemoryFile file(image);
     sbd::Engine engine(file.path(), {.n_threads = 1});
-    const sbd::ModelConfig& config = engine.config();
     sbd::Request request;
-    request.prompt = {0, std::min(1, config.vocab_size - 1)};
+    request.prompt = {0, std::min(1, engine.config().vocab_size - 1)};
     request.max_tokens = kMaxTokens;
-    generate(engine, request);
-    if (config.mask_token_id) {
-      constexpr const char* kRules[] = {"entropy_bounded", "factor", "confidence", "top_n"};
-      request.decoder = engine.auto_decoder() == "sbd" ? "ntp" : "sbd";
-      request.unmask = kRules[image.size() % std::size(kRules)];
-      request.temperature = 0.8f;
-      request.top_k = 5;
-      request.top_p = 0.9f;
+    for (const std::string& decoder : engine.defaults().decoders) {
+      request.decoder = decoder;
       generate(engine, request);
     }
+    constexpr const char* kRules[] = {"entropy_bounded", "factor", "confidence", "top_n"};
+    const std::vector<std::string> names = sbd::decoder_names();
+    request.decoder = names[image.size() % names.size()];
+    request.unmask = kRules[image.size() / names.size() % std::size(kRules)];
+    request.temperature = 0.8f;
+    request.top_k = 5;
+    request.top_p = 0.9f;
+    if (accepts(engine, request)) generate(engine, request);
   } catch (const sbd::Error& error) {
     return error.what();
   }

@@ -1,0 +1,129 @@
+// A fake model behind a KV cache, whose statistics depend on every token a row sees: a wrong token,
+// row, order or count in any plan gives another text.
+#pragma once
+
+#include <algorithm>
+#include <map>
+#include <span>
+#include <vector>
+
+#include "core/random.h"
+#include "scripted.h"
+
+namespace sbd::test {
+
+// Stands for a model: statistics that are a pure function of all tokens a row sees and of its
+// position. Entropies are spread so that every rule has something to choose.
+inline RowStats fake_row(std::span<const TokenId> visible, int position, const Sampling& sampling) {
+  std::uint64_t key = combine(17, static_cast<std::uint64_t>(position));
+  for (const TokenId token : visible) {
+    key = combine(key, static_cast<std::uint64_t>(token));
+  }
+  const auto token = [&](std::uint64_t which) {  // 0..29, so that kEos comes now and then
+    return static_cast<TokenId>(combine(key, which) % 30);
+  };
+  RowStats stats = {.argmax = token(0), .entropy = 2.0f * uniform(key, 1) * uniform(key, 2)};
+  stats.top_probability = std::exp(-stats.entropy);
+  stats.margin = uniform(key, 3);
+  const std::uint64_t draw = combine(combine(sampling.seed, sampling.sample_index), sampling.draw);
+  stats.sampled = sampling.temperature > 0 ? token(draw) : stats.argmax;
+  stats.sampled_probability = sampling.temperature > 0 ? uniform(key, draw) : 1.0f;
+  return stats;
+}
+
+struct Outcome {
+  Tokens tokens;
+  int nfe = 0;
+  FinishReason finished = FinishReason::length;
+  int most_accepted = 0;  // tokens by one verifying forward
+};
+
+inline bool contains(const Tokens& tokens, TokenId token) {
+  return std::ranges::find(tokens, token) != tokens.end();
+}
+
+// As fake_row, but most tokens are a function of the place they stand at, which a causal row
+// (predicting the next one) and a mask agree on: drafts that can be right.
+inline RowStats agreeing_row(std::span<const TokenId> visible, int position, Attention attention) {
+  RowStats stats = fake_row(visible, position, {});
+  const int place = position + (attention == Attention::causal ? 1 : 0);
+  const std::uint64_t key = combine(23, static_cast<std::uint64_t>(place));
+  if (combine(key, static_cast<std::uint64_t>(stats.argmax)) % 4 != 0) {
+    stats.argmax = static_cast<TokenId>(key % 30);
+  }
+  return stats;
+}
+
+// Runs a decoder whose rows all go through all layers, and holds it to what a plan promises.
+inline Outcome run(Decoder& decoder, const DecodeTask& task, bool agreeing = false) {
+  Outcome outcome;
+  Tokens cache;
+  std::map<int, TokenId> revealed;  // the newest at each position
+  std::size_t reveals = 0;
+  bool verifies = false;
+  const auto cache_holds_text = [&] {
+    Tokens all = task.prompt;
+    all.insert(all.end(), outcome.tokens.begin(), outcome.tokens.end());
+    return cache.size() <= all.size() && std::equal(cache.begin(), cache.end(), all.begin());
+  };
+  for (int forward = 0; forward < 1000; ++forward) {
+    std::vector<RowStats> stats;
+    const Plan plan = decoder.plan();
+    if (plan.start) {
+      CHECK(*plan.start <= static_cast<int>(cache.size()));
+      cache.resize(static_cast<std::size_t>(*plan.start));
+    }
+    CHECK(cache_holds_text());  // and nothing else
+    Tokens visible = cache;
+    for (const Segment& segment : plan.segments) {
+      CHECK(!segment.tokens.empty());
+      CHECK(segment.kv == Kv::scratch || visible.size() == cache.size());
+      const std::size_t begin = visible.size();
+      visible.insert(visible.end(), segment.tokens.begin(), segment.tokens.end());
+      CHECK(visible.size() <= static_cast<std::size_t>(task.n_ctx));
+      CHECK(std::ranges::is_sorted(segment.outputs));
+      for (const int output : segment.outputs) {
+        const std::size_t position = begin + static_cast<std::size_t>(output);
+        const bool causal = segment.attention == Attention::causal;
+        const auto seen = std::span(visible).first(causal ? position + 1 : visible.size());
+        const int at = static_cast<int>(position);
+        stats.push_back(agreeing ? agreeing_row(seen, at, segment.attention)
+                                 : fake_row(seen, at, segment.sampling));
+      }
+      if (segment.kv == Kv::commit) {
+        cache = visible;
+      }
+    }
+    const Events events = decoder.absorb(stats);
+    verifies = verifies || events.accepted;
+    outcome.nfe += events.revealed.empty() && !events.accepted ? 0 : 1;
+    outcome.most_accepted = std::max(outcome.most_accepted, events.accepted.value_or(0));
+    for (const Reveal& reveal : events.revealed) {
+      CHECK(reveal.position >= 0 && reveal.token != kMask);
+      revealed[reveal.position] = reveal.token;
+      ++reveals;
+    }
+    for (const TokenId token : events.committed) {
+      const auto found = revealed.find(static_cast<int>(outcome.tokens.size()));
+      CHECK(found != revealed.end() && found->second == token);
+      outcome.tokens.push_back(token);
+    }
+    if (events.finished) {
+      outcome.finished = *events.finished;
+      CHECK(verifies || reveals == revealed.size());  // each position once
+      CHECK(verifies || cache_holds_text());  // where not, what is refused comes off with a start
+      return outcome;
+    }
+  }
+  CHECK(false);  // it never finished
+  return outcome;
+}
+
+inline void check_same(const Outcome& actual, const Outcome& expected) {
+  CHECK_EQ(actual.tokens, expected.tokens);
+  CHECK_EQ(actual.nfe, expected.nfe);
+  CHECK_EQ(actual.finished, expected.finished);
+  CHECK(!actual.tokens.empty() && !contains(actual.tokens, kMask));
+}
+
+}  // namespace sbd::test

@@ -1,0 +1,190 @@
+// What holds of any decoder on any task, on a fake model: fake_model.h's run() checks that plans
+// fit the cache, that every position is decided once and given out as decided, and that it ends.
+#include <numeric>
+
+#include "decode/d2f.h"
+#include "decode/lossless.h"
+#include "decode/ntp.h"
+#include "decode/set_block.h"
+#include "fake_model.h"
+
+namespace sbd {
+namespace {
+
+using namespace test;
+
+class Random {
+ public:
+  explicit Random(std::uint64_t seed) : seed_(seed) {}
+  int below(int bound) {
+    return static_cast<int>(combine(seed_, ++drawn_) % static_cast<std::uint64_t>(bound));
+  }
+  bool coin() { return below(2) == 0; }
+
+ private:
+  std::uint64_t seed_;
+  std::uint64_t drawn_ = 0;
+};
+
+DecodeTask random_task(Random& random) {
+  DecodeTask task;
+  task.prompt.resize(static_cast<std::size_t>(1 + random.below(20)));
+  std::iota(task.prompt.begin(), task.prompt.end(), random.below(10));
+  task.max_tokens = 1 + random.below(40);
+  task.n_ctx = static_cast<int>(task.prompt.size()) + 1 + random.below(50);
+  task.prefill_rows = 1 + random.below(24);
+  if (random.coin()) task.eos_token_ids = {kEos};
+  return task;
+}
+
+DecodeTask in_one_piece(DecodeTask task) {
+  task.prefill_rows = 512;
+  return task;
+}
+
+Unmask random_rule(Random& random) {
+  constexpr float kGammas[] = {0.0f, 0.1f, 0.35f, 1.5f, kInf};
+  Unmask unmask;
+  unmask.rule = static_cast<UnmaskRule>(random.below(4));
+  unmask.proxy = static_cast<Proxy>(random.below(4));
+  unmask.gamma = kGammas[random.below(5)];
+  unmask.confidence_threshold = 0.5f;
+  unmask.top_n = 1 + random.below(4);
+  return unmask;
+}
+
+int random_size(Random& random, const DecodeTask& task) {
+  return 1 + random.below(std::min(task.n_ctx, 17));
+}
+
+TEST(random_lossless_text_is_next_token_predictions) {
+  Random random(1);
+  int agreed = 0, fewer = 0, stopped = 0;
+  for (int round = 0; round < 3000; ++round) {
+    const DecodeTask task = random_task(random);
+    const LosslessMethod method{.mask_token_id = kMask,
+                                .block_size = random_size(random, task),
+                                .unmask = random_rule(random),
+                                .fused = random.coin()};
+    NtpDecoder ntp(task);
+    const Outcome expected = run(ntp, task, /*agreeing=*/true);
+    LosslessDecoder decoder(task, method);
+    const Outcome outcome = run(decoder, task, /*agreeing=*/true);
+    CHECK_EQ(outcome.tokens, expected.tokens);
+    CHECK_EQ(outcome.finished, expected.finished);
+    CHECK(outcome.most_accepted <= method.block_size);
+    if (method.block_size == 1) CHECK_EQ(outcome.nfe, expected.nfe);
+    agreed += outcome.most_accepted > 2 ? 1 : 0;
+    fewer += outcome.nfe < expected.nfe ? 1 : 0;
+    stopped += outcome.finished == FinishReason::stop ? 1 : 0;
+
+    const DecodeTask whole = in_one_piece(task);
+    LosslessDecoder uncut(whole, method);
+    check_same(run(uncut, whole, /*agreeing=*/true), outcome);
+  }
+  CHECK(agreed > 1000 && fewer > 500 && stopped > 300);  // the draw is worth something
+}
+
+BlockMethod random_method(Random& random, const DecodeTask& task) {
+  BlockMethod method{.mask_token_id = kMask,
+                     .block_size = random_size(random, task),
+                     .sub_block_size = random.below(4),
+                     .steps = random.coin() ? 0 : 1 + random.below(20),
+                     .schedule = static_cast<Schedule>(random.below(2)),
+                     .unmask = random_rule(random),
+                     .past_eos = random.coin()};
+  if (random.below(4) == 0) {
+    method.logit_shift = random.below(2);
+    method.block_size *= random.below(2);
+    method.prompt_attention = PromptAttention::full;
+    method.commit_attention = CommitAttention::none;
+    return method;
+  }
+  method.seed_slot = random.coin();
+  method.logit_shift = method.seed_slot ? random.below(2) : 0;
+  method.prompt_attention = static_cast<PromptAttention>(random.below(3));
+  method.commit_attention = static_cast<CommitAttention>(random.below(2));
+  method.absolute_blocks =
+      method.prompt_attention != PromptAttention::bidirectional && random.coin();
+  return method;
+}
+
+// However the prompt is cut into forwards, whatever the family.
+TEST(random_families_end_and_never_see_how_the_prompt_is_cut) {
+  Random random(2);
+  int stopped = 0, filled = 0, parallel = 0;
+  for (int round = 0; round < 5000; ++round) {
+    DecodeTask task = random_task(random);
+    if (random.coin()) {
+      task.sampling = {.temperature = 1.0f, .seed = static_cast<std::uint64_t>(round)};
+    }
+    const BlockMethod method = random_method(random, task);
+    SetBlockDecoder decoder(task, method);
+    const Outcome outcome = run(decoder, task);
+    const DecodeTask whole = in_one_piece(task);
+    SetBlockDecoder uncut(whole, method);
+    check_same(run(uncut, whole), outcome);
+
+    const int tokens = static_cast<int>(outcome.tokens.size());
+    if (outcome.finished == FinishReason::length) {
+      CHECK_EQ(tokens, task.tokens_wanted());
+      CHECK(outcome.nfe <= tokens);  // an EOS may cut what forwards have decided
+    }
+    stopped += outcome.finished == FinishReason::stop ? 1 : 0;
+    filled += tokens + static_cast<int>(task.prompt.size()) == task.n_ctx ? 1 : 0;
+    parallel += outcome.nfe < tokens ? 1 : 0;
+  }
+  CHECK(stopped > 500 && filled > 500 && parallel > 1500);
+}
+
+TEST(random_d2f_ends) {
+  Random random(3);
+  const auto share = [&] { return static_cast<float>(random.below(11)) / 10; };
+  int stopped = 0, filled = 0;
+  for (int round = 0; round < 3000; ++round) {
+    DecodeTask task = random_task(random);
+    if (random.coin()) {
+      task.sampling = {.temperature = 1.0f, .seed = static_cast<std::uint64_t>(round)};
+    }
+    D2fDecoder decoder(task, {.mask_token_id = kMask,
+                              .block_size = random_size(random, task),
+                              .logit_shift = random.below(2),
+                              .block_add_threshold = share(),
+                              .decoded_token_threshold = share(),
+                              .skip_threshold = share()});
+    const Outcome outcome = run(decoder, task);
+    const int tokens = static_cast<int>(outcome.tokens.size());
+    if (outcome.finished == FinishReason::length) CHECK_EQ(tokens, task.tokens_wanted());
+    stopped += outcome.finished == FinishReason::stop ? 1 : 0;
+    filled += tokens + static_cast<int>(task.prompt.size()) == task.n_ctx ? 1 : 0;
+  }
+  CHECK(stopped > 300 && filled > 300);
+}
+
+// One block in flight at a time is a family's loop whose prompt is one block and whose blocks are
+// kept as they were denoised: another state machine, the same forwards.
+TEST(random_d2f_of_one_block_in_flight_is_block_by_block) {
+  Random random(4);
+  for (int round = 0; round < 1000; ++round) {
+    DecodeTask task = random_task(random);
+    const int block_size = 1 + random.below(9);
+    task.max_tokens = block_size * (1 + random.below(6));  // D2F decides its last block to the end
+    task.n_ctx = static_cast<int>(task.prompt.size()) + task.max_tokens;
+    const float threshold = random.coin() ? 0.5f : 1.0f;
+    D2fDecoder d2f(task, {.mask_token_id = kMask,
+                          .block_size = block_size,
+                          .block_add_threshold = 1,
+                          .skip_threshold = threshold});
+    SetBlockDecoder blocks(
+        task, {.mask_token_id = kMask,
+               .block_size = block_size,
+               .unmask = {.rule = UnmaskRule::confidence, .confidence_threshold = threshold},
+               .past_eos = true,
+               .prompt_attention = PromptAttention::bidirectional,
+               .commit_attention = CommitAttention::block});
+    check_same(run(d2f, task), run(blocks, task));
+  }
+}
+
+}  // namespace
+}  // namespace sbd
