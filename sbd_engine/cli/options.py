@@ -134,9 +134,7 @@ NCtx = Annotated[
 ]
 DraftLora = Annotated[
     Path | None,
-    typer.Option(
-        help="An adapter file that nemotron_spec drafts with.", rich_help_panel="Engine"
-    ),
+    typer.Option(help="An adapter file that nemotron_spec drafts with.", rich_help_panel="Engine"),
 ]
 KvDtype = Annotated[str, typer.Option(help="f16 or f32.", rich_help_panel="Engine")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
