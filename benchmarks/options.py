@@ -9,12 +9,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from sbd_engine import SbdError
+
 WORK_DIR = Path(__file__).parent.parent / "build" / "benchmarks"
 DOCS = Path(__file__).parent.parent / "docs"
 
 
 class Parser(argparse.ArgumentParser):
-    """With what both benchmarks take."""
+    """With what all benchmarks take."""
 
     def __init__(self, description: str, rounds: int) -> None:
         super().__init__(
@@ -32,9 +34,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(
             "--work-dir", type=_folder, default=str(WORK_DIR), help="model files, results, logs"
         )
-        self.add_argument(
-            "--write-docs", action="store_true", help="put the result into docs/performance.md"
-        )
+        self.add_argument("--write-docs", action="store_true", help="put the result into docs/")
 
     def error(self, message: str) -> NoReturn:
         print(f"error: {message}", file=sys.stderr)
@@ -45,7 +45,7 @@ def run(main: Callable[[], None]) -> None:
     """A command's whole life: what goes wrong is one line too."""
     try:
         main()
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SbdError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:

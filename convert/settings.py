@@ -119,7 +119,7 @@ SETTINGS = {
 # How to give what a decoder needs.
 WAYS = {
     "mask_token_id": "a mask token: name one with --mask-token",
-    "dmtd.layers": "a split of the layers: give one with --set dmtd.layers=E,T,D",
+    "dmtd.layers": "a cut of the layers: give one with --set dmtd.layers=E,T,D",
 }
 
 
@@ -227,14 +227,14 @@ def _config_block_size(checkpoint: Checkpoint, values: dict[str, Value]) -> dict
 
 
 def _config_layers(config: dict[str, Any]) -> dict[str, Value]:
-    """Direct Multi-Token Decoding's split, as a checkpoint that was trained for it has it."""
+    """Direct Multi-Token Decoding's cut, as a checkpoint that was trained for it has it."""
     if config.get("num_thinking_layers") is None:
         return {}
-    split = [
+    runs = [
         config.get(f"num_{run}_layers", missing)
         for run, missing in (("encoding", 0), ("thinking", None), ("decoding", None))
     ]
-    text = ",".join(map(str, split))
+    text = ",".join(map(str, runs))
     source = "config.json: num_*_layers"
     values = {"sbd.dmtd.layers": parse_setting("sbd.dmtd.layers", text, source)}
     if config.get("mtp_horizon") is not None:
@@ -303,13 +303,13 @@ def check_decoding(metadata: dict[str, Value], config: dict[str, Any]) -> None:
         raise ConvertError(
             f"--set sub_block_size: expected a divisor of the block size {block}, got {sub_block}"
         )
-    split = metadata.get("sbd.dmtd.layers")
-    if isinstance(split, list):
+    runs = metadata.get("sbd.dmtd.layers")
+    if isinstance(runs, list):
         layers = config["num_hidden_layers"]
-        if sum(map(int, split)) != layers or 0 in split[1:]:
+        if sum(map(int, runs)) != layers or 0 in runs[1:]:
             raise ConvertError(
                 f"--set dmtd.layers: expected encoding, thinking and decoding layers with a sum of "
-                f"{layers}, at least one in each of the latter two, got {split}"
+                f"{layers}, at least one in each of the latter two, got {runs}"
             )
     decoders = metadata["sbd.decoders"]
     assert isinstance(decoders, list)

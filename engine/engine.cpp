@@ -19,10 +19,9 @@ namespace sbd {
 namespace {
 
 constexpr int kMaxThreads = 1024;
-// Rows of all sequences beyond which no further one joins a forward, and rows of forwards outside of
-// decoding.
-constexpr std::size_t kStepRows = 512;
-constexpr int kChunkRows = 512;
+// Rows of all sequences beyond which no further one joins a forward, and rows of a forward outside
+// of decoding.
+constexpr int kMostRows = DecodeTask().prefill_rows;
 
 int available_cores() {
 #if defined(__linux__)
@@ -116,10 +115,9 @@ std::string Engine::auto_decoder() const { return defaults_.decoders.front(); }
 Peaks Engine::measure_peaks() { return backend_->measure_peaks(); }
 
 std::unique_ptr<Decoder> Engine::make_decoder(const Request& request) const {
-  DecoderOptions options = decoder_options(request, config_, defaults_);
-  options.has_adapter = model_->has_adapter();
   return sbd::make_decoder(request.decoder == "auto" ? auto_decoder() : request.decoder,
-                           decode_task(request, config_, n_ctx_), options);
+                           decode_task(request, config_, n_ctx_),
+                           decoder_options(request, config_, defaults_, model_->has_adapter()));
 }
 
 void Engine::check(const Request& request) const { make_decoder(request); }
@@ -149,7 +147,7 @@ std::vector<Engine::Turn> Engine::plan_turns() {
   std::vector<Turn> turns;
   std::size_t n_rows = 0;
   auto next = sequences_.lower_bound(next_turn_);
-  while (turns.size() < sequences_.size() && n_rows < kStepRows) {
+  while (turns.size() < sequences_.size() && n_rows < static_cast<std::size_t>(kMostRows)) {
     if (next == sequences_.end()) next = sequences_.begin();
     turns.push_back({next->first, next->second.get(), next->second->decoder->plan()});
     for (const Segment& segment : turns.back().plan.segments) n_rows += segment.tokens.size();
@@ -204,7 +202,7 @@ std::vector<float> Engine::forward(const std::vector<TokenId>& tokens, int block
   for (int begin = 0; begin < n;) {
     const int causal_end = n - block;
     const bool causal = begin < causal_end;
-    const int end = causal ? std::min(begin + kChunkRows, causal_end) : n;
+    const int end = causal ? std::min(begin + kMostRows, causal_end) : n;
     Segment segment;
     segment.tokens.assign(tokens.begin() + begin, tokens.begin() + end);
     segment.attention = causal ? Attention::causal : Attention::block;
@@ -241,7 +239,7 @@ std::vector<std::vector<double>> Engine::time_forwards(const std::vector<int>& r
     batches.push_back({{{&kv, {{block}}}}});
   }
   while (kv.length() < context) {
-    const int n = std::min(kChunkRows, context - kv.length());
+    const int n = std::min(kMostRows, context - kv.length());
     model_->forward({{{&kv, {{random_tokens(n, Kv::commit, Attention::causal)}}}}});
   }
   for (const Batch& batch : batches) model_->forward(batch);  // warms caches and grows buffers

@@ -23,10 +23,10 @@ class Backend;
 class Transformer;
 
 struct EngineOptions {
-  std::string device = "auto";  // "auto", "cpu"
-  int n_threads = 0;            // 0: one per core this process may use
-  int n_ctx = 0;                // 0: the model's
-  DType kv_dtype = DType::f16;  // f16 or f32
+  std::string device = "auto";                           // "auto", "cpu"
+  int n_threads = 0;                                     // 0: one per core this process may use
+  int n_ctx = 0;                                         // 0: the model's
+  DType kv_dtype = DType::f16;                           // f16 or f32
   std::optional<std::filesystem::path> draft_lora = {};  // an adapter for decoders that draft
 };
 
@@ -54,7 +54,7 @@ class Engine {
   int n_threads() const;
   std::string device() const;  // the backend and its instruction set, such as "cpu (avx512)"
 
-  // What "auto" stands for with this file: "sbd" or "ntp".
+  // What "auto" stands for: the first of the file's decoders.
   std::string auto_decoder() const;
 
   // Throws what add would.

@@ -6,10 +6,6 @@
 namespace sbd {
 namespace {
 
-// Prompt rows of a sequence in one forward: they bound the activations' memory and how long Ctrl-C
-// waits.
-constexpr int kPrefillRows = 512;
-
 constexpr Named<PromptAttention> kPromptAttentions[] = {
     {"causal", PromptAttention::causal},
     {"bidirectional", PromptAttention::bidirectional},
@@ -25,19 +21,27 @@ constexpr Named<Schedule> kSchedules[] = {
     {"even", Schedule::even},
     {"linear", Schedule::linear},
 };
-constexpr Named<PromptRule> kPromptRules[] = {
-    {"all_heads", PromptRule::all_heads},
-    {"plain", PromptRule::plain},
-    {"train", PromptRule::train},
+constexpr Named<DmtdPromptRule> kPromptRules[] = {
+    {"all_heads", DmtdPromptRule::all_heads},
+    {"plain", DmtdPromptRule::plain},
+    {"train", DmtdPromptRule::train},
 };
 
 // A parameter that only one rule has asks for that rule.
 UnmaskRule rule(const Request& request, const DecodeDefaults& defaults) {
   if (request.unmask) return unmask_rule(*request.unmask);
+  SBD_CHECK(
+      request.gamma.has_value() + request.factor.has_value() +
+              request.confidence_threshold.has_value() <=
+          1,
+      "expected one of gamma, factor and confidence_threshold, as each asks for its own rule, "
+      "got several: name the rule with unmask");
   if (request.gamma) return UnmaskRule::entropy_bounded;
   if (request.factor) return UnmaskRule::factor;
   if (request.confidence_threshold) return UnmaskRule::confidence;
-  return unmask_rule(defaults.unmask);
+  const UnmaskRule own = unmask_rule(defaults.unmask);
+  const bool counts = own == UnmaskRule::top_n || own == UnmaskRule::confidence;
+  return (request.top_n || request.steps) && !counts ? UnmaskRule::top_n : own;
 }
 
 Unmask unmasking(const Request& request, const DecodeDefaults& defaults) {
@@ -72,13 +76,13 @@ DecodeTask decode_task(const Request& request, const ModelConfig& config, int n_
                    .top_p = request.top_p,
                    .seed = request.seed,
                    .sample_index = request.sample_index};
-  task.prefill_rows = kPrefillRows;
   return task;
 }
 
 DecoderOptions decoder_options(const Request& request, const ModelConfig& config,
-                               const DecodeDefaults& defaults) {
+                               const DecodeDefaults& defaults, bool has_adapter) {
   DecoderOptions options;
+  options.has_adapter = has_adapter;
   options.named = defaults.decoders;
   options.has_mask_token = config.mask_token_id.has_value();
 

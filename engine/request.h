@@ -41,6 +41,6 @@ DecodeTask decode_task(const Request& request, const ModelConfig& config, int n_
 
 // Errors name the choices there are.
 DecoderOptions decoder_options(const Request& request, const ModelConfig& config,
-                               const DecodeDefaults& defaults);
+                               const DecodeDefaults& defaults, bool has_adapter);
 
 }  // namespace sbd

@@ -12,7 +12,7 @@ FinishReason = Literal["stop", "length", "cancelled"]
 class Stats:
     """How one completion was computed.
 
-    nfe: forwards that decided at least one token (number of function evaluations).
+    nfe: forwards that decided or verified at least one token (number of function evaluations).
     tokens_per_forward: new tokens / nfe.
     ttft_ms: from the call to the first final token.
     prefill_tok_s: prompt tokens per second, over the forwards that ran prompt rows.

@@ -8,12 +8,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
-from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .completion import Chunk, Completion
 from .errors import SbdError, SbdTypeError, SbdValueError
-from .model_file import ModelPath, model_file
+from .model_file import ModelPath, existing, model_file
 from .parameters import Parameters, Prompt, integer, one_of, parse, token_ids
 from .session import Session
 from .tokenizer import Tokenizer
@@ -80,14 +79,15 @@ class Engine:
         n_threads: int | None = None,
         n_ctx: int | None = None,
         kv_dtype: str = "f16",
-        draft_lora: str | PathLike[str] | None = None,
+        draft_lora: ModelPath | None = None,
     ) -> None:
         options = engine_options(device, n_threads, n_ctx, kv_dtype)
+        adapter = None if draft_lora is None else existing(draft_lora, "draft_lora")
         self._lock = threading.RLock()  # reentrant: a stream may be collected inside a step
         self._inboxes: dict[int, deque[_core.Event]] = {}
         self._core: _core.Engine | None = None
         with model_file(path) as file:
-            self._core = _core.Engine(file, **options, draft_lora=draft_lora)
+            self._core = _core.Engine(file, **options, draft_lora=adapter)
         self._tokenizer_if_any()  # loaded now, so that the first call does not wait for it
 
     # ---- what the model is ----

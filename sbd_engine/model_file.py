@@ -1,4 +1,4 @@
-"""Which file a model argument means."""
+"""Which file an argument means."""
 
 from __future__ import annotations
 
@@ -22,14 +22,20 @@ def model_file(path: ModelPath | None) -> AbstractContextManager[Path]:
                 "give a model file"
             )
         return as_file(demo)
-    if not isinstance(path, (str, os.PathLike)):
-        raise SbdTypeError(f"expected the model as a path, got {path!r}")
-    file = Path(path)
-    if not file.exists():
-        raise SbdFileNotFoundError(f"{file}: no such file")
+    file = existing(path, "the model")
     if file.is_dir():
         raise SbdFileError(
             f"{file}: expected a model file, got a folder; make one from a checkpoint with: "
             f"sbd-engine convert {file} -o model.bin"
         )
     return nullcontext(file)
+
+
+def existing(path: ModelPath, what: str) -> Path:
+    """`path` where something is there; `what` the argument should be, for the error."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise SbdTypeError(f"expected {what} as a path, got {path!r}")
+    file = Path(path)
+    if not file.exists():
+        raise SbdFileNotFoundError(f"{file}: no such file")
+    return file

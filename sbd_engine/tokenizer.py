@@ -74,6 +74,10 @@ class Tokenizer:
             eos_token=self._special(eos),
         )
 
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of a conversation in the model's chat template, for the model to continue."""
+        return self.encode(self.apply_chat_template(messages), add_bos=False)
+
     def _special(self, token: int | None) -> str:
         return "" if token is None else self.backend.id_to_token(token) or ""
 

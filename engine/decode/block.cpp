@@ -49,4 +49,16 @@ bool Block::commit(const DecodeTask& task, Events& events) {
   return true;
 }
 
+Block block_at(const DecodeTask& task, int begin, int block_size, TokenId mask_token_id) {
+  const int room = task.n_ctx - static_cast<int>(task.prompt.size()) - begin;
+  const int size = std::min(block_size, room);
+  return {begin, size, std::min(size, task.tokens_wanted() - begin), mask_token_id};
+}
+
+void check_block_size(int block_size, const DecodeTask& task) {
+  SBD_CHECK(block_size >= 1 && block_size <= task.n_ctx,
+            "expected block_size from 1 to the context of {} tokens, got {}", task.n_ctx,
+            block_size);
+}
+
 }  // namespace sbd

@@ -9,9 +9,7 @@ namespace sbd {
 
 D2fDecoder::D2fDecoder(DecodeTask task, const D2fMethod& method)
     : task_(std::move(task)), method_(method) {
-  SBD_CHECK(method.block_size >= 1 && method.block_size <= task_.n_ctx,
-            "expected block_size from 1 to the context of {} tokens, got {}", task_.n_ctx,
-            method.block_size);
+  check_block_size(method.block_size, task_);
   const auto check_share = [](const char* name, float value) {
     SBD_CHECK(value >= 0.0f && value <= 1.0f, "expected {} in [0, 1], got {}", name, value);
   };
@@ -33,13 +31,9 @@ float decided_share(const Block& block) {
 // Parts 1 and 2 of a step; the prompt and cached blocks are wholly decided.
 void D2fDecoder::prepare_step() {
   const float last = flights_.empty() ? 1.0f : decided_share(flights_.back().block);
-  const int wanted = task_.tokens_wanted();
-  if (!ended_ && next_begin_ < wanted && last >= method_.block_add_threshold) {
-    const int room = task_.n_ctx - static_cast<int>(task_.prompt.size()) - next_begin_;
-    const int size = std::min(method_.block_size, room);
-    flights_.push_back(
-        {Block(next_begin_, size, std::min(size, wanted - next_begin_), method_.mask_token_id)});
-    next_begin_ += size;
+  if (!ended_ && next_begin_ < task_.tokens_wanted() && last >= method_.block_add_threshold) {
+    flights_.push_back({block_at(task_, next_begin_, method_.block_size, method_.mask_token_id)});
+    next_begin_ += flights_.back().block.size();
   }
   float before = 1.0f;
   for (Flight& flight : flights_) {
@@ -94,8 +88,7 @@ Plan D2fDecoder::plan() {
 Events D2fDecoder::absorb(std::span<const RowStats> stats) {
   std::size_t expected = 0;
   for (const Segment& segment : plan().segments) expected += segment.outputs.size();
-  SBD_CHECK(stats.size() == expected, "expected statistics of {} rows, got {}", expected,
-            stats.size());
+  check_rows(stats, expected);
   Events events;
   if (prompt_pending_ && method_.logit_shift == 1) {
     kept_ = stats.front();

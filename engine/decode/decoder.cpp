@@ -25,6 +25,11 @@ TokenId DecodeTask::choose(const RowStats& row) const {
   return sampling.temperature > 0.0f ? row.sampled : row.argmax;
 }
 
+void check_rows(std::span<const RowStats> stats, std::size_t expected) {
+  SBD_CHECK(stats.size() == expected, "expected statistics of {} rows, got {}", expected,
+            stats.size());
+}
+
 void check_task(const DecodeTask& task) {
   SBD_CHECK(!task.prompt.empty(), "expected a prompt of at least one token, got an empty one");
   SBD_CHECK(static_cast<int>(task.prompt.size()) < task.n_ctx,

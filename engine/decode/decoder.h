@@ -41,7 +41,8 @@ struct DecodeTask {
   int n_ctx = 0;                       // positions the KV cache has room for
   std::vector<TokenId> eos_token_ids;  // empty: end-of-sequence tokens are ordinary ones
   Sampling sampling;
-  int prefill_rows = 512;  // prompt rows per forward at most
+  // Prompt rows per forward at most: they bound the activations' memory and how long Ctrl-C waits.
+  int prefill_rows = 512;
 
   // New tokens that both max_tokens and the context allow.
   int tokens_wanted() const;
@@ -51,6 +52,9 @@ struct DecodeTask {
   // The token a row decides: its argmax at temperature 0, else the sampled one.
   TokenId choose(const RowStats& row) const;
 };
+
+// Refuses statistics of another number of rows than the plan wanted.
+void check_rows(std::span<const RowStats> stats, std::size_t expected);
 
 // Refuses a task outside the ranges above, its sampling included.
 void check_task(const DecodeTask& task);

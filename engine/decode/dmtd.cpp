@@ -13,7 +13,7 @@ DmtdDecoder::DmtdDecoder(DecodeTask task, const DmtdMethod& method)
 }
 
 bool DmtdDecoder::is_head(int position) const {
-  const int first = method_.prompt_rule == PromptRule::train ? 0 : prompt_size();
+  const int first = method_.prompt_rule == DmtdPromptRule::train ? 0 : prompt_size();
   return (position - first) % method_.horizon == 0;
 }
 
@@ -22,8 +22,8 @@ std::vector<Segment> DmtdDecoder::prompt_segments(int end) const {
   std::vector<Segment> segments;
   for (int position = read_; position < end; ++position) {
     Segment row{.tokens = {}, .sampling = task_.sampling};
-    row.encoded = method_.prompt_rule == PromptRule::plain ? 0.0f : 1.0f;
-    row.thought = method_.prompt_rule == PromptRule::train && !is_head(position) ? 0.0f : 1.0f;
+    row.encoded = method_.prompt_rule == DmtdPromptRule::plain ? 0.0f : 1.0f;
+    row.thought = method_.prompt_rule == DmtdPromptRule::train && !is_head(position) ? 0.0f : 1.0f;
     if (segments.empty() || segments.back().thought != row.thought) {
       segments.push_back(std::move(row));
     }
@@ -70,7 +70,7 @@ Events DmtdDecoder::absorb(std::span<const RowStats> stats) {
     waiting_.clear();
   }
   const std::size_t wanted = read_ == prompt_size() ? 1 : 0;
-  SBD_CHECK(stats.size() == wanted, "expected statistics of {} rows, got {}", wanted, stats.size());
+  check_rows(stats, wanted);
   if (stats.empty()) {
     return events;
   }

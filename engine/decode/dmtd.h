@@ -13,7 +13,7 @@
 
 namespace sbd {
 
-enum class PromptRule {
+enum class DmtdPromptRule {
   all_heads,  // (1, 1) on every prompt row: the released inference
   plain,      // (0, 1): the ordinary stack of layers
   train,      // heads are the positions that tau divides, in the prompt too: the training forward
@@ -21,7 +21,7 @@ enum class PromptRule {
 
 struct DmtdMethod {
   int horizon = 4;  // tau
-  PromptRule prompt_rule = PromptRule::all_heads;
+  DmtdPromptRule prompt_rule = DmtdPromptRule::all_heads;
 };
 
 class DmtdDecoder final : public Decoder {

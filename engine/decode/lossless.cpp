@@ -1,5 +1,6 @@
 #include "decode/lossless.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "core/error.h"
@@ -15,18 +16,15 @@ LosslessDecoder::LosslessDecoder(DecodeTask task, const LosslessMethod& method)
             "expected temperature 0 with a lossless decoder, as its text is that of greedy "
             "next-token decoding, got {}",
             task_.sampling.temperature);
-  SBD_CHECK(method.block_size >= 1 && method.block_size <= task_.n_ctx,
-            "expected block_size from 1 to the context of {} tokens, got {}", task_.n_ctx,
-            method.block_size);
+  check_block_size(method.block_size, task_);
   check_unmask(method.unmask);
   start_block();
 }
 
 void LosslessDecoder::start_block() {
-  const int prompt = static_cast<int>(task_.prompt.size());
-  const int begin = cached_ + static_cast<int>(pending_.size()) - prompt;
-  const int size = std::min(method_.block_size, task_.n_ctx - prompt - begin);
-  block_ = Block(begin, size, std::min(size, task_.tokens_wanted() - begin), method_.mask_token_id);
+  const int behind = cached_ + static_cast<int>(pending_.size());
+  block_ = block_at(task_, behind - static_cast<int>(task_.prompt.size()), method_.block_size,
+                    method_.mask_token_id);
 }
 
 // A draft with which the text ends leaves its last row out: nothing asks what comes next.
@@ -39,13 +37,16 @@ int LosslessDecoder::pending_rows() const {
   return ends ? all - 1 : all;
 }
 
+bool LosslessDecoder::pending_runs_whole() const {
+  return pending_rows() == static_cast<int>(pending_.size());
+}
+
 int LosslessDecoder::pending_outputs() const {
-  return drafted_ ? pending_rows() : pending_rows() == static_cast<int>(pending_.size());
+  return drafted_ ? pending_rows() : pending_runs_whole();
 }
 
 bool LosslessDecoder::runs_block() const {
-  const bool behind = method_.fused && pending_rows() == static_cast<int>(pending_.size());
-  return (pending_.empty() || behind) && !candidates().empty();
+  return (pending_.empty() || (method_.fused && pending_runs_whole())) && !candidates().empty();
 }
 
 // The block's first token is never among them: the row before it predicts it.
@@ -79,8 +80,7 @@ Events LosslessDecoder::absorb(std::span<const RowStats> stats) {
   bool block_ran = runs_block();
   const auto n_next = static_cast<std::size_t>(pending_.empty() ? 0 : pending_outputs());
   const std::size_t expected = n_next + (block_ran ? candidates().size() : 0);
-  SBD_CHECK(stats.size() == expected, "expected statistics of {} rows, got {}", expected,
-            stats.size());
+  check_rows(stats, expected);
   Events events;
   if (!pending_.empty()) {
     const std::span<const RowStats> next = stats.first(n_next);

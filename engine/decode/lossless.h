@@ -36,6 +36,7 @@ class LosslessDecoder final : public Decoder {
 
  private:
   int pending_rows() const;
+  bool pending_runs_whole() const;
   int pending_outputs() const;
   bool runs_block() const;
   std::vector<int> candidates() const;

@@ -27,7 +27,7 @@ Plan NtpDecoder::plan() {
 Events NtpDecoder::absorb(std::span<const RowStats> stats) {
   pending_.erase(pending_.begin(), pending_.begin() + chunk_rows());
   const std::size_t wanted = pending_.empty() ? 1 : 0;
-  SBD_CHECK(stats.size() == wanted, "expected statistics of {} rows, got {}", wanted, stats.size());
+  check_rows(stats, wanted);
   if (stats.empty()) {
     return {};
   }

@@ -48,9 +48,9 @@ SetBlockDecoder::SetBlockDecoder(DecodeTask task, const BlockMethod& method)
 // The last block keeps its k rows even where fewer tokens are wanted: it is conditioned as any
 // other. Only the end of the context cuts it; without a cache the text's end does.
 Block SetBlockDecoder::make_block(int begin) const {
-  const int room = (cached() ? task_.n_ctx - prompt_size() : task_.tokens_wanted()) - begin;
-  const int size = std::min(method_.block_size, room);
-  Block block(begin, size, std::min(size, task_.tokens_wanted() - begin), method_.mask_token_id);
+  const int size =
+      cached() ? method_.block_size : std::min(method_.block_size, task_.tokens_wanted() - begin);
+  Block block = block_at(task_, begin, size, method_.mask_token_id);
   for (int i = 0; begin + i < 0; ++i) {
     block.fill(i, task_.prompt[static_cast<std::size_t>(prompt_size() + begin + i)]);
   }
@@ -68,9 +68,13 @@ int SetBlockDecoder::pending_rows() const {
   return std::min(all, std::max(unit, task_.prefill_rows / unit * unit));
 }
 
+bool SetBlockDecoder::pending_runs_whole() const {
+  return pending_rows() == static_cast<int>(pending_.size());
+}
+
 // Whether the next forward has pending rows only: more of them follow, or the seed does.
 bool SetBlockDecoder::commits_alone() const {
-  return !pending_.empty() && (seeds() || pending_rows() < static_cast<int>(pending_.size()));
+  return !pending_.empty() && (seeds() || !pending_runs_whole());
 }
 
 // A block that begins inside the prompt needs no seed.
@@ -128,7 +132,7 @@ Plan SetBlockDecoder::plan() {
   if (!pending_.empty()) {
     plan.segments = commit_segments(pending_rows());
     if (commits_alone()) {
-      if (seeds() && pending_rows() == static_cast<int>(pending_.size())) {
+      if (seeds() && pending_runs_whole()) {
         Segment& last = plan.segments.back();
         last.outputs = {static_cast<int>(last.tokens.size()) - 1};
         last.sampling.draw = static_cast<std::uint64_t>(forwards_);
@@ -167,10 +171,9 @@ int SetBlockDecoder::scheduled(int masked) const {
 
 Events SetBlockDecoder::absorb(std::span<const RowStats> stats) {
   const bool alone = commits_alone();
-  const bool seeded = alone && pending_rows() == static_cast<int>(pending_.size());
-  const std::vector<int> rows = alone ? std::vector<int>(seeded ? 1 : 0) : candidates();
-  SBD_CHECK(stats.size() == rows.size(), "expected statistics of {} rows, got {}", rows.size(),
-            stats.size());
+  const bool seeded = alone && pending_runs_whole();
+  const std::vector<int> rows = alone ? std::vector<int>() : candidates();
+  check_rows(stats, seeded ? 1 : rows.size());
   pending_.erase(pending_.begin(), pending_.begin() + pending_rows());
   Events events;
   if (!pending_.empty()) {

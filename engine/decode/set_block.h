@@ -64,6 +64,7 @@ class SetBlockDecoder final : public Decoder {
   int prompt_size() const { return static_cast<int>(task_.prompt.size()); }
   Block make_block(int begin) const;
   int pending_rows() const;
+  bool pending_runs_whole() const;
   bool commits_alone() const;
   bool seeds() const;
   std::vector<Segment> commit_segments(int rows) const;

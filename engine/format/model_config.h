@@ -66,7 +66,7 @@ struct DecodeDefaults {
   std::string commit_attention = "causal";
 
   int horizon = 4;                        // of Direct Multi-Token Decoding
-  std::string prompt_rule = "all_heads";  // its own
+  std::string prompt_rule = "all_heads";  // of its rows, its own
   float block_add_threshold = 0.1f;       // of Discrete Diffusion Forcing
   float decoded_token_threshold = 0.95f;
   float skip_threshold = 0.9f;

@@ -169,11 +169,39 @@ void Transformer::gather_rows(const Batch& batch) {
   SBD_CHECK(!rows_[0].tokens.empty(), "a forward needs at least one row");
 }
 
+namespace {
+
+// How many positions of a sequence a run of layers has in the cache, as a forward's segments go by.
+struct RunLength {
+  int kept = 0;     // behind the forward
+  int written = 0;  // within it
+  bool begun = false;
+
+  // The first rows may go over cached positions once more, the others continue them.
+  void add(int position, int n, Kv kv) {
+    SBD_CHECK(begun ? position == written : position <= written,
+              "rows from position {} on do not continue the {} cached ones", position, written);
+    written = position + n;
+    if (kv == Kv::commit) {
+      kept = written;
+    } else if (!begun) {
+      kept = position;
+    }
+    begun = true;
+  }
+};
+
+}  // namespace
+
 void Transformer::gather_sequence(const SequencePlan& sequence) {
   auto& [encoding, thinking, decoding] = rows_;
   const KvCache& kv = *sequence.kv;
-  std::array<int, kLayerRuns> first_row, lengths = kv.lengths(), next = lengths;
-  for (int r = 0; r < kLayerRuns; ++r) first_row[r] = rows_[r].size();
+  std::array<int, kLayerRuns> first_row;
+  std::array<RunLength, kLayerRuns> lengths;
+  for (int r = 0; r < kLayerRuns; ++r) {
+    first_row[r] = rows_[r].size();
+    lengths[r].kept = lengths[r].written = kv.lengths()[r];
+  }
 
   int position = sequence.plan.start.value_or(kv.length());
   bool scratch = false;
@@ -187,15 +215,10 @@ void Transformer::gather_sequence(const SequencePlan& sequence) {
     scratch = segment.kv == Kv::scratch;
     const bool thinks = segment.layers != Layers::skip, decodes = segment.layers != Layers::refill;
     uniform_ = uniform_ && thinks && decodes && segment.encoded == 0 && segment.thought == 1;
-    const bool runs[kLayerRuns] = {true, thinks, decodes};
-    for (int r = 0; r < kLayerRuns; ++r) {
-      if (!runs[r]) continue;
-      // The first rows may go over cached positions once more, the others continue them.
-      const bool first = rows_[r].size() == first_row[r];
-      SBD_CHECK(first ? position <= next[r] : position == next[r],
-                "rows from position {} on do not continue the {} cached ones", position, next[r]);
-      next[r] = position + n;
-      lengths[r] = scratch ? (first ? position : lengths[r]) : next[r];
+    if (n > 0) {
+      lengths[0].add(position, n, segment.kv);
+      if (thinks) lengths[1].add(position, n, segment.kv);
+      if (decodes) lengths[2].add(position, n, segment.kv);
     }
     SBD_CHECK(!segment.adapted || has_adapter(),
               "a segment asks for an adapter, and none is loaded");
@@ -226,7 +249,7 @@ void Transformer::gather_sequence(const SequencePlan& sequence) {
     const int n_rows = rows_[r].size() - first_row[r];
     if (n_rows > 0) rows_[r].sequences.push_back({kv.storage(), first_row[r], n_rows});
   }
-  kv_lengths_.push_back(lengths);
+  kv_lengths_.push_back({lengths[0].kept, lengths[1].kept, lengths[2].kept});
 }
 
 void Transformer::reserve(std::size_t n_rows) {

@@ -8,8 +8,10 @@ import typer
 
 from ..errors import SbdValueError
 from .bench import bench
+from .eval import evaluate
 from .inspect import inspect
 from .run import run
+from .sweep import sweep
 
 app = typer.Typer(
     name="sbd-engine",
@@ -20,6 +22,8 @@ app = typer.Typer(
 app.command()(run)
 app.command()(inspect)
 app.command()(bench)
+app.command("eval")(evaluate)
+app.command()(sweep)
 
 # The parser's own errors: missing or malformed options. Typer has its base by no public name.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from .. import roofline
-from ..errors import SbdFileNotFoundError, SbdValueError
+from ..errors import SbdValueError
 from ..parameters import integer
 from ..roofline import Work, floor_ms, work
+from ..text_file import read_text
 from . import options
 from .options import print_json
 
@@ -161,11 +162,10 @@ def _from_config(path: Path, dtype: str, settings: dict[str, Any]) -> Subject:
     from ..convert.errors import ConvertError
     from ..convert.quantize import stored_bytes, stored_type
 
+    text = read_text(path)
     try:
-        config = json_module.loads(path.read_text())
-    except FileNotFoundError:
-        raise SbdFileNotFoundError(f"{path}: no such file") from None
-    except ValueError as error:  # neither JSON nor UTF-8
+        config = json_module.loads(text)
+    except ValueError as error:
         raise SbdValueError(f"{path}: expected a config.json, got no JSON: {error}") from None
     if not isinstance(config, dict):
         raise SbdValueError(f"{path}: expected a config.json, got no JSON object")

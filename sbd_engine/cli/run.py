@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import SbdFileError, SbdFileNotFoundError, SbdValueError
+from ..errors import SbdValueError
+from ..text_file import decode_utf8, read_text
 from . import options
 from .options import print_json, terminal_safe
 
 if TYPE_CHECKING:
     from ..completion import Completion
-    from ..engine import Engine, Stream
-    from ..parameters import Prompt
+    from ..engine import Stream
 
 _INPUT, _OUTPUT = "Prompt", "Output"
 
@@ -88,8 +88,9 @@ def run(
         raise SbdValueError("expected --show-blocks or --json, got both")
     text = _read_prompt(prompt, file)
     with Engine(model, device, threads, n_ctx, kv_dtype, draft_lora) as engine:
+        messages = [{"role": "user", "content": text}]
         stream = engine.stream(
-            _chat_prompt(engine, text) if chat else text,
+            engine.tokenizer.encode_chat(messages) if chat else text,
             max_tokens=max_tokens,
             decoder=decoder,
             block_size=block_size,
@@ -157,33 +158,12 @@ def _read_prompt(prompt: str | None, file: Path | None) -> str:
     if prompt is not None and file is not None:
         raise SbdValueError("expected the prompt from --prompt or --file, got both")
     if file is not None:
-        try:
-            return _decoded(file.read_bytes(), str(file))
-        except FileNotFoundError:
-            raise SbdFileNotFoundError(f"{file}: no such file") from None
-        except OSError as error:
-            raise SbdFileError(f"{file}: cannot be read: {error.strerror}") from None
+        return read_text(file)
     if prompt == "-" or (prompt is None and not sys.stdin.isatty()):
-        return _decoded(sys.stdin.buffer.read(), "standard input")
+        return decode_utf8(sys.stdin.buffer.read(), "standard input")
     if prompt is None:
         raise SbdValueError("expected a prompt: give --prompt TEXT, --file FILE, or pipe it in")
     return prompt
-
-
-def _decoded(data: bytes, source: str) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise SbdValueError(
-            f"{source}: expected UTF-8 text, got byte 0x{data[error.start]:02x} "
-            f"at offset {error.start}"
-        ) from None
-
-
-def _chat_prompt(engine: Engine, text: str) -> Prompt:
-    tokenizer = engine.tokenizer
-    whole = tokenizer.apply_chat_template([{"role": "user", "content": text}])
-    return tokenizer.encode(whole, add_bos=False)
 
 
 def _note(message: str) -> None:

@@ -12,12 +12,12 @@ namespace {
 
 using namespace test;
 
-DmtdDecoder decoder_of(const DecodeTask& task, int horizon, PromptRule rule) {
+DmtdDecoder decoder_of(const DecodeTask& task, int horizon, DmtdPromptRule rule) {
   return {task, {.horizon = horizon, .prompt_rule = rule}};
 }
 
 TEST(dmtd_thinks_at_heads_and_refills_in_front_of_them) {
-  DmtdDecoder decoder = decoder_of(task({1, 2, 3}, 9), 3, PromptRule::all_heads);
+  DmtdDecoder decoder = decoder_of(task({1, 2, 3}, 9), 3, DmtdPromptRule::all_heads);
   CHECK_EQ(text(decoder.plan()), "at 0 [1 2 3 e+h causal commit > 2]");
   CHECK_EQ(text(decoder.plan()), "at 0 [1 2 3 e+h causal commit > 2]");
   CHECK_EQ(absorb(decoder, {row(10)}), "0:10 | 10 | thought");
@@ -33,7 +33,7 @@ TEST(dmtd_thinks_at_heads_and_refills_in_front_of_them) {
 }
 
 TEST(dmtd_horizon_one_thinks_always) {
-  DmtdDecoder decoder = decoder_of(task({1, 2}, 9), 1, PromptRule::all_heads);
+  DmtdDecoder decoder = decoder_of(task({1, 2}, 9), 1, DmtdPromptRule::all_heads);
   CHECK_EQ(absorb(decoder, {row(10)}), "0:10 | 10 | thought");
   CHECK_EQ(text(decoder.plan()), "at 2 [10 e+h causal commit > 0]");
   CHECK_EQ(absorb(decoder, {row(11)}), "1:11 | 11 | thought");
@@ -41,7 +41,7 @@ TEST(dmtd_horizon_one_thinks_always) {
 }
 
 TEST(dmtd_plain_prompt) {
-  DmtdDecoder decoder = decoder_of(task({1, 2}, 9), 2, PromptRule::plain);
+  DmtdDecoder decoder = decoder_of(task({1, 2}, 9), 2, DmtdPromptRule::plain);
   CHECK_EQ(text(decoder.plan()), "at 0 [1 2 causal commit > 1]");
   CHECK_EQ(absorb(decoder, {row(10)}), "0:10 | 10 | thought");
   CHECK_EQ(text(decoder.plan()), "at 2 [10 e+h causal commit > 0]");  // a head, as ever
@@ -49,7 +49,7 @@ TEST(dmtd_plain_prompt) {
 
 // Heads are at absolute multiples, so the prompt has some and the first token need not be one.
 TEST(dmtd_train_counts_from_the_first_position) {
-  DmtdDecoder decoder = decoder_of(task({1, 2, 3, 4, 5}, 9), 3, PromptRule::train);
+  DmtdDecoder decoder = decoder_of(task({1, 2, 3, 4, 5}, 9), 3, DmtdPromptRule::train);
   CHECK_EQ(text(decoder.plan()),
            "at 0 [1 e+h causal commit] [2 3 e causal commit] [4 e+h causal commit] [5 e causal "
            "commit > 0]");
@@ -59,14 +59,14 @@ TEST(dmtd_train_counts_from_the_first_position) {
   CHECK_EQ(text(decoder.plan()), "at 5 [10 refill causal commit] [11 e+h causal commit > 0]");
 
   // At horizon 1 every row is a head and one segment.
-  CHECK_EQ(text(decoder_of(task({1, 2}, 9), 1, PromptRule::train).plan()),
+  CHECK_EQ(text(decoder_of(task({1, 2}, 9), 1, DmtdPromptRule::train).plan()),
            "at 0 [1 2 e+h causal commit > 1]");
 }
 
 TEST(dmtd_prefills_in_chunks) {
   DecodeTask long_prompt = task({1, 2, 3, 4, 5}, 9);
   long_prompt.prefill_rows = 2;
-  DmtdDecoder decoder = decoder_of(long_prompt, 3, PromptRule::train);
+  DmtdDecoder decoder = decoder_of(long_prompt, 3, DmtdPromptRule::train);
   CHECK_EQ(text(decoder.plan()), "at 0 [1 e+h causal commit] [2 e causal commit]");
   CHECK_EQ(absorb(decoder, {}), "| | thought");
   CHECK_EQ(text(decoder.plan()), "at 2 [3 e causal commit] [4 e+h causal commit]");
@@ -76,31 +76,32 @@ TEST(dmtd_prefills_in_chunks) {
 }
 
 TEST(dmtd_ends_as_next_token_prediction_does) {
-  DmtdDecoder stopped = decoder_of(task({1}, 5), 2, PromptRule::plain);
+  DmtdDecoder stopped = decoder_of(task({1}, 5), 2, DmtdPromptRule::plain);
   CHECK_EQ(absorb(stopped, {row(10)}), "0:10 | 10 | thought");
   CHECK_EQ(absorb(stopped, {row(kEos)}), "1:7 | 7 | stop thought");
 
   DecodeTask full = task({1, 2, 3}, 50);
   full.n_ctx = 5;
-  DmtdDecoder context = decoder_of(full, 2, PromptRule::plain);
+  DmtdDecoder context = decoder_of(full, 2, DmtdPromptRule::plain);
   CHECK_EQ(absorb(context, {row(10)}), "0:10 | 10 | thought");
   CHECK_EQ(absorb(context, {row(11)}), "1:11 | 11 | length thought");
 
   DecodeTask sampled = task({1}, 1);
   sampled.sampling = {.temperature = 0.5f, .seed = 3};
-  DmtdDecoder drawn = decoder_of(sampled, 2, PromptRule::plain);
+  DmtdDecoder drawn = decoder_of(sampled, 2, DmtdPromptRule::plain);
   CHECK_EQ(last_sampling(drawn).seed, 3);
   CHECK_EQ(absorb(drawn, {row(10)}), "0:110 | 110 | length thought");
 }
 
 TEST(dmtd_refusals) {
-  CHECK_THROWS_WITH(decoder_of(task({1}, 9), 0, PromptRule::plain), "expected horizon >= 1, got 0");
-  DmtdDecoder decoder = decoder_of(task({1}, 9), 2, PromptRule::plain);
+  CHECK_THROWS_WITH(decoder_of(task({1}, 9), 0, DmtdPromptRule::plain),
+                    "expected horizon >= 1, got 0");
+  DmtdDecoder decoder = decoder_of(task({1}, 9), 2, DmtdPromptRule::plain);
   CHECK_THROWS_WITH(decoder.absorb({}), "expected statistics of 1 rows, got 0");
   CHECK_THROWS_WITH(make_decoder("dmtd", task({1}, 9), {}),
                     "needs a cut of the layers and the model file has none");
   DecoderOptions cut;
-  cut.dmtd = DmtdMethod{.horizon = 2, .prompt_rule = PromptRule::plain};
+  cut.dmtd = DmtdMethod{.horizon = 2, .prompt_rule = DmtdPromptRule::plain};
   CHECK_EQ(text(make_decoder("dmtd", task({1}, 9), cut)->plan()), "at 0 [1 causal commit > 0]");
 }
 
@@ -127,7 +128,7 @@ TEST(dmtd_runs_never_have_gaps_on_random_tasks) {
     DecodeTask random = task(Tokens(static_cast<std::size_t>(1 + below(12)), 3), 1 + below(30));
     random.prefill_rows = 1 + below(8);
     const int horizon = 1 + below(6);
-    const auto rule = static_cast<PromptRule>(below(3));
+    const auto rule = static_cast<DmtdPromptRule>(below(3));
     DmtdDecoder decoder = decoder_of(random, horizon, rule);
     const int prompt = static_cast<int>(random.prompt.size());
 
@@ -158,7 +159,7 @@ TEST(dmtd_runs_never_have_gaps_on_random_tasks) {
     }
     CHECK_EQ(static_cast<int>(all.size()) - prompt, random.max_tokens);
     for (int i = 0; i < static_cast<int>(decoded.thought.size()); ++i) {
-      const bool train = rule == PromptRule::train;
+      const bool train = rule == DmtdPromptRule::train;
       const bool head = (i - (train ? 0 : prompt)) % horizon == 0;
       const bool thought = i < prompt && !train ? true : head;
       CHECK_EQ(decoded.thought[static_cast<std::size_t>(i)], thought ? 1.0f : 0.0f);

@@ -57,10 +57,10 @@ Decoded decode(Transformer& model, const DmtdMethod& method) {
 
 // methods.md's table, row by row.
 Coefficients coefficients(int position, const DmtdMethod& method) {
-  const bool train = method.prompt_rule == PromptRule::train;
+  const bool train = method.prompt_rule == DmtdPromptRule::train;
   const bool head = (position - (train ? 0 : kPrompt)) % method.horizon == 0;
   if (position >= kPrompt || train) return {1, head ? 1.0 : 0.0};
-  return method.prompt_rule == PromptRule::plain ? Coefficients{0, 1} : Coefficients{1, 1};
+  return method.prompt_rule == DmtdPromptRule::plain ? Coefficients{0, 1} : Coefficients{1, 1};
 }
 
 TEST(dmtd_rows_are_those_of_one_full_forward) {
@@ -71,7 +71,8 @@ TEST(dmtd_rows_are_those_of_one_full_forward) {
     const Float64Model reference(config, source);
     cpu::CpuBackend backend(2);
     Transformer model(config, source, backend);
-    for (const PromptRule rule : {PromptRule::all_heads, PromptRule::plain, PromptRule::train}) {
+    for (const DmtdPromptRule rule :
+         {DmtdPromptRule::all_heads, DmtdPromptRule::plain, DmtdPromptRule::train}) {
       for (int horizon = 1; horizon <= 5; ++horizon) {
         const DmtdMethod method{.horizon = horizon, .prompt_rule = rule};
         const Decoded decoded = decode(model, method);

@@ -20,7 +20,7 @@ ModelConfig config_with_mask() {
 
 DecoderOptions options_of(const Request& request, const DecodeDefaults& defaults = {},
                           const ModelConfig& config = config_with_mask()) {
-  return decoder_options(request, config, defaults);
+  return decoder_options(request, config, defaults, /*has_adapter=*/false);
 }
 
 UnmaskRule rule_of(const Request& request, const DecodeDefaults& defaults = {}) {
@@ -38,6 +38,16 @@ TEST(request_parameter_of_one_rule_asks_for_that_rule) {
   defaults.unmask = "confidence";
   CHECK_EQ(rule_of({.top_n = 3}, defaults), UnmaskRule::confidence);
   CHECK_EQ(rule_of({.proxy = "margin"}, defaults), UnmaskRule::confidence);
+  defaults.unmask = "entropy_bounded";
+  CHECK_EQ(rule_of({.top_n = 3}, defaults), UnmaskRule::top_n);
+  CHECK_EQ(rule_of({.steps = 2}, defaults), UnmaskRule::top_n);
+  CHECK_EQ(rule_of({.proxy = "margin"}, defaults), UnmaskRule::entropy_bounded);
+  CHECK_THROWS_WITH(rule_of({.gamma = 0.0f, .factor = 4.0f}, defaults),
+                    "expected one of gamma, factor and confidence_threshold");
+  // A file's order is its own rule's.
+  defaults.proxy = "margin";
+  CHECK_EQ(options_of({.top_n = 3}, defaults).block.unmask.proxy.has_value(), false);
+  CHECK(options_of({.gamma = 1.0f}, defaults).block.unmask.proxy == Proxy::margin);
   // A rule by name is that rule.
   CHECK_EQ(rule_of({.unmask = "factor", .gamma = 0.1f}, defaults), UnmaskRule::factor);
 }
@@ -88,6 +98,7 @@ TEST(request_options_stand_over_the_files) {
 
   const DecoderOptions asked = options_of({.block_size = 8,
                                            .steps = 6,
+                                           .unmask = "top_n",
                                            .proxy = "position",
                                            .gamma = 0.75f,
                                            .factor = 3.0f,
@@ -153,7 +164,7 @@ TEST(request_horizon_needs_a_cut_of_the_layers) {
   for (const auto& runs : {std::array{1, 1, 2}, std::array{0, 3, 1}}) {
     config.layer_runs = runs;
     const DecoderOptions file = options_of({}, defaults, config);
-    CHECK(file.dmtd && file.dmtd->horizon == 3 && file.dmtd->prompt_rule == PromptRule::train);
+    CHECK(file.dmtd && file.dmtd->horizon == 3 && file.dmtd->prompt_rule == DmtdPromptRule::train);
     CHECK_EQ(options_of({.horizon = 2}, defaults, config).dmtd->horizon, 2);
   }
 }

@@ -1,8 +1,9 @@
-"""Checkpoints that several test files read."""
+"""What several test files share: checkpoints to read, and how many threads torch has."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,13 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def llama_copy(llama: Path, tmp_path: Path) -> Path:
     """The same, to change."""
     return Path(shutil.copytree(llama, tmp_path / "copy" / "model"))
+
+
+@pytest.fixture
+def one_torch_thread() -> Iterator[None]:
+    """Matrices of tiny models only wait for a second thread."""
+    torch = pytest.importorskip("torch")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

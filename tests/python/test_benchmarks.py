@@ -17,6 +17,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))  # last, so that an installed package comes first
 
 import cpu_peers  # noqa: E402
+import dmtd  # noqa: E402
 import end_to_end  # noqa: E402
 from lineup import OURS, Entry  # noqa: E402
 from peers.process import PeerError  # noqa: E402
@@ -265,3 +266,47 @@ def test_the_script_ends_with_exit_code_2_and_one_line() -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == "error: argument --rounds: expected an integer >= 1, got 'none'\n"
+
+
+# Direct Multi-Token Decoding
+
+
+def test_weights_read_by_hand() -> None:
+    # A layer has 4 weights of attention and 6 of its MLP, the head 40: a token of NTP reads 400.
+    config = {
+        "hidden_size": 1,
+        "head_dim": 1,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "intermediate_size": 2,
+        "vocab_size": 40,
+    }
+    assert dmtd.weights_read(config, None) == 1
+    assert dmtd.weights_read(config, 1) == 1
+    # Four tokens run 36 + 3 * 8 layers: 15 each.
+    assert dmtd.weights_read(config, 4) == pytest.approx((15 * 10 + 40) / 400)
+
+
+def test_dmtd_beside_ntp(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = {
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "vocab_size": 256,
+    }
+    monkeypatch.setattr(dmtd, "QWEN3_4B", tiny)
+    monkeypatch.setattr(dmtd, "LAYERS", (0, 2, 1))
+    flags = ["--horizons", "2,3", "--tokens", "12", "--rounds", "1", "--threads", "1"]
+    monkeypatch.setattr(sys, "argv", ["dmtd.py", *flags, "--work-dir", str(tmp_path)])
+    dmtd.main()
+    output = capsys.readouterr()
+    lines = (output.out + output.err).splitlines()
+    rows = [line for line in lines if line.strip().startswith(("ntp", "dmtd, horizon"))]
+    assert len(rows) == 3
+    assert rows[0].split()[-2:] == ["1.00", "1.00"]
+    assert [row.split()[2] for row in rows[1:]] == ["2", "3"]

@@ -32,7 +32,7 @@ def data() -> DemoData:
     words = "".join(f" {word}\n{word}" for word in VOCABULARY)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus, "stdlib_documents", lambda: PYTHON)
-        return DemoData(train_tokenizer([*texts, *[words] * 100], 2048), seed=0)
+        return DemoData(train_tokenizer([*texts, *[words] * 100], 2048), seed=0, late_from=30)
 
 
 def trained_texts(data: DemoData, steps: int = 60) -> str:

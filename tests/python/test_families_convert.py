@@ -385,7 +385,7 @@ def test_draft_adapter_is_a_file_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model_type", ["qwen3", "llama"])
-def test_a_split_given_at_conversion(model_type: str, tmp_path: Path) -> None:
+def test_a_cut_given_at_conversion(model_type: str, tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model", model_type, mask_token=None, num_hidden_layers=3)
     settings = ["sbd.dmtd.layers=1,1,1", "sbd.dmtd.horizon=3", "dmtd.prompt_rule=train"]
     metadata = converted(folder, tmp_path, settings=settings)

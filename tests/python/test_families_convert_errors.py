@@ -119,7 +119,7 @@ def test_yarn_that_is_refused(rope: dict[str, Any], message: str, tmp_path: Path
             {"settings": ["dmtd.layers=0,1,1", "dmtd.horizon=0"]},
             "dmtd.horizon: expected an integer",
         ),
-        ({"settings": ["decoders=dmtd"]}, "dmtd needs a split of the layers: give one with --set"),
+        ({"settings": ["decoders=dmtd"]}, "dmtd needs a cut of the layers: give one with --set"),
         ({"draft_lora": "nowhere"}, "LoRA adapter: nowhere/adapter_config.json is missing"),
     ],
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -32,6 +31,7 @@ RECIPE = Recipe(
     warmup_steps=2,
     cooldown=0.4,
 )
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 class Counting:
@@ -51,15 +51,6 @@ class Counting:
     def _example(self, rng: Random) -> Example:
         first, size = rng.randint(2, 200), rng.randint(4, 16)
         return Example(list(range(first, first + size)), rng.randint(0, 3))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Matrices this small only wait for a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def run(out: Path, recipe: Recipe = RECIPE, stop: int | None = None, **config: Any) -> Trainer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +30,7 @@ from training.checkpoint import (  # noqa: E402
 from .checkpoints import convert_quietly, edit_json, write_checkpoint  # noqa: E402
 
 OPTIONS = ["--length", "64", "--batch-size", "2", "--warmup-steps", "2", "--no-bfloat16"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Matrices this small only wait for a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def write_data(folder: Path) -> Path:

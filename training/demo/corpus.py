@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 from random import Random
+from typing import NamedTuple
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -21,26 +22,51 @@ from training.examples import Example, Sequence, pack
 
 LENGTH, BATCH_SIZE = 128, 16  # tokens of a sequence, sequences of a step
 EOS, MASK = "<|endoftext|>", "<|mask|>"
-# Shares of the documents drawn; a family is drawn in proportion to how long it takes to learn.
-STDLIB, GENERATED, TASKS = 0.10, 0.25, 0.65
-FAMILY_SHARES = {
-    "addition": 1.0,
-    "copying": 1.0,
-    "reversing": 1.5,
-    "sorting": 1.5,
-    "problems": 1.0,
-    "records": 1.0,
-}
 
 
-def draw_document(rng: Random, stdlib: list[str]) -> tuple[str, str]:
+class Mix(NamedTuple):
+    """Shares of two kinds of documents, and the proportions of the rest, the tasks."""
+
+    stdlib: float
+    generated: float
+    tasks: dict[str, float]
+
+
+MIX = Mix(
+    0.10,
+    0.25,
+    {
+        "addition": 1.0,
+        "copying": 1.0,
+        "reversing": 1.5,
+        "sorting": 1.5,
+        "problems": 1.0,
+        "records": 1.0,
+    },
+)
+# When little is left to learn of some families, the others get their share.
+LATE_MIX = Mix(
+    0.05,
+    0.20,
+    {
+        "addition": 2.0,
+        "copying": 0.7,
+        "reversing": 0.7,
+        "sorting": 2.5,
+        "problems": 3.0,
+        "records": 1.0,
+    },
+)
+
+
+def draw_document(rng: Random, stdlib: list[str], mix: Mix = MIX) -> tuple[str, str]:
     """A prompt (empty for plain text) and what follows it."""
     kind = rng.random()
-    if kind < STDLIB:
+    if kind < mix.stdlib:
         return "", rng.choice(stdlib)
-    if kind < STDLIB + GENERATED:
+    if kind < mix.stdlib + mix.generated:
         return "", python_document(rng)
-    family = rng.choices(list(FAMILY_SHARES), list(FAMILY_SHARES.values()))[0]
+    family = rng.choices(list(mix.tasks), list(mix.tasks.values()))[0]
     task = draw_task(family, rng, held_out=False)
     return task.prompt, task.answer
 
@@ -79,12 +105,25 @@ def demo_tokenizer(seed: int, vocab_size: int, documents: int = 30_000) -> Token
 class DemoData:
     """What the trainer asks for: step -> sequences of at most LENGTH tokens.
 
-    A step has BATCH_SIZE of them; of several replicas each takes its part.
+    A step has BATCH_SIZE of them; of several replicas each takes its part. From step `late_from` on
+    the documents are of the late mix.
     """
 
-    def __init__(self, tokenizer: Tokenizer, seed: int, replica: int = 0, replicas: int = 1):
-        self._tokenizer, self._seed = tokenizer, seed
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        seed: int,
+        late_from: int,
+        replica: int = 0,
+        replicas: int = 1,
+    ) -> None:
+        self._tokenizer, self._seed, self._late_from = tokenizer, seed, late_from
         self._mine = slice(replica, None, replicas)
+        self.settings = {
+            "mix": MIX._asdict(),
+            "late_mix": LATE_MIX._asdict(),
+            "late_from": late_from,
+        }
         self._eos = token_id(tokenizer, EOS)
         self._stdlib = [
             text for text in stdlib_documents() if len(self._example("", text).tokens) <= LENGTH
@@ -101,7 +140,8 @@ class DemoData:
     def _sequences(self, step: int) -> list[Sequence]:
         """The fullest sequences of twice as many documents as they need."""
         rng = Random(f"{self._seed} step {step}")
-        packed = pack(self._documents(rng), LENGTH, open_sequences=BATCH_SIZE)
+        mix = LATE_MIX if step >= self._late_from else MIX
+        packed = pack(self._documents(rng, mix), LENGTH, open_sequences=BATCH_SIZE)
         return list(islice(packed, BATCH_SIZE))
 
     def documents(self, step: int) -> list[str]:
@@ -112,9 +152,9 @@ class DemoData:
             for example in sequence
         ]
 
-    def _documents(self, rng: Random) -> Iterator[Example]:
+    def _documents(self, rng: Random, mix: Mix) -> Iterator[Example]:
         while True:
-            example = self._example(*draw_document(rng, self._stdlib))
+            example = self._example(*draw_document(rng, self._stdlib, mix))
             if len(example.tokens) <= LENGTH:
                 yield example
 

@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._distributed_c10d import FileStore
-from torch.distributed.distributed_c10d import ProcessGroupGloo
+from torch.distributed import FileStore, ProcessGroupGloo
 
 
 def share_gradients(model: Any, rank: int, world: int, path: str) -> None:

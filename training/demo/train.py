@@ -29,7 +29,8 @@ from training.demo.corpus import (
 from training.demo.replicas import share_gradients
 from training.trainer import Recipe, Trainer, print_progress
 
-STEPS = (3600, 4000)
+STEPS = (3600, 5600)
+LATE_FROM = {"ntp": 3600, "sbd": 4000}  # from these steps on the data have the late mix
 PROCESSES = 2
 VOCAB_SIZE = 2048
 BLOCK_SIZE = 16
@@ -100,8 +101,8 @@ def train(rank: int, args: argparse.Namespace, address: str) -> None:
     share_gradients(model, rank, PROCESSES, address)
     for stage, recipe in recipes(args.steps, args.seed).items():
         # Each stage goes on from the weights in memory, which the one before it trained or loaded.
-        data = DemoData(tokenizer, recipe.seed, rank, PROCESSES)
-        trainer = Trainer(model, recipe, data, args.out / stage)
+        data = DemoData(tokenizer, recipe.seed, LATE_FROM[stage], rank, PROCESSES)
+        trainer = Trainer(model, recipe, data, args.out / stage, settings=data.settings)
         if rank == 0:
             write_tokenizer(tokenizer, trainer.out)
         else:

@@ -1,0 +1,223 @@
+"""`sbd-engine eval`: right answers, tokens per forward and speed, beside next-token decoding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import experiment, options
+from .options import print_json
+
+if TYPE_CHECKING:
+    from ..evaluation.answering import Result
+    from ..evaluation.questions import Question
+
+_OUTPUT = "Output"
+
+
+def evaluate(
+    model: options.Model = None,
+    tasks: experiment.Tasks = None,
+    families: experiment.Families = None,
+    limit: experiment.Limit = None,
+    chat: experiment.Chat = False,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="New tokens at most. Without: the answer's and 16 more.",
+            rich_help_panel=experiment.QUESTIONS,
+        ),
+    ] = None,
+    batch: Annotated[
+        int,
+        typer.Option(
+            help="Questions at once. Times are of whole batches.",
+            rich_help_panel=experiment.QUESTIONS,
+        ),
+    ] = 1,
+    stop: options.Stop = None,
+    decoder: options.Decoder = "auto",
+    block_size: options.BlockSize = None,
+    unmask: options.Unmask = None,
+    gamma: options.Gamma = None,
+    proxy: options.Proxy = None,
+    factor: options.Factor = None,
+    confidence_threshold: options.ConfidenceThreshold = None,
+    top_n: options.TopN = None,
+    steps: options.Steps = None,
+    horizon: options.Horizon = None,
+    block_add_threshold: options.BlockAddThreshold = None,
+    decoded_token_threshold: options.DecodedTokenThreshold = None,
+    skip_threshold: options.SkipThreshold = None,
+    temperature: options.Temperature = 0.0,
+    top_k: options.TopK = 0,
+    top_p: options.TopP = 1.0,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    n_ctx: options.NCtx = None,
+    kv_dtype: options.KvDtype = "f16",
+    draft_lora: options.DraftLora = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Keep every answer here, a JSON object a line. Where the file is there already, "
+            "the run goes on from it.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> int:
+    """Answer questions with one exact answer each, and again token by token.
+
+    Right is a text equal to the answer, but for space at its ends. Without
+    --tasks the questions are the ones shipped with the demo model, held out
+    from its training.
+
+    Both decoders run in the same process, in turn on every batch of questions,
+    the other one first each time. The speedup is tokens per second over
+    next-token decoding's, prompts included. Intervals are 95 %.
+    """
+    from ..engine import Engine
+    from ..evaluation.answering import NTP, Evaluation, Setting, plain
+    from ..evaluation.journal import Journal
+    from ..evaluation.questions import read_tasks
+    from ..parameters import integer
+
+    batch = integer("--batch", batch, 1)
+    questions = experiment.chosen(read_tasks(tasks), families, limit)
+    with Engine(model, device, threads, n_ctx, kv_dtype, draft_lora) as engine:
+        name = engine.auto_decoder if decoder == "auto" else decoder
+        if decoder == "auto" and name == NTP:
+            experiment.note("this model does not say that it can decode blocks: ntp alone")
+        decoding = {
+            "block_size": block_size,
+            "unmask": unmask,
+            "gamma": gamma,
+            "proxy": proxy,
+            "factor": factor,
+            "confidence_threshold": confidence_threshold,
+            "top_n": top_n,
+            "steps": steps,
+            "horizon": horizon,
+            "block_add_threshold": block_add_threshold,
+            "decoded_token_threshold": decoded_token_threshold,
+            "skip_threshold": skip_threshold,
+        }
+        settings = [Setting(NTP, {"decoder": NTP})]
+        if name != NTP:
+            settings.append(Setting(name, {"decoder": name, **decoding}))
+        common = {
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "seed": seed,
+            "stop": stop or (),
+        }
+        evaluation = Evaluation(
+            engine,
+            questions,
+            settings,
+            batch=batch,
+            max_tokens=max_tokens,
+            chat=chat,
+            common=common,
+        )
+        with Journal(out, experiment.identity(model, evaluation, kv_dtype, draft_lora)) as journal:
+            interrupted = experiment.run_with_progress(evaluation, journal)
+        results = evaluation.results(journal)
+        report: dict[str, Any] = {
+            "model": experiment.model_name(model),
+            "device": engine.device,
+            "n_threads": engine.n_threads,
+            "tasks": str(tasks) if tasks else "shipped",
+            "questions": len(questions),
+            "answered": len(results[NTP]),
+            "batch": batch,
+            "max_tokens": max_tokens,
+            "chat": chat,
+            "decoders": {s.name: plain({**common, **s.options}) for s in settings},
+            "results": _rows(questions, results),
+        }
+    if json:
+        print_json(report)
+    else:
+        _print_report(report)
+    if interrupted:
+        experiment.note_interruption(report["answered"], len(questions), out)
+    return 130 if interrupted else 0
+
+
+def _rows(questions: list[Question], results: dict[str, list[Result]]) -> list[dict[str, Any]]:
+    """A row per family and decoder, then over all questions (family None)."""
+    from ..evaluation.answering import NTP, summary
+
+    families: list[str | None] = list(dict.fromkeys(q.family for q in questions))
+    families = [*families, None] if len(families) > 1 else [None]
+    rows = []
+    for family in families:
+        for decoder, all_results in results.items():
+            chosen = {
+                name: [r for r in each if family is None or questions[r.question].family == family]
+                for name, each in ((NTP, results[NTP]), (decoder, all_results))
+            }
+            if chosen[decoder]:
+                figures = summary(chosen[decoder], chosen[NTP])
+                accuracy = figures.pop("quality")
+                rows.append({"family": family, "decoder": decoder, "accuracy": accuracy, **figures})
+    return rows
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    how = "one at a time" if report["batch"] == 1 else f"in batches of {report['batch']}"
+    console.print(
+        f"{report['model']} on {report['device']}, {report['n_threads']} threads, "
+        f"{report['answered']} questions {how}",
+        soft_wrap=True,
+    )
+    if not report["results"]:
+        return
+    table = Table(
+        *("family", "n", "decoder", "right %", "95 %", "tok/forward", "tok/s", "x ntp"),
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
+    for column in table.columns:
+        column.no_wrap = True
+        if column.header not in ("family", "decoder"):
+            column.justify = "right"
+    shown = ""
+    for row in report["results"]:
+        family = "all" if row["family"] is None else row["family"]
+        first, shown = family != shown, family
+        table.add_row(
+            family if first else "",
+            str(row["questions"]) if first else "",
+            row["decoder"],
+            f"{100 * row['accuracy']['value']:.1f}",
+            experiment.span(row["accuracy"], 100, ".1f", "-"),
+            f"{row['tokens_per_forward']['value']:.2f}",
+            f"{row['tok_s']:.0f}",
+            f"{row['speedup']['value']:.2f}",
+            style="bold" if row["family"] is None else None,
+        )
+    console.print(table)
+    last = report["results"][-1]
+    if last["decoder"] == "ntp":
+        return
+    loss, speedup = last["loss"], last["speedup"]
+    console.print(
+        f"{last['decoder']} beside ntp on the same questions: "
+        f"{experiment.gain(loss)} points, "
+        f"{last['tokens_per_forward']['value']:.2f}x fewer forwards "
+        f"({experiment.span(last['tokens_per_forward'], 1, '.2f')}), "
+        f"{speedup['value']:.2f}x the speed ({experiment.span(speedup, 1, '.2f')})",
+    )

@@ -1,0 +1,132 @@
+"""What `eval` and `sweep` share: their questions, the engine they ask, progress, interruption."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import SbdValueError
+
+if TYPE_CHECKING:
+    from ..evaluation.answering import Evaluation
+    from ..evaluation.journal import Journal
+    from ..evaluation.questions import Question
+
+QUESTIONS = "Questions"
+
+Tasks = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help='Questions, a JSON object a line: "prompt", "answer" and perhaps "family". '
+        "Without: the demo model's.",
+        rich_help_panel=QUESTIONS,
+    ),
+]
+Families = Annotated[
+    str | None,
+    typer.Option(help="Only these, with commas.", rich_help_panel=QUESTIONS),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(help="The first N of each family.", rich_help_panel=QUESTIONS),
+]
+Chat = Annotated[
+    bool,
+    typer.Option(
+        "--chat", help="Put each into the model's chat template.", rich_help_panel=QUESTIONS
+    ),
+]
+
+
+def chosen(questions: list[Question], families: str | None, limit: int | None) -> list[Question]:
+    from ..evaluation.questions import select
+    from ..parameters import integer
+
+    names = [name.strip() for name in families.split(",")] if families is not None else None
+    return select(questions, names, None if limit is None else integer("--limit", limit, 1))
+
+
+def identity(
+    model: Path | None, evaluation: Evaluation, kv_dtype: str, draft_lora: Path | None = None
+) -> dict[str, Any]:
+    """What must be equal for a run to go on from its results."""
+    from ..evaluation.answering import fingerprint
+    from ..evaluation.questions import fingerprint as questions_fingerprint
+    from ..model_file import model_file
+
+    engine = evaluation.engine
+    with model_file(model) as path:
+        content = fingerprint(path)
+    return {
+        "model": content,
+        "questions": questions_fingerprint(evaluation.questions),
+        "decoders": {s.name: s.options for s in evaluation.settings},
+        "common": evaluation.common,
+        "max_tokens": evaluation.max_tokens,
+        "chat": evaluation.chat,
+        "batch": evaluation.batch,
+        "device": engine.device,
+        "threads": engine.n_threads,
+        "n_ctx": engine.n_ctx,
+        "kv_dtype": kv_dtype,
+        "draft_lora": None if draft_lora is None else fingerprint(draft_lora),
+    }
+
+
+def model_name(model: Path | None) -> str:
+    return "demo.bin" if model is None else model.name
+
+
+def run_with_progress(evaluation: Evaluation, journal: Journal) -> bool:
+    """Runs it; True where Ctrl-C cut it off."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as TimeRemaining
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemaining())
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+        task = progress.add_task("answers", total=evaluation.size)
+        try:
+            for count in evaluation.run(journal):
+                progress.update(task, completed=count)
+        except KeyboardInterrupt:
+            return True
+    return False
+
+
+def note(message: str) -> None:
+    print("note:", message, file=sys.stderr)
+
+
+def note_interruption(count: int, total: int, out: Path | None) -> None:
+    kept = f"kept in {out}: the same command goes on" if out else "nothing was kept without --out"
+    note(f"interrupted after {count} of {total} questions; {kept}")
+
+
+def span(estimate: dict[str, float], scale: float, form: str, between: str = " to ") -> str:
+    """The interval, as text."""
+    return f"{scale * estimate['low']:{form}}{between}{scale * estimate['high']:{form}}"
+
+
+def gain(loss: dict[str, float]) -> str:
+    """A loss turned round, in points of 100, with its interval."""
+    value, low, high = (0.0 - 100 * loss[key] for key in ("value", "high", "low"))  # never -0.0
+    return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def numbers(name: str, text: str, low: float) -> list[float]:
+    """Of a list with commas; ascending, each once."""
+    try:
+        values = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        values = []
+    if not values or not all(value >= low for value in values):  # NaN too
+        raise SbdValueError(f"expected {name} as numbers >= {low:g} with commas, got {text!r}")
+    return values

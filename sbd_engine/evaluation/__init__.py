@@ -1,0 +1,1 @@
+"""Quality beside speed: questions with one exact answer, under several settings of one engine."""

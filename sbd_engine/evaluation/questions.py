@@ -1,0 +1,141 @@
+"""Questions with exact answers, and prompts without: the shipped ones, or a user's file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ..errors import SbdFileError, SbdFileNotFoundError, SbdValueError
+from ..parameters import unknown
+
+SHIPPED = "exact.jsonl"
+
+
+@dataclass(frozen=True)
+class Question:
+    """answer: None in a file of prompts. source: where it stands, for errors."""
+
+    prompt: str
+    answer: str | None
+    family: str
+    source: str
+
+
+def read_tasks(path: Path | None) -> list[Question]:
+    """One JSON object a line: "prompt", "answer" and, where there are several kinds, "family". None
+    is the shipped file: tasks held out from the demo model's training."""
+    if path is None:
+        text, name = _shipped(), SHIPPED
+    else:
+        text, name = _read(path), str(path)
+    questions = [
+        Question(
+            _string(fields, "prompt", source),
+            _string(fields, "answer", source),
+            _string(fields, "family", source) if "family" in fields else "",
+            source,
+        )
+        for source, fields in _objects(text, name)
+    ]
+    return _some(questions, name, "prompt and answer")
+
+
+def read_prompts(path: Path) -> list[Question]:
+    """A prompt a line; of a .jsonl file, each line's "prompt". Empty lines count for nothing."""
+    text, name = _read(path), str(path)
+    if path.suffix == ".jsonl":
+        prompts = [(s, _string(fields, "prompt", s)) for s, fields in _objects(text, name)]
+    else:
+        lines = enumerate(text.split("\n"), 1)
+        prompts = [(f"{name}, line {n}", line.rstrip("\r")) for n, line in lines if line.strip()]
+    return _some([Question(prompt, None, "", s) for s, prompt in prompts], name, "prompt")
+
+
+def select(
+    questions: Sequence[Question], families: Sequence[str] | None, limit: int | None
+) -> list[Question]:
+    """Those of the named families, the first `limit` of each."""
+    known = list(dict.fromkeys(question.family for question in questions))
+    for family in families or ():
+        if family not in known:
+            raise SbdValueError(unknown("family", family, [name or "''" for name in known]))
+    taken: dict[str, int] = {}
+    chosen = []
+    for question in questions:
+        if families and question.family not in families:
+            continue
+        taken[question.family] = taken.get(question.family, 0) + 1
+        if limit is None or taken[question.family] <= limit:
+            chosen.append(question)
+    return chosen
+
+
+def fingerprint(questions: Sequence[Question]) -> str:
+    """Equal for equal questions in the same order, wherever they stand."""
+    fields = [{**asdict(question), "source": ""} for question in questions]
+    return hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:16]
+
+
+def _shipped() -> str:
+    file = files("sbd_engine") / "tasks" / SHIPPED
+    if not file.is_file():
+        raise SbdFileNotFoundError(
+            f"this installation has no tasks (sbd_engine/tasks/{SHIPPED}): give --tasks FILE"
+        )
+    return file.read_text(encoding="utf-8")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode()
+    except FileNotFoundError:
+        raise SbdFileNotFoundError(f"{path}: no such file") from None
+    except OSError as error:
+        raise SbdFileError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise SbdValueError(
+            f"{path}: expected UTF-8 text, got byte 0x{error.object[error.start]:02x} "
+            f"at offset {error.start}"
+        ) from None
+
+
+def _objects(text: str, name: str) -> list[tuple[str, dict[str, Any]]]:
+    objects = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        source = f"{name}, line {number}"
+        try:
+            fields = json.loads(line)
+        except ValueError as error:
+            raise SbdValueError(f"{source}: expected a JSON object, got no JSON: {error}") from None
+        if not isinstance(fields, dict):
+            raise SbdValueError(f"{source}: expected a JSON object, got {type(fields).__name__}")
+        objects.append((source, fields))
+    return objects
+
+
+def _string(fields: dict[str, Any], key: str, source: str) -> str:
+    if key not in fields:
+        raise SbdValueError(f'{source}: expected a "{key}", got only {", ".join(fields) or "{}"}')
+    value = fields[key]
+    if not isinstance(value, str):
+        raise SbdValueError(f'{source}: expected "{key}" as a string, got {value!r:.40}')
+    if not value.strip():
+        raise SbdValueError(f'{source}: expected a "{key}" that is not empty')
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise SbdValueError(f'{source}: expected "{key}" as text, got half a character') from None
+    return value
+
+
+def _some(questions: list[Question], name: str, fields: str) -> list[Question]:
+    if not questions:
+        raise SbdValueError(f"{name}: expected a line with {fields}, got an empty file")
+    return questions

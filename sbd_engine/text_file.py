@@ -1,0 +1,29 @@
+"""A user's text, from a file or a pipe: UTF-8, and one clear line where it cannot be read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .errors import SbdFileError, SbdFileNotFoundError, SbdValueError
+
+
+def read_text(path: Path) -> str:
+    """Raises SbdFileNotFoundError, SbdFileError and SbdValueError, all naming the file."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise SbdFileNotFoundError(f"{path}: no such file") from None
+    except OSError as error:
+        raise SbdFileError(f"{path}: cannot be read: {error.strerror}") from None
+    return decode_utf8(data, str(path))
+
+
+def decode_utf8(data: bytes, source: str) -> str:
+    """`source` names where the bytes come from, for the error."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise SbdValueError(
+            f"{source}: expected UTF-8 text, got byte 0x{data[error.start]:02x} "
+            f"at offset {error.start}"
+        ) from None

@@ -1,0 +1,326 @@
+"""`sbd-engine eval` on the demo model, against what Engine.generate gives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import pytest
+from python.tiny_model import write_tiny_model
+
+from sbd_engine import Completion, Engine
+from sbd_engine.cli import main
+from sbd_engine.cli.eval import evaluate as command
+from sbd_engine.parameters import Parameters
+
+PROMPTS = ["def add(a, b):", "class Stack:", "import os\n", "def is_even(n):", "for i in range("]
+OPTIONS: dict[str, Any] = {"gamma": 1.5, "max_tokens": 24}
+FLAGS = ["--gamma", 1.5, "--max-tokens", 24]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    with Engine() as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def by_decoder(engine: Engine) -> dict[str, list[Completion]]:
+    return {
+        "ntp": [engine.generate(p, max_tokens=24, decoder="ntp") for p in PROMPTS],
+        "sbd": [engine.generate(p, decoder="sbd", **OPTIONS) for p in PROMPTS],
+    }
+
+
+@pytest.fixture(scope="module")
+def tasks(
+    by_decoder: dict[str, list[Completion]], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Two families: of the first, the answers are SBD's; of the second, NTP's and one of nobody."""
+    answers = [done.text for done in by_decoder["sbd"][:3]]
+    answers += [by_decoder["ntp"][3].text, "nobody's answer"]
+    path = tmp_path_factory.mktemp("tasks") / "tasks.jsonl"
+    write(path, [
+        {"family": "first" if i < 3 else "second", "prompt": prompt, "answer": f"\n{answer} "}
+        for i, (prompt, answer) in enumerate(zip(PROMPTS, answers, strict=True))
+    ])  # fmt: skip
+    return path
+
+
+def write(path: Path, objects: Sequence[object]) -> None:
+    path.write_text("".join(json.dumps(each) + "\n" for each in objects))
+
+
+def evaluate(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = main.run(["eval", *map(str, arguments)])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def timeless(report: dict[str, Any]) -> dict[str, Any]:
+    rows = [
+        {key: value for key, value in row.items() if key not in ("tok_s", "speedup")}
+        for row in report["results"]
+    ]
+    return {**report, "results": rows}
+
+
+def right(answer: str, completion: Completion) -> bool:
+    return completion.text.strip() == answer.strip()
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_figures_are_those_of_generate(
+    batch: int,
+    tasks: Path,
+    by_decoder: dict[str, list[Completion]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, out, err = evaluate(capsys, "--tasks", tasks, *FLAGS, "--batch", batch, "--json")
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert report["questions"] == report["answered"] == 5
+    assert report["decoders"]["sbd"]["gamma"] == 1.5
+    rows = {(row["family"], row["decoder"]): row for row in report["results"]}
+    assert list(rows) == [(f, d) for f in ("first", "second", None) for d in ("ntp", "sbd")]
+    questions = [json.loads(line) for line in tasks.read_text().splitlines()]
+    for (family, decoder), row in rows.items():
+        mine = [i for i, q in enumerate(questions) if family in (None, q["family"])]
+        done = [by_decoder[decoder][i] for i in mine]
+        hits = [right(questions[i]["answer"], c) for i, c in zip(mine, done, strict=True)]
+        assert row["questions"] == len(mine)
+        assert row["accuracy"]["value"] == sum(hits) / len(mine)
+        tokens, nfe = sum(len(c.tokens) for c in done), sum(c.stats.nfe for c in done)
+        assert row["tokens_per_forward"]["value"] == pytest.approx(tokens / nfe)
+        for figure in ("accuracy", "tokens_per_forward", "speedup"):
+            low, high = row[figure]["low"], row[figure]["high"]
+            assert low <= row[figure]["value"] + 1e-9 and row[figure]["value"] <= high + 1e-9
+        assert row["tok_s"] > 0
+    assert rows["first", "sbd"]["accuracy"]["value"] == 1
+    assert rows["second", "ntp"]["accuracy"]["value"] == 0.5
+    all_rows = rows[None, "ntp"], rows[None, "sbd"]
+    gap = all_rows[0]["accuracy"]["value"] - all_rows[1]["accuracy"]["value"]
+    assert all_rows[1]["loss"]["value"] == pytest.approx(gap)
+    assert all_rows[0]["speedup"]["value"] == all_rows[0]["tokens_per_forward"]["value"] == 1
+    assert all_rows[1]["speedup"]["value"] == pytest.approx(
+        all_rows[1]["tok_s"] / all_rows[0]["tok_s"]
+    )
+
+
+def test_for_people(tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = evaluate(capsys, "--tasks", tasks, *FLAGS, "--families", "first")
+    assert (code, err) == (0, "")
+    assert "3 questions one at a time" in out
+    words = " ".join(out.split())
+    assert "sbd 100.0 43.9-100.0" in words
+    assert "sbd beside ntp on the same questions: +" in words
+    assert "x fewer forwards" in words
+
+
+def test_the_shipped_questions(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = evaluate(capsys, "--limit", 1, "--json")
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert report["tasks"] == "shipped"
+    families = {row["family"] for row in report["results"]} - {None}
+    assert len(families) == report["questions"] == 6
+
+
+def test_limit_is_of_each_family(tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = evaluate(capsys, "--tasks", tasks, *FLAGS, "--limit", 1, "--json")
+    assert code == 0
+    counts = [row["questions"] for row in json.loads(out)["results"] if row["decoder"] == "sbd"]
+    assert counts == [1, 1, 2]
+
+
+def test_an_answer_gets_its_length_and_16_tokens(
+    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks, answers = tmp_path / "tasks.jsonl", tmp_path / "answers.jsonl"
+    write(tasks, [{"prompt": "def f(", "answer": "abc"}])
+    # The model's own end would come too early.
+    code, out, _ = evaluate(capsys, "--tasks", tasks, "--out", answers, "--json")
+    assert code == 0
+    limit = len(engine.tokenizer.encode("abc", add_bos=False)) + 16
+    expected = engine.generate("def f(", max_tokens=limit, decoder="ntp")
+    ntp = json.loads(answers.read_text().splitlines()[1])
+    assert (ntp["setting"], ntp["tokens"]) == ("ntp", len(expected.tokens))
+    assert ntp["text"] == expected.text
+    assert [row["family"] for row in json.loads(out)["results"]] == [None, None]
+
+
+class TestOut:
+    def test_an_interrupted_run_goes_on(
+        self,
+        tasks: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        out = tmp_path / "answers.jsonl"
+        call = ["--tasks", tasks, *FLAGS, "--json"]
+        whole = json.loads(evaluate(capsys, *call)[1])
+
+        asked: list[str] = []
+        generate_batch = Engine.generate_batch
+        stop_at = 6
+
+        def counted(self: Engine, prompts: Any) -> list[Completion]:
+            if len(asked) == stop_at:
+                raise KeyboardInterrupt
+            asked.extend(each["decoder"] for each in prompts)
+            return generate_batch(self, prompts)
+
+        monkeypatch.setattr(Engine, "generate_batch", counted)
+        code, printed, err = evaluate(capsys, *call, "--out", out)
+        assert code == 130
+        assert json.loads(printed)["answered"] == 3
+        assert f"interrupted after 3 of 5 questions; kept in {out}" in err
+        assert len(out.read_text().splitlines()) == 1 + 6
+        assert asked == ["ntp", "sbd", "sbd", "ntp", "ntp", "sbd"]  # the other one first each time
+
+        with out.open("a") as file:  # a line that was cut off in the middle
+            file.write('{"question": 3, "sett')
+        stop_at = 1000
+        code, printed, _ = evaluate(capsys, *call, "--out", out)
+        assert code == 0
+        assert len(asked) == 10
+        assert timeless(json.loads(printed)) == timeless(whole)
+
+        code, again, _ = evaluate(capsys, *call, "--out", out)
+        assert (code, len(asked)) == (0, 10)
+        assert json.loads(again) == json.loads(printed)  # times too: nothing was run
+
+    def test_other_settings_are_refused(
+        self, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out = tmp_path / "answers.jsonl"
+        call = ["--tasks", tasks, "--max-tokens", 4, "--out", out]
+        assert evaluate(capsys, *call, "--gamma", 0.5)[0] == 0
+        before = out.read_bytes()
+        for other in (["--gamma", 0.25], ["--gamma", 0.5, "--limit", 1], ["--threads", 1]):
+            code, printed, err = evaluate(capsys, *call, *other)
+            assert (code, printed) == (2, "")
+            assert str(out) in err and "another file" in err and err.count("\n") == 1
+            if "0.25" in map(str, other):
+                assert "holds results with decoders sbd gamma 0.5, this run has 0.25: " in err
+        assert out.read_bytes() == before
+        out.write_text("a file of my own\n")
+        code, _, err = evaluate(capsys, *call, "--gamma", 0.5)
+        assert code == 2 and "move it away" in err
+        assert out.read_text() == "a file of my own\n"
+
+    def test_a_folder(
+        self, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        code, _, err = evaluate(capsys, "--tasks", tasks, "--out", tmp_path)
+        assert code == 2 and f"{tmp_path}: cannot be written" in err
+        code, _, err = evaluate(capsys, "--tasks", tasks, "--out", tmp_path / "no" / "file")
+        assert code == 2 and "cannot be written" in err
+
+
+def test_every_decoding_option_has_its_flag() -> None:
+    elsewhere = {"prompt", "ignore_eos", "sample_index"}
+    options = {field.name for field in fields(Parameters)} - elsewhere
+    assert options <= {*signature(command).parameters}
+
+
+def test_another_decoder(tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = evaluate(capsys, "--tasks", tasks, *FLAGS, "--decoder", "sbd_lossless", "--json")
+    assert code == 0
+    ntp, lossless = json.loads(out)["results"][-2:]
+    assert lossless["decoder"] == "sbd_lossless"
+    assert lossless["identical"]["value"] == 1
+    assert lossless["accuracy"] == ntp["accuracy"]
+
+
+def test_chat_puts_prompts_into_the_template(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, tasks = write_tiny_model(tmp_path), tmp_path / "tasks.jsonl"
+    out = tmp_path / "answers.jsonl"
+    write(tasks, [{"prompt": "Hello", "answer": "x"}])
+    flags = ["--tasks", tasks, "--max-tokens", 9, "--out", out, "--chat"]
+    assert evaluate(capsys, model, *flags)[0] == 0
+    with Engine(model) as engine:
+        text = engine.tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}])
+        ids = engine.tokenizer.encode(text, add_bos=False)
+        expected = engine.generate(ids, max_tokens=9, decoder="ntp")
+        assert expected.text != engine.generate("Hello", max_tokens=9, decoder="ntp").text
+    assert json.loads(out.read_text().split("\n")[1])["text"] == expected.text
+
+
+def test_without_a_mask_token_it_is_ntp_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_tiny_model(tmp_path, sbd=False)
+    tasks = tmp_path / "tasks.jsonl"
+    write(tasks, [{"prompt": "Hello", "answer": "x"}])
+    call = [model, "--tasks", tasks, "--max-tokens", 4]
+    code, out, err = evaluate(capsys, *call, "--json")
+    assert code == 0
+    assert [row["decoder"] for row in json.loads(out)["results"]] == ["ntp"]
+    assert err.startswith("note: ")
+    code, out, err = evaluate(capsys, *call, "--decoder", "sbd")
+    assert (code, out) == (2, "") and "mask" in err and err.count("\n") == 1
+
+
+GOOD = {"prompt": "x", "answer": "y"}
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "complaint"),
+    [
+        (None, [], "tasks.jsonl: no such file"),
+        (b"", [], "tasks.jsonl: expected a line with prompt and answer, got an empty file"),
+        (b"\n \n", [], "empty file"),
+        (b"\xff", [], "UTF-8"),
+        (b'{"prompt": "x", "answer": "y"}\nx', [], "line 2: expected a JSON object, got no JSON"),
+        (b"[1]", [], "line 1: expected a JSON object, got list"),
+        (b'{"answer": "y"}', [], 'line 1: expected a "prompt", got only answer'),
+        (b'{"prompt": "x"}', [], 'line 1: expected a "answer", got only prompt'),
+        (b'{"prompt": "", "answer": "y"}', [], 'line 1: expected a "prompt" that is not empty'),
+        (b'{"prompt": 5, "answer": "y"}', [], 'expected "prompt" as a string, got 5'),
+        (b'{"prompt": "\\ud800", "answer": "y"}', [], "half a character"),
+        ([GOOD, {"prompt": "x y" * 999, "answer": "y"}], [], "line 2: expected a prompt shorter"),
+        ([GOOD], ["--families", "sort"], "unknown family 'sort'"),
+        ([{**GOOD, "family": "sorting"}], ["--families", "sort"], "did you mean sorting?"),
+        ([GOOD], ["--limit", 0], "--limit >= 1, got 0"),
+        ([GOOD], ["--batch", 0], "--batch >= 1, got 0"),
+        ([GOOD], ["--max-tokens", 0], "max_tokens >= 1, got 0"),
+        ([GOOD], ["--gamma", "nan"], "gamma >= 0, got nan"),
+        ([GOOD], ["--gamma", "much"], "--gamma"),
+        ([GOOD], ["--decoder", "sdb"], "sdb"),
+        ([GOOD], ["--unmask", "all"], "entropy_bounded"),
+        ([GOOD], ["--block-size", 10**6], "1000000"),
+        ([GOOD], ["--chat"], "no chat template"),
+        ([GOOD], ["--no-such-flag"], "--no-such-flag"),
+    ],
+)
+def test_bad_input(
+    content: Any,
+    flags: list[Any],
+    complaint: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tasks, out = tmp_path / "tasks.jsonl", tmp_path / "answers.jsonl"
+    if isinstance(content, bytes):
+        tasks.write_bytes(content)
+    elif content is not None:
+        write(tasks, content)
+    code, printed, err = evaluate(capsys, "--tasks", tasks, "--out", out, *flags)
+    assert (code, printed) == (2, ""), err
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert complaint in err
+    assert not out.exists()
+
+
+def test_bad_models(tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for model, complaint in ((tmp_path / "no.bin", "no such file"), (tmp_path, "folder")):
+        code, out, err = evaluate(capsys, model, "--tasks", tasks)
+        assert (code, out) == (2, "") and complaint in err
