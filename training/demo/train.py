@@ -33,7 +33,7 @@ STEPS = (3600, 5600)
 LATE_FROM = {"ntp": 3600, "sbd": 4000}  # from these steps on the data have the late mix
 PROCESSES = 2
 VOCAB_SIZE = 2048
-BLOCK_SIZE = 16
+BLOCK_SIZE = 8
 CONTEXT = 1024
 
 
