@@ -202,7 +202,7 @@ def test_the_recommended_command_runs(
     done = json.loads(capsys.readouterr().out)
     assert (code, done["tokens"]) == (0, expected.tokens)
     assert lines["in the file"].split("DIR -o model.bin ")[1] == (
-        "--set sbd.gamma=0.25 --set sbd.block_size=5"
+        "--set sbd.gamma=0.25 --set sbd.block_size=5 --set sbd.unmask=entropy_bounded"
     )
 
 
