@@ -93,7 +93,7 @@ def evaluate(
     with Engine(model, device, threads, n_ctx, kv_dtype, draft_lora) as engine:
         name = engine.auto_decoder if decoder == "auto" else decoder
         if decoder == "auto" and name == NTP:
-            experiment.note("this model does not say that it can decode blocks: ntp alone")
+            options.note("this model does not say that it can decode blocks: ntp alone")
         decoding = {
             "block_size": block_size,
             "unmask": unmask,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import SbdValueError
+from . import options
 
 if TYPE_CHECKING:
     from ..evaluation.answering import Evaluation
@@ -54,13 +54,13 @@ def identity(
     model: Path | None, evaluation: Evaluation, kv_dtype: str, draft_lora: Path | None = None
 ) -> dict[str, Any]:
     """What must be equal for a run to go on from its results."""
-    from ..evaluation.answering import fingerprint
-    from ..evaluation.questions import fingerprint as questions_fingerprint
+    from ..evaluation.answering import file_fingerprint
+    from ..evaluation.questions import questions_fingerprint
     from ..model_file import model_file
 
     engine = evaluation.engine
     with model_file(model) as path:
-        content = fingerprint(path)
+        content = file_fingerprint(path)
     return {
         "model": content,
         "questions": questions_fingerprint(evaluation.questions),
@@ -73,7 +73,7 @@ def identity(
         "threads": engine.n_threads,
         "n_ctx": engine.n_ctx,
         "kv_dtype": kv_dtype,
-        "draft_lora": None if draft_lora is None else fingerprint(draft_lora),
+        "draft_lora": None if draft_lora is None else file_fingerprint(draft_lora),
     }
 
 
@@ -101,13 +101,9 @@ def run_with_progress(evaluation: Evaluation, journal: Journal) -> bool:
     return False
 
 
-def note(message: str) -> None:
-    print("note:", message, file=sys.stderr)
-
-
 def note_interruption(count: int, total: int, out: Path | None) -> None:
     kept = f"kept in {out}: the same command goes on" if out else "nothing was kept without --out"
-    note(f"interrupted after {count} of {total} questions; {kept}")
+    options.note(f"interrupted after {count} of {total} questions; {kept}")
 
 
 def span(estimate: dict[str, float], scale: float, form: str, between: str = " to ") -> str:

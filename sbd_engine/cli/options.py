@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -153,3 +154,7 @@ def terminal_safe(text: str) -> str:
 
 def print_json(values: Any) -> None:
     print(json.dumps(values, ensure_ascii=False), flush=True)
+
+
+def note(message: str) -> None:
+    print("note:", message, file=sys.stderr)

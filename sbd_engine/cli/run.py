@@ -113,10 +113,10 @@ def run(
             ignore_eos=ignore_eos,
         )
         if decoder == "auto" and engine.auto_decoder == "ntp":
-            _note("this model does not say that it can decode blocks: decoding with ntp")
+            options.note("this model does not say that it can decode blocks: decoding with ntp")
         if show_blocks and not sys.stdout.isatty():
             show_blocks = False
-            _note("--show-blocks needs a terminal: writing plain text")
+            options.note("--show-blocks needs a terminal: writing plain text")
         interrupted = False
         with stream:
             try:
@@ -164,10 +164,6 @@ def _read_prompt(prompt: str | None, file: Path | None) -> str:
     if prompt is None:
         raise SbdValueError("expected a prompt: give --prompt TEXT, --file FILE, or pipe it in")
     return prompt
-
-
-def _note(message: str) -> None:
-    print("note:", message, file=sys.stderr)
 
 
 def _print_figures(completion: Completion) -> None:

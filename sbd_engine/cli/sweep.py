@@ -183,7 +183,7 @@ def _ready_for(out: Path | None) -> bool:
     except OSError as error:
         raise SbdFileError(f"--out {out}: expected a folder: {error.strerror}") from None
     if not plots.installed():
-        experiment.note("no plot: it needs matplotlib (pip install 'sbd-engine[plot]')")
+        options.note("no plot: it needs matplotlib (pip install 'sbd-engine[plot]')")
         return False
     return True
 

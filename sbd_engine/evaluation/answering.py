@@ -223,7 +223,7 @@ def summary(results: Sequence[Result], reference: Sequence[Result]) -> dict[str,
     }
 
 
-def fingerprint(path: Path) -> str:
+def file_fingerprint(path: Path) -> str:
     """Tells model files apart without reading all of a large one: size, beginning and end."""
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())

@@ -75,7 +75,7 @@ def select(
     return chosen
 
 
-def fingerprint(questions: Sequence[Question]) -> str:
+def questions_fingerprint(questions: Sequence[Question]) -> str:
     """Equal for equal questions in the same order, wherever they stand."""
     fields = [{**asdict(question), "source": ""} for question in questions]
     return hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:16]

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from reference.decoders import Decoded, ntp_decode, sbd_decode
+from reference.decoders import ntp_decode, sbd_decode
 from reference.model import causal, with_block
 from reference.random_model import RandomModel, random_model, write_checkpoint
 
 from sbd_engine import Engine
-from sbd_engine.completion import Completion
 from sbd_engine.convert import convert
 from sbd_engine.errors import SbdValueError
 
+from .decoded import check, untied
 from .isas import ISAS
 
 SEEDS = range(24)  # every combination of architecture, RoPE scaling and tying
@@ -102,21 +101,6 @@ def test_f16_cache_is_close_and_the_default(tmp_path: Path) -> None:
     with Engine(converted(model, tmp_path)) as engine:
         error = np.max(np.abs(engine.forward(ids) - expected)) / np.max(np.abs(expected))
     assert 1e-6 < error < 1e-2  # keys and values are rounded to 11 bits, and only they
-
-
-def untied(decode: Callable[[int], Decoded]) -> tuple[int, Decoded]:
-    """The first draw whose every decision float32 can tell, and what the reference decodes."""
-    for draw in range(8):
-        decoded = decode(draw)
-        if decoded.margin > 1e-4:
-            return draw, decoded
-    raise AssertionError("eight draws in a row with a near tie: the model is degenerate")
-
-
-def check(actual: Completion, expected: Decoded, what: object) -> None:
-    assert actual.tokens == expected.tokens, what
-    assert actual.stats.nfe == expected.nfe, what
-    assert actual.finish_reason == expected.finish_reason, what
 
 
 @pytest.mark.parametrize("seed", SEEDS)

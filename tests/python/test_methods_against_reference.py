@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from reference.d2f import d2f_decode
-from reference.decoders import Decoded, ntp_decode
+from reference.decoders import ntp_decode
 from reference.dmtd import dmtd_decode
 from reference.family import DREAM, FAST_DLLM_V2, LLADA, NEMOTRON, SDAR, Settings, family_decode
 from reference.lossless import sbd_lossless_decode
@@ -20,8 +20,9 @@ from reference.self_speculation import self_speculation_decode
 from safetensors.numpy import save_file
 
 from sbd_engine import Engine
-from sbd_engine.completion import Completion
 from sbd_engine.convert import convert
+
+from .decoded import check, untied
 
 SEEDS = range(24)  # every combination of architecture, RoPE scaling and tying
 INFINITY = float("inf")
@@ -43,22 +44,6 @@ def opened(
         warn=lambda _: None,
     )
     return Engine(path, kv_dtype="f32")
-
-
-def untied(decode: Any) -> tuple[int, Any]:
-    """The first draw whose every decision float32 can tell, and what the reference decodes."""
-    for draw in range(40):
-        result = decode(draw)
-        decoded = result if isinstance(result, Decoded) else result[0]
-        if decoded.margin > 1e-4:
-            return draw, result
-    raise AssertionError("forty draws in a row with a near tie: the model is degenerate")
-
-
-def check(actual: Completion, expected: Decoded, what: object) -> None:
-    assert actual.tokens == expected.tokens, what
-    assert actual.finish_reason == expected.finish_reason, what
-    assert actual.stats.nfe == expected.nfe, what
 
 
 @pytest.mark.parametrize("seed", SEEDS)
