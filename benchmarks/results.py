@@ -20,9 +20,8 @@ from report import write_docs
 from results_page import save_plot, sections
 
 from sbd_engine import Engine, _core
-from sbd_engine.cli.experiment import identity
 from sbd_engine.engine import engine_options
-from sbd_engine.evaluation.answering import NTP, Evaluation, Result, Setting, summary
+from sbd_engine.evaluation.answering import NTP, Evaluation, Result, Setting, identity, summary
 from sbd_engine.evaluation.journal import Journal
 from sbd_engine.evaluation.questions import Question, read_tasks, select
 from sbd_engine.evaluation.sweeping import GAMMAS, RULES, Point, as_row, grid, settings

@@ -9,10 +9,10 @@ from typing import Any
 
 from report import Table, markdown
 
-from sbd_engine.cli.bench import implied_speedup
-from sbd_engine.cli.experiment import gain
 from sbd_engine.evaluation import plots
+from sbd_engine.evaluation.intervals import gain
 from sbd_engine.evaluation.sweeping import RULES
+from sbd_engine.roofline import implied_speedup
 
 TARGETS = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)  # tokens per forward at which rules are compared
 Figures = dict[str, Any]

@@ -71,3 +71,10 @@ def measure(core: Engine) -> dict[str, float]:
         "bf16_gflop_s": peaks["bf16"] / 1e9,
         "f32_gflop_s": peaks["f32"] / 1e9,
     }
+
+
+def implied_speedup(ms: dict[int, float], block_size: int, nfe_reduction: float) -> float:
+    """Of Set Block Decoding over one token per forward (arXiv 2509.04185): in `forwards` forwards
+    per block, the first runs the last block's commit as well."""
+    forwards = block_size / nfe_reduction
+    return block_size * ms[1] / (ms[2 * block_size] + (forwards - 1) * ms[block_size])

@@ -86,11 +86,12 @@ Plan D2fDecoder::plan() {
 }
 
 Events D2fDecoder::absorb(std::span<const RowStats> stats) {
-  std::size_t expected = 0;
-  for (const Segment& segment : plan().segments) expected += segment.outputs.size();
+  const bool prompt_row = prompt_pending_ && method_.logit_shift == 1;
+  std::size_t expected = prompt_row ? 1 : 0;
+  for (std::size_t i = 0; i < flights_.size(); ++i) expected += outputs(i).size();
   check_rows(stats, expected);
   Events events;
-  if (prompt_pending_ && method_.logit_shift == 1) {
+  if (prompt_row) {
     kept_ = stats.front();
     stats = stats.subspan(1);
   }

@@ -15,10 +15,7 @@ constexpr int kMostSteps = 1 << 16;
 
 void check_block_method(const BlockMethod& method, const DecodeTask& task) {
   const bool cached = method.commit_attention != CommitAttention::none;
-  const int least = cached ? 1 : 0;
-  SBD_CHECK(method.block_size >= least && method.block_size <= task.n_ctx,
-            "expected block_size from {} to the context of {} tokens, got {}", least, task.n_ctx,
-            method.block_size);
+  check_block_size(method.block_size, task, /*least=*/cached ? 1 : 0);
   SBD_CHECK(method.steps >= 0 && method.steps <= kMostSteps,
             "expected steps from 0 (as the unmasking rule says) to {}, got {}", kMostSteps,
             method.steps);

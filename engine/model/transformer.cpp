@@ -151,12 +151,10 @@ void Transformer::Rows::clear() {
   adapted.clear();
 }
 
-void Transformer::Rows::add(TokenId token, int position, int end, const Mix& mix, float adapter) {
-  adapted.push_back({size(), adapter, 0, 0});
+void Transformer::Rows::add(TokenId token, int position, int end) {
   tokens.push_back(token);
   positions.push_back(position);
   kv_end.push_back(end);
-  mixes.push_back(mix);
 }
 
 void Transformer::gather_rows(const Batch& batch) {
@@ -165,6 +163,14 @@ void Transformer::gather_rows(const Batch& batch) {
   outputs_.clear();
   uniform_ = true;
   adapted_ = false;
+  for (const SequencePlan& sequence : batch.sequences) {
+    for (const Segment& segment : sequence.plan.segments) {
+      uniform_ =
+          uniform_ && segment.layers == Layers::all && segment.encoded == 0 && segment.thought == 1;
+      adapted_ = adapted_ || segment.adapted;
+    }
+  }
+  SBD_CHECK(!adapted_ || has_adapter(), "a segment asks for an adapter, and none is loaded");
   for (const SequencePlan& sequence : batch.sequences) gather_sequence(sequence);
   SBD_CHECK(!rows_[0].tokens.empty(), "a forward needs at least one row");
 }
@@ -214,34 +220,34 @@ void Transformer::gather_sequence(const SequencePlan& sequence) {
               "a committed segment cannot follow a scratch one");
     scratch = segment.kv == Kv::scratch;
     const bool thinks = segment.layers != Layers::skip, decodes = segment.layers != Layers::refill;
-    uniform_ = uniform_ && thinks && decodes && segment.encoded == 0 && segment.thought == 1;
     if (n > 0) {
       lengths[0].add(position, n, segment.kv);
       if (thinks) lengths[1].add(position, n, segment.kv);
       if (decodes) lengths[2].add(position, n, segment.kv);
     }
-    SBD_CHECK(!segment.adapted || has_adapter(),
-              "a segment asks for an adapter, and none is loaded");
-    adapted_ = adapted_ || segment.adapted;
-    const float adapter = segment.adapted ? adapter_.scale : 0;
-    const int first_decoded = decoding.size();
+    const int first_output = uniform_ ? encoding.size() : decoding.size();
     for (int i = 0; i < n; ++i) {
       const TokenId token = segment.tokens[i];
       SBD_CHECK(token >= 0 && token < config_.vocab_size,
                 "token id {} is outside the vocabulary of {}", token, config_.vocab_size);
       const int end = segment.attention == Attention::causal ? position + i + 1 : position + n;
+      const auto add = [&](Rows& rows, const Mix& mix) {
+        rows.add(token, position + i, end);
+        if (!uniform_) rows.mixes.push_back(mix);
+        if (adapted_) {
+          rows.adapted.push_back({rows.size() - 1, segment.adapted ? adapter_.scale : 0, 0, 0});
+        }
+      };
       const int e = encoding.size(), h = thinking.size();
-      encoding.add(token, position + i, end, {}, adapter);
-      if (thinks) thinking.add(token, position + i, end, {e, 1, 0, 0}, adapter);
-      if (decodes) {
-        decoding.add(token, position + i, end,
-                     {e, segment.encoded, h, thinks ? segment.thought : 0}, adapter);
-      }
+      add(encoding, {});
+      if (uniform_) continue;
+      if (thinks) add(thinking, {e, 1, 0, 0});
+      if (decodes) add(decoding, {e, segment.encoded, h, thinks ? segment.thought : 0});
     }
     for (const int output : segment.outputs) {
       SBD_CHECK(decodes && output >= 0 && output < n, "output row {} of a segment of {} rows",
                 output, decodes ? n : 0);
-      outputs_.push_back({first_decoded + output, position + output, segment.sampling});
+      outputs_.push_back({first_output + output, position + output, segment.sampling});
     }
     position += n;
   }

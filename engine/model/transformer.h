@@ -67,7 +67,7 @@ class Transformer {
 
     int size() const { return static_cast<int>(tokens.size()); }
     void clear();
-    void add(TokenId token, int position, int end, const Mix& mix, float adapter);
+    void add(TokenId token, int position, int end);
   };
   // Takes the batch's rows through the layers; head_input_ and outputs_ say where they arrive.
   void run_layers(const Batch& batch);

@@ -13,7 +13,7 @@ import typer
 from .. import roofline
 from ..errors import SbdValueError
 from ..parameters import integer
-from ..roofline import Work, floor_ms, work
+from ..roofline import Work, floor_ms, implied_speedup, work
 from ..text_file import read_text
 from . import options
 from .options import print_json
@@ -131,13 +131,6 @@ def measure(
         "results": results,
         "implied_speedup": {"nfe_reduction": nfe_reduction, "results": speedups},
     }
-
-
-def implied_speedup(ms: dict[int, float], block_size: int, nfe_reduction: float) -> float:
-    """Of Set Block Decoding over one token per forward (arXiv 2509.04185): in `forwards` forwards
-    per block, the first runs the last block's commit as well."""
-    forwards = block_size / nfe_reduction
-    return block_size * ms[1] / (ms[2 * block_size] + (forwards - 1) * ms[block_size])
 
 
 def _peaks(core: Engine) -> list[dict[str, float]]:

@@ -83,7 +83,7 @@ def evaluate(
     next-token decoding's, prompts included. Intervals are 95 %.
     """
     from ..engine import Engine
-    from ..evaluation.answering import NTP, Evaluation, Setting, plain
+    from ..evaluation.answering import NTP, Evaluation, Setting, identity, plain
     from ..evaluation.journal import Journal
     from ..evaluation.questions import read_tasks
     from ..parameters import integer
@@ -127,7 +127,7 @@ def evaluate(
             chat=chat,
             common=common,
         )
-        with Journal(out, experiment.identity(model, evaluation, kv_dtype, draft_lora)) as journal:
+        with Journal(out, identity(model, evaluation, kv_dtype, draft_lora)) as journal:
             interrupted = experiment.run_with_progress(evaluation, journal)
         results = evaluation.results(journal)
         report: dict[str, Any] = {
@@ -176,6 +176,8 @@ def _print_report(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from ..evaluation.intervals import gain
+
     console = Console(highlight=False)
     how = "one at a time" if report["batch"] == 1 else f"in batches of {report['batch']}"
     console.print(
@@ -216,7 +218,7 @@ def _print_report(report: dict[str, Any]) -> None:
     loss, speedup = last["loss"], last["speedup"]
     console.print(
         f"{last['decoder']} beside ntp on the same questions: "
-        f"{experiment.gain(loss)} points, "
+        f"{gain(loss)} points, "
         f"{last['tokens_per_forward']['value']:.2f}x fewer forwards "
         f"({experiment.span(last['tokens_per_forward'], 1, '.2f')}), "
         f"{speedup['value']:.2f}x the speed ({experiment.span(speedup, 1, '.2f')})",

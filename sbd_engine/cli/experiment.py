@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -50,33 +50,6 @@ def chosen(questions: list[Question], families: str | None, limit: int | None) -
     return select(questions, names, None if limit is None else integer("--limit", limit, 1))
 
 
-def identity(
-    model: Path | None, evaluation: Evaluation, kv_dtype: str, draft_lora: Path | None = None
-) -> dict[str, Any]:
-    """What must be equal for a run to go on from its results."""
-    from ..evaluation.answering import file_fingerprint
-    from ..evaluation.questions import questions_fingerprint
-    from ..model_file import model_file
-
-    engine = evaluation.engine
-    with model_file(model) as path:
-        content = file_fingerprint(path)
-    return {
-        "model": content,
-        "questions": questions_fingerprint(evaluation.questions),
-        "decoders": {s.name: s.options for s in evaluation.settings},
-        "common": evaluation.common,
-        "max_tokens": evaluation.max_tokens,
-        "chat": evaluation.chat,
-        "batch": evaluation.batch,
-        "device": engine.device,
-        "threads": engine.n_threads,
-        "n_ctx": engine.n_ctx,
-        "kv_dtype": kv_dtype,
-        "draft_lora": None if draft_lora is None else file_fingerprint(draft_lora),
-    }
-
-
 def model_name(model: Path | None) -> str:
     return "demo.bin" if model is None else model.name
 
@@ -109,12 +82,6 @@ def note_interruption(count: int, total: int, out: Path | None) -> None:
 def span(estimate: dict[str, float], scale: float, form: str, between: str = " to ") -> str:
     """The interval, as text."""
     return f"{scale * estimate['low']:{form}}{between}{scale * estimate['high']:{form}}"
-
-
-def gain(loss: dict[str, float]) -> str:
-    """A loss turned round, in points of 100, with its interval."""
-    value, low, high = (0.0 - 100 * loss[key] for key in ("value", "high", "low"))  # never -0.0
-    return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def numbers(name: str, text: str, low: float) -> list[float]:

@@ -98,7 +98,7 @@ def sweep(
     text. Intervals are 95 %.
     """
     from ..engine import Engine
-    from ..evaluation.answering import Evaluation, summary
+    from ..evaluation.answering import Evaluation, identity, summary
     from ..evaluation.journal import Journal
     from ..evaluation.questions import read_prompts, read_tasks
     from ..evaluation.sweeping import RULES, as_row, grid, recommend, settings
@@ -128,7 +128,7 @@ def sweep(
         )
         plot = _ready_for(out)
         path = out / "answers.jsonl" if out else None
-        with Journal(path, experiment.identity(model, evaluation, kv_dtype)) as journal:
+        with Journal(path, identity(model, evaluation, kv_dtype)) as journal:
             interrupted = experiment.run_with_progress(evaluation, journal)
         reference, *others = evaluation.results(journal).values()
         rows = []

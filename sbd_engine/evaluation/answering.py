@@ -19,9 +19,10 @@ import numpy as np
 
 from ..engine import Engine
 from ..errors import SbdError, SbdValueError
+from ..model_file import model_file
 from .intervals import Estimate, bootstrap, paired_difference, ratio, share
 from .journal import Journal
-from .questions import Question
+from .questions import Question, questions_fingerprint
 
 NTP = "ntp"  # the setting that all are compared with
 _SLACK_TOKENS = 16  # beyond the answer's: an answer that does not end there is wrong
@@ -240,4 +241,27 @@ def plain(options: Mapping[str, Any]) -> dict[str, Any]:
         name: "inf" if value == math.inf else value
         for name, value in options.items()
         if value is not None
+    }
+
+
+def identity(
+    model: Path | None, evaluation: Evaluation, kv_dtype: str, draft_lora: Path | None = None
+) -> dict[str, Any]:
+    """What must be equal for a run to go on from its results."""
+    engine = evaluation.engine
+    with model_file(model) as path:
+        content = file_fingerprint(path)
+    return {
+        "model": content,
+        "questions": questions_fingerprint(evaluation.questions),
+        "decoders": {s.name: s.options for s in evaluation.settings},
+        "common": evaluation.common,
+        "max_tokens": evaluation.max_tokens,
+        "chat": evaluation.chat,
+        "batch": evaluation.batch,
+        "device": engine.device,
+        "threads": engine.n_threads,
+        "n_ctx": engine.n_ctx,
+        "kv_dtype": kv_dtype,
+        "draft_lora": None if draft_lora is None else file_fingerprint(draft_lora),
     }

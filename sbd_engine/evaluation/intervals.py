@@ -86,3 +86,9 @@ def bootstrap(columns: Sequence[Sequence[float]], statistic: Callable[..., Colum
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Estimate:
     """Sum over sum."""
     return bootstrap([numerators, denominators], lambda a, b: a / b)
+
+
+def gain(loss: dict[str, float]) -> str:
+    """A loss turned round, in points of 100, with its interval."""
+    value, low, high = (0.0 - 100 * loss[key] for key in ("value", "high", "low"))  # never -0.0
+    return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"

@@ -10,8 +10,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ..errors import SbdFileError, SbdFileNotFoundError, SbdValueError
+from ..errors import SbdFileNotFoundError, SbdValueError
 from ..parameters import unknown
+from ..text_file import read_text
 
 SHIPPED = "exact.jsonl"
 
@@ -32,7 +33,7 @@ def read_tasks(path: Path | None) -> list[Question]:
     if path is None:
         text, name = _shipped(), SHIPPED
     else:
-        text, name = _read(path), str(path)
+        text, name = read_text(path), str(path)
     questions = [
         Question(
             _string(fields, "prompt", source),
@@ -47,7 +48,7 @@ def read_tasks(path: Path | None) -> list[Question]:
 
 def read_prompts(path: Path) -> list[Question]:
     """A prompt a line; of a .jsonl file, each line's "prompt". Empty lines count for nothing."""
-    text, name = _read(path), str(path)
+    text, name = read_text(path), str(path)
     if path.suffix == ".jsonl":
         prompts = [(s, _string(fields, "prompt", s)) for s, fields in _objects(text, name)]
     else:
@@ -88,20 +89,6 @@ def _shipped() -> str:
             f"this installation has no tasks (sbd_engine/tasks/{SHIPPED}): give --tasks FILE"
         )
     return file.read_text(encoding="utf-8")
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_bytes().decode()
-    except FileNotFoundError:
-        raise SbdFileNotFoundError(f"{path}: no such file") from None
-    except OSError as error:
-        raise SbdFileError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise SbdValueError(
-            f"{path}: expected UTF-8 text, got byte 0x{error.object[error.start]:02x} "
-            f"at offset {error.start}"
-        ) from None
 
 
 def _objects(text: str, name: str) -> list[tuple[str, dict[str, Any]]]:

@@ -9,25 +9,11 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 
 from training.demo.replicas import share_gradients  # noqa: E402
 
-
-def tiny_model() -> Any:
-    torch.manual_seed(0)
-    return transformers.Qwen3ForCausalLM(
-        transformers.Qwen3Config(
-            vocab_size=32,
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=8,
-            tie_word_embeddings=True,
-        )
-    )
+from .checkpoints import random_model  # noqa: E402
 
 
 def test_replicas_share_their_gradients(tmp_path: Path) -> None:
@@ -39,8 +25,8 @@ def test_replicas_share_their_gradients(tmp_path: Path) -> None:
         model(input_ids=tokens[rank], labels=tokens[rank]).loss.backward()
         return [p.grad for p in model.parameters()]
 
-    alone = [gradients(tiny_model(), rank) for rank in range(2)]
-    models = [tiny_model(), tiny_model()]  # not made in the threads, which share a generator
+    alone = [gradients(random_model("qwen3", tie_word_embeddings=True), rank) for rank in range(2)]
+    models = [random_model("qwen3", tie_word_embeddings=True) for _ in range(2)]
     with ThreadPoolExecutor(2) as pool:
         together = list(pool.map(gradients, models, range(2), [2, 2]))
     for first, second, a, b in zip(*alone, *together, strict=True):
