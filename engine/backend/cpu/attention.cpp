@@ -160,12 +160,13 @@ void CpuBackend::attend(int layer, const HeadShape& heads, const float* q, float
                               tile.n_rows, group, heads.head_dim, tile.kv->padded_dim(), out + at,
                               row_stride});
   };
-  const auto next_keys = [&](int split) {
-    split = std::min(split, static_cast<int>(split_tiles_.size()) - 1);
-    const QueryTile& tile = query_tiles_[split_tiles_[split]];
-    const Index first = Index{split - tile.first_split} * kKeysPerSplit;
-    const Index element = static_cast<Index>(bytes_per_block(tile.kv->dtype()));
-    return tile.kv->keys(layer, tile.kv_head) + first * dim * element;
+  const auto prefetch_behind = [&](int split, AttentionTask& t) {
+    split = std::min(split + 1, static_cast<int>(split_tiles_.size()) - 1);
+    const QueryTile& next = query_tiles_[split_tiles_[split]];
+    const Index first = Index{split - next.first_split} * kKeysPerSplit *
+                        static_cast<Index>(bytes_per_block(next.kv->dtype()));
+    t.next_keys = next.kv->keys(layer, next.kv_head) + first * dim;
+    t.next_values = next.kv->values(layer, next.kv_head) + first * next.kv->padded_dim();
   };
   bool any_split = false;
   for (const QueryTile& tile : query_tiles_) any_split |= tile.key_end > kKeysPerSplit;
@@ -184,11 +185,11 @@ void CpuBackend::attend(int layer, const HeadShape& heads, const float* q, float
     t.padded_dim = tile.kv->padded_dim();
     t.kv_dtype = tile.kv->dtype();
     t.keys = tile.kv->keys(layer, tile.kv_head);
-    t.next_keys = next_keys(split + 1);
     t.values = tile.kv->values(layer, tile.kv_head);
     t.key_begin = (split - tile.first_split) * kKeysPerSplit;
     t.key_end = std::min(tile.key_end, t.key_begin + kKeysPerSplit);
     t.scale = 1.0f / std::sqrt(static_cast<float>(heads.head_dim));
+    prefetch_behind(split, t);
     t.partial = whole ? scratch : partials_.data() + split * partial_floats;
     t.scratch = scratch + partial_floats;
     kernels_.attention(t);

@@ -221,9 +221,13 @@ struct AttentionRun {
   // is no need of scratch.
   template <int Q, int J>
   void step_of_halves(const std::uint8_t* keys, const std::uint8_t* values, int key) const {
-    score<Q, J>(Halves<Products>{Index{kKeysPerStep} * 2 * t.head_dim}, keys, key, kKeysPerStep);
+    const bool last = key + 2 * kKeysPerStep > t.key_end;
+    const auto ahead = [&](const std::uint8_t* here, int width, const void* next) {
+      return last ? static_cast<const std::uint8_t*>(next) - here : Index{kKeysPerStep} * 2 * width;
+    };
+    score<Q, J>(Halves<Products>{ahead(keys, t.head_dim, t.next_keys)}, keys, key, kKeysPerStep);
     softmax(key);
-    add_values<Q, J>(Halves<Products>{Index{kKeysPerStep} * 2 * t.padded_dim}, values, key,
+    add_values<Q, J>(Halves<Products>{ahead(values, t.padded_dim, t.next_values)}, values, key,
                      kKeysPerStep);
   }
 

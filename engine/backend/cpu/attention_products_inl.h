@@ -92,10 +92,10 @@ struct Words {
 template <typename Products>
 struct Halves {
   static constexpr int kBytes = 32 * Products::kPerWord;
-  Index step_bytes;
+  Index ahead;  // bytes from this step to the next one
   void step() {}
   typename Products::Vector load(const std::uint8_t* p) const {
-    prefetch(p + step_bytes);
+    prefetch(p + ahead);
     return Products::load_halves(reinterpret_cast<const std::uint16_t*>(p));
   }
 };

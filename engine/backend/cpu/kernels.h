@@ -78,7 +78,8 @@ struct AttentionTask {
   const void* keys;       // [n_ctx / 16][head_dim / u][16][u]
   const void* values;     // [n_ctx / u][padded_dim][u]
   const void* next_keys;  // what the thread is likely to read next: prefetched
-  int key_begin;          // a multiple of kKeysPerStep
+  const void* next_values;
+  int key_begin;  // a multiple of kKeysPerStep
   int key_end;
   float scale;
   // With n = n_rows * group queries, and m that rounded up to 16: [n][padded_dim] of

@@ -256,30 +256,31 @@ static void linear_rows(const PanelTask& at, Tile tile, int n_rows, PrefetchStre
   }
 }
 
-// A lone pass streams along, prefetching a little ahead. Few passes are bound by memory, too: they
-// share runs of steps, which stay in L1, while the next run is prefetched. Many passes are bound by
-// arithmetic: each takes all steps, while the next panel is prefetched.
+// A lone pass streams along, prefetching a little ahead. Two are bound by memory, too: they share
+// runs of steps, which stay in L1, while the next run, of the same length or nearly so, is
+// prefetched. More passes are bound by arithmetic: each takes all steps, while the next panel is
+// prefetched.
 template <typename Format>
 static void linear_panel(const LinearTask& t, int panel, const std::uint8_t* next, float* out) {
   constexpr int kRun = 9216 / Format::kStepBytes;
   constexpr int kAhead = kRun / 2;
-  constexpr int kFewPasses = 3;
+  constexpr int kFewPasses = 2;
   alignas(64) float partial[kFewPasses * kRowTile * 2 * 16];
   const int passes = (t.n_rows + kRowTile - 1) / kRowTile;
   const int steps = (t.weight.cols + kStep - 1) / kStep;
   const int tile_passes = passes * 2 / kHalves;
-  int run = steps;
-  if (tile_passes == 1 && steps > kAhead) {
-    run = steps - kAhead;  // the rest prefetches what comes next
-  } else if (tile_passes > 1 && passes <= kFewPasses) {
-    run = kRun;
-  }
+  const bool alone = tile_passes == 1 && steps > kAhead;
+  const bool few = tile_passes > 1 && passes <= kFewPasses;
+  const int runs = alone ? 2 : few ? (steps + kRun - 1) / kRun : 1;
+  const auto bound = [&](int run) {  // the second run of a lone pass prefetches what comes next
+    return alone && run == 1 ? steps - kAhead : steps * run / runs;
+  };
   const std::uint8_t* data = t.weight.data + panel * t.weight.panel_bytes;
   const PanelTask at{t, panel * kPanel, out, partial};
   PrefetchStream stream{nullptr, ((Format::kStepBytes + 63) / 64 + tile_passes - 1) / tile_passes};
-  for (int begin = 0; begin < steps; begin += run) {
-    const int end = lowest(begin + run, steps);
-    const int from = tile_passes == 1 ? begin + kAhead : end;
+  for (int run = 0; run < runs; ++run) {
+    const int begin = bound(run), end = bound(run + 1);
+    const int from = alone ? begin + kAhead : end;
     stream.next = from < steps ? data + static_cast<Index>(from) * Format::kStepBytes : next;
     for (int pass = 0; pass < passes; ++pass) {
       const int row = static_cast<int>(static_cast<Index>(t.n_rows) * pass / passes);

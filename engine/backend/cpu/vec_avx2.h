@@ -214,7 +214,7 @@ static inline void hide(W& w) { asm volatile("" : "+x"(w.a), "+x"(w.b)); }
 static inline void hide(F& x) { asm volatile("" : "+x"(x.a), "+x"(x.b)); }
 
 static inline void prefetch(const void* p) {
-  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
 }
 
 }  // namespace sbd::cpu::SBD_ISA

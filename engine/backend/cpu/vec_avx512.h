@@ -135,8 +135,9 @@ static inline void store_words(std::uint8_t* p, W w) { _mm512_storeu_si512(p, w)
 static inline void hide(W& w) { asm volatile("" : "+v"(w)); }
 static inline void hide(F& x) { asm volatile("" : "+v"(x)); }
 
+// Into L1, and with it into L2: into L2 alone is 4 to 8 % slower.
 static inline void prefetch(const void* p) {
-  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
 }
 
 }  // namespace sbd::cpu::SBD_ISA
