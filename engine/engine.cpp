@@ -36,8 +36,8 @@ std::unique_ptr<Backend> make_backend(const EngineOptions& options) {
             "device \"{}\": expected auto or cpu, this build has no other backend", options.device);
   SBD_CHECK(options.n_threads >= 0 && options.n_threads <= kMaxThreads,
             "n_threads must be between 1 and {}, got {}", kMaxThreads, options.n_threads);
-  SBD_CHECK(options.kv_dtype == DType::f16 || options.kv_dtype == DType::f32,
-            "kv_dtype {}: expected f16 or f32", name(options.kv_dtype));
+  SBD_CHECK(values_per_block(options.kv_dtype) == 1, "kv_dtype {}: expected f16, bf16 or f32",
+            name(options.kv_dtype));
   return std::make_unique<cpu::CpuBackend>(options.n_threads > 0 ? options.n_threads
                                                                  : available_cores());
 }

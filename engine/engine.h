@@ -26,7 +26,7 @@ struct EngineOptions {
   std::string device = "auto";                           // "auto", "cpu"
   int n_threads = 0;                                     // 0: one per core this process may use
   int n_ctx = 0;                                         // 0: the model's
-  DType kv_dtype = DType::f16;                           // f16 or f32
+  DType kv_dtype = DType::f16;                           // f16, bf16 or f32
   std::optional<std::filesystem::path> draft_lora = {};  // an adapter for decoders that draft
 };
 

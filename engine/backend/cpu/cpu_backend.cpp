@@ -66,7 +66,7 @@ Buffer CpuBackend::upload(std::span<const float> values) {
 
 std::unique_ptr<KvStorage> CpuBackend::allocate_kv(int n_layers, const HeadShape& heads, int n_ctx,
                                                    DType dtype) {
-  const int interleave = dtype == DType::f16 ? kernels_.half_interleave : 1;
+  const int interleave = dtype == DType::f32 ? 1 : kernels_.short_interleave;
   return std::make_unique<CpuKv>(n_layers, heads, n_ctx, dtype, interleave);
 }
 

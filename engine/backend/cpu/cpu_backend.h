@@ -11,7 +11,7 @@
 namespace sbd::cpu {
 
 // Per layer and key-value head: keys [n_ctx / 16][head_dim / u][16][u], then values
-// [n_ctx / u][padded_dim][u]. u, the interleave, is 1, or 2 where the kernels multiply halves in
+// [n_ctx / u][padded_dim][u]. u, the interleave, is 1, or 2 where the kernels multiply bf16 in
 // pairs.
 class CpuKv : public KvStorage {
  public:
