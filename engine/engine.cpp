@@ -5,10 +5,13 @@
 #endif
 
 #include <algorithm>
+#include <charconv>
 #include <chrono>
+#include <optional>
 #include <thread>
 
 #include "backend/cpu/cpu_backend.h"
+#include "backend/cuda/cuda.h"
 #include "core/error.h"
 #include "core/random.h"
 #include "format/gguf.h"
@@ -31,13 +34,28 @@ int available_cores() {
   return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 }
 
+// N of "cuda:N"; 0 for "cuda", nothing for another device.
+std::optional<int> gpu_index(const std::string& device) {
+  if (device == "cuda") return 0;
+  int index = 0;
+  if (!device.starts_with("cuda:")) return std::nullopt;
+  const char* end = device.data() + device.size();
+  const auto [rest, error] = std::from_chars(device.data() + 5, end, index);
+  if (error != std::errc() || rest != end || index < 0) return std::nullopt;
+  return index;
+}
+
+// "auto" is the first GPU where one can be used.
 std::unique_ptr<Backend> make_backend(const EngineOptions& options) {
-  SBD_CHECK(options.device == "auto" || options.device == "cpu",
-            "device \"{}\": expected auto or cpu, this build has no other backend", options.device);
+  const std::optional<int> gpu = gpu_index(options.device);
+  SBD_CHECK(gpu || options.device == "auto" || options.device == "cpu",
+            "device \"{}\": expected auto, cpu, cuda or cuda:N", options.device);
   SBD_CHECK(options.n_threads >= 0 && options.n_threads <= kMaxThreads,
             "n_threads must be between 1 and {}, got {}", kMaxThreads, options.n_threads);
   SBD_CHECK(options.kv_dtype == DType::f16 || options.kv_dtype == DType::f32,
             "kv_dtype {}: expected f16 or f32", name(options.kv_dtype));
+  if (gpu) return cuda::make_backend(*gpu);
+  if (options.device == "auto" && cuda::why_unavailable().empty()) return cuda::make_backend(0);
   return std::make_unique<cpu::CpuBackend>(options.n_threads > 0 ? options.n_threads
                                                                  : available_cores());
 }

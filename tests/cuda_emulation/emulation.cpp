@@ -231,7 +231,14 @@ std::deque<std::unique_ptr<GuardedPages>> allocations;
 Index3 thread_index, block_index, block_size, grid_size;
 
 Options& options() {
-  static Options all;
+  static Options all = [] {
+    Options from_environment;
+    const char* order = std::getenv("SBD_EMULATION_ORDER");
+    if (order != nullptr && std::strcmp(order, "descending") == 0) {
+      from_environment.order = Order::descending;
+    }
+    return from_environment;
+  }();
   return all;
 }
 

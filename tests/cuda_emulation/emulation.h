@@ -2,8 +2,8 @@
 // tested on machines without one. Every thread of a block is a fiber; blocks run one after the
 // other. Found are: reads and writes beyond an allocation (a page without access lies behind each)
 // or after its end, memory that nothing wrote (it is NaN), asynchronous copies that nothing waits for
-// (they land only then), threads at different barriers, and most missing barriers, because the order
-// in which threads run can be turned round.
+// (they land only then), threads at different barriers, and most missing barriers: the order in which
+// threads run can be turned round (SBD_EMULATION_ORDER=descending), and the tests pass in both.
 #pragma once
 
 #include <cstddef>

@@ -15,7 +15,8 @@ namespace {
 TEST(cuda_without_a_gpu_is_one_line) {
   emulation::options().n_devices = 0;
   CHECK_EQ(why_unavailable(),
-           std::string("no usable NVIDIA GPU: no CUDA-capable device is detected; use device cpu"));
+           std::string("device cuda: no usable NVIDIA GPU: no CUDA-capable device is detected; use "
+                       "device cpu"));
   CHECK_THROWS_WITH(make_backend(0), "no usable NVIDIA GPU");
   emulation::options().n_devices = 2;
   CHECK_EQ(why_unavailable(), std::string());

@@ -41,6 +41,19 @@ def test_cpp(isa: str, binaries: Path) -> None:
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
 
 
+@pytest.mark.parametrize("order", ["ascending", "descending"])
+def test_cuda_emulated(order: str, binaries: Path) -> None:
+    """The CUDA backend's own sources on a GPU in software, its threads in either order."""
+    done = subprocess.run(
+        [binaries / "tests" / "cuda_emulation" / "sbd_cuda_emulated_tests"],
+        env={**os.environ, "SBD_EMULATION_ORDER": order},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+
+
 def test_cpp_refuses_an_unknown_test(binaries: Path) -> None:
     """The runner does not pass by running nothing."""
     done = subprocess.run(

@@ -5,7 +5,7 @@
 namespace sbd::cuda {
 
 std::string why_unavailable() {
-  return "this build has no CUDA: install nvcc and build again (cmake -DSBD_CUDA=ON), or use device "
+  return "device cuda: this build has no CUDA: install nvcc and build again (cmake -DSBD_CUDA=ON), or use device "
          "cpu";
 }
 

@@ -22,7 +22,7 @@ std::string why_unavailable() {
   const cudaError_t status = cudaGetDeviceCount(&n);
   cudaGetLastError();
   if (status == cudaSuccess && n > 0) return "";
-  return format("no usable NVIDIA GPU: {}; use device cpu",
+  return format("device cuda: no usable NVIDIA GPU: {}; use device cpu",
                 status == cudaSuccess ? "none found" : cudaGetErrorString(status));
 }
 
