@@ -23,7 +23,7 @@ class Backend;
 class Transformer;
 
 struct EngineOptions {
-  std::string device = "auto";                           // "auto", "cpu"
+  std::string device = "auto";                           // "auto", "cpu", "cuda", "cuda:N"
   int n_threads = 0;                                     // 0: one per core this process may use
   int n_ctx = 0;                                         // 0: the model's
   DType kv_dtype = DType::f16;                           // f16 or f32

@@ -179,7 +179,42 @@ void meet(Meeting& meeting, int n, Work work) {
   current->waits_for = nullptr;
 }
 
-// Goes round the threads until all have ended; a round in which none could go on is a fault.
+void end_thread(Fiber& fiber) {
+  for (const auto& group : fiber.groups) {
+    if (!group.empty()) stop("a copy that nothing waited for");
+  }
+  if (!fiber.copies.empty()) stop("a copy that was never committed");
+  fiber.groups.clear();
+  --n_running;
+  --warps[static_cast<std::size_t>(fiber.warp)].n_lanes;
+  // Threads that have ended do not keep the others from their barrier.
+  if (barrier.arrived > 0 && barrier.arrived == n_running) {
+    barrier.arrived = 0;
+    ++barrier.round;
+  }
+}
+
+// Runs the threads of a warp once, each as far as it gets; false where none could go on.
+bool run_warp(int warp, int n_threads) {
+  bool moved = false;
+  const bool ascending = options().order == Order::ascending;
+  for (int i = 0; i < kLanes; ++i) {
+    const int at = warp * kLanes + (ascending ? i : kLanes - 1 - i);
+    if (at >= n_threads) continue;
+    Fiber& fiber = *fibers[static_cast<std::size_t>(at)];
+    if (fiber.finished) continue;
+    if (fiber.waits_for != nullptr && fiber.waits_for->round == fiber.waits_in_round) continue;
+    moved = true;
+    current = &fiber;
+    thread_index = fiber.index;
+    resume(fiber);
+    if (fiber.finished) end_thread(fiber);
+  }
+  return moved;
+}
+
+// Each warp runs until the block's barrier stops it, so that warps are as far apart as barriers
+// allow. A round in which none could go on is a fault.
 void run_block(int n_threads) {
   barrier = {};
   n_running = n_threads;
@@ -194,30 +229,12 @@ void run_block(int n_threads) {
     ++warps[static_cast<std::size_t>(fiber.warp)].n_lanes;
     prepare_fiber(fiber);
   }
+  const int n_warps = (n_threads + kLanes - 1) / kLanes;
   while (n_running > 0) {
     bool moved = false;
-    for (int i = 0; i < n_threads; ++i) {
-      const int at = options().order == Order::ascending ? i : n_threads - 1 - i;
-      Fiber& fiber = *fibers[static_cast<std::size_t>(at)];
-      if (fiber.finished) continue;
-      if (fiber.waits_for != nullptr && fiber.waits_for->round == fiber.waits_in_round) continue;
-      moved = true;
-      current = &fiber;
-      thread_index = fiber.index;
-      resume(fiber);
-      if (!fiber.finished) continue;
-      for (const auto& group : fiber.groups) {
-        if (!group.empty()) stop("a copy that nothing waited for");
-      }
-      if (!fiber.copies.empty()) stop("a copy that was never committed");
-      fiber.groups.clear();
-      --n_running;
-      --warps[static_cast<std::size_t>(fiber.warp)].n_lanes;
-      // Threads that have ended do not keep the others from their barrier.
-      if (barrier.arrived > 0 && barrier.arrived == n_running) {
-        barrier.arrived = 0;
-        ++barrier.round;
-      }
+    for (int i = 0; i < n_warps; ++i) {
+      const int warp = options().order == Order::ascending ? i : n_warps - 1 - i;
+      while (run_warp(warp, n_threads)) moved = true;
     }
     if (!moved) stop("threads wait at different barriers");
   }
@@ -271,15 +288,17 @@ void meet_warp(const char* kind, void* mine, WarpWork work) {
 void copy_async(void* to, const void* from, bool real) {
   if (reinterpret_cast<std::uintptr_t>(to) % 16 != 0) stop("a copy to an address not a multiple of 16");
   if (reinterpret_cast<std::uintptr_t>(from) % 16 != 0) stop("a copy from one not a multiple of 16");
-  current->copies.push_back({to, from, real});
+  const Copy copy{to, from, real};
+  if (options().order == Order::descending) finish_copies({copy});
+  current->copies.push_back(copy);
 }
 
 void commit_copies() { current->groups.push_back(std::exchange(current->copies, {})); }
 
-// Copies land as late as they may.
+// Copies land as late as they may; in descending order they have landed at once, as they may, too.
 void wait_copies(int youngest) {
   while (static_cast<int>(current->groups.size()) > youngest) {
-    finish_copies(current->groups.front());
+    if (options().order == Order::ascending) finish_copies(current->groups.front());
     current->groups.pop_front();
   }
 }
