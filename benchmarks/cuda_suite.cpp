@@ -25,7 +25,9 @@ struct Shape {
     const double attention = 2.0 * hidden * (heads + kv_heads) * head_dim;
     return layers * (attention + 3.0 * hidden * intermediate) + static_cast<double>(hidden) * vocab;
   }
-  double kv_bytes(int keys) const { return 4.0 * layers * kv_heads * head_dim * keys; }  // in halves
+  double kv_bytes(int keys) const {
+    return 4.0 * layers * kv_heads * head_dim * keys;
+  }  // in halves
 };
 
 const std::map<std::string, Shape> kShapes = {
@@ -34,10 +36,8 @@ const std::map<std::string, Shape> kShapes = {
     {"qwen3-0.6b", {"qwen3", 1024, 3072, 28, 16, 8, 128, 151936, true}},
 };
 const std::map<std::string, std::pair<DType, double>> kBytesPerWeight = {
-    {"f32", {DType::f32, 4.0}},
-    {"f16", {DType::f16, 2.0}},
-    {"bf16", {DType::bf16, 2.0}},
-    {"q8_0", {DType::q8_0, 34.0 / 32}},
+    {"f32", {DType::f32, 4.0}},         {"f16", {DType::f16, 2.0}},
+    {"bf16", {DType::bf16, 2.0}},       {"q8_0", {DType::q8_0, 34.0 / 32}},
     {"q4_0", {DType::q4_0, 18.0 / 32}},
 };
 

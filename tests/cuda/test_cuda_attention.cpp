@@ -35,7 +35,8 @@ struct Cache {
   // Keys and values at positions [first, ...).
   void write(CudaBackend& backend, int first, const std::vector<float>& k,
              const std::vector<float>& v) {
-    const auto n_rows = k.size() / static_cast<std::size_t>(heads.num_key_value_heads * heads.head_dim);
+    const auto n_rows =
+        k.size() / static_cast<std::size_t>(heads.num_key_value_heads * heads.head_dim);
     std::vector<int> positions(n_rows);
     std::iota(positions.begin(), positions.end(), first);
     const SequenceRows sequence{kv.get(), 0, static_cast<int>(n_rows)};
@@ -105,8 +106,8 @@ void check_close(const std::string& where, const Cache& cache, const std::vector
       const double top = *std::max_element(p.begin(), p.end());
       double sum = 0;
       for (double& x : p) sum += x = std::exp(x - top);
-      const double relative = 2 * score_error + 2e-6 + (kv_end[row] + 40) * kEps +
-                              (half ? 1.01 * kHalfEps : 0);
+      const double relative =
+          2 * score_error + 2e-6 + (kv_end[row] + 40) * kEps + (half ? 1.01 * kHalfEps : 0);
       for (int d = 0; d < dim; ++d) {
         double value = 0, magnitudes = 0;
         for (int key = 0; key < kv_end[row]; ++key) {
@@ -265,12 +266,14 @@ TEST(cuda_rotate_and_cache_norms_turns_and_stores) {
         double factor = 1, head[dim];
         if (normed) {
           double squares = 0;
-          for (std::size_t d = 0; d < dim; ++d) squares += static_cast<double>(q[at + d]) * q[at + d];
+          for (std::size_t d = 0; d < dim; ++d)
+            squares += static_cast<double>(q[at + d]) * q[at + d];
           factor = 1 / std::sqrt(squares / dim + 1e-6);
         }
         for (std::size_t d = 0; d < dim; ++d) head[d] = q[at + d] * factor * (normed ? norm[d] : 1);
         for (int i = 0; i < dim / 2; ++i) {
-          const double angle = positions[row] * static_cast<double>(frequencies[static_cast<std::size_t>(i)]);
+          const double angle =
+              positions[row] * static_cast<double>(frequencies[static_cast<std::size_t>(i)]);
           double& a = head[interleaved ? 2 * i : i];
           double& b = head[interleaved ? 2 * i + 1 : i + dim / 2];
           const double before = a;

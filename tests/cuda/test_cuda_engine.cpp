@@ -65,7 +65,9 @@ TEST(cuda_generates_the_cpus_tokens) {
 
 TEST(cuda_devices_are_named_by_index) {
   const MemoryFile file(complete_model({"llama", 1, 8, 9, 1, 1, 4, 9, {gguf_tensor::f32}}).build());
-  const auto open = [&](const char* device) { return Engine(file.path(), {.device = device}).device(); };
+  const auto open = [&](const char* device) {
+    return Engine(file.path(), {.device = device}).device();
+  };
   CHECK(open("cuda").starts_with("cuda:0 ("));
   CHECK(open("auto").starts_with("cuda:0 ("));
   CHECK(open("cpu").starts_with("cpu ("));

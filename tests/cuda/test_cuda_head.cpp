@@ -31,7 +31,8 @@ struct ChosenHead {
     for (int row = 0; row < n_rows; ++row) rows.push_back({row, 100 + row, sampling});
     return rows;
   }
-  std::vector<RowStats> stats(CudaBackend& backend, TokenId mask, const Sampling& sampling = {}) const {
+  std::vector<RowStats> stats(CudaBackend& backend, TokenId mask,
+                              const Sampling& sampling = {}) const {
     std::vector<RowStats> result(static_cast<std::size_t>(n_rows));
     begin_rows(backend, n_rows);
     backend.head_stats({x.get()}, *weight, outputs(sampling), mask, result);
@@ -65,7 +66,9 @@ std::string wrong_field(const RowStats& stats, const std::vector<float>& logits,
     weighted += below * std::exp(below);
   }
   const double entropy = std::log(sum) - weighted / sum;
-  const auto off = [](double a, double b, double tolerance) { return !(std::abs(a - b) <= tolerance); };
+  const auto off = [](double a, double b, double tolerance) {
+    return !(std::abs(a - b) <= tolerance);
+  };
   if (stats.argmax != argmax) return "argmax";
   if (off(stats.top_probability, 1 / sum, 2e-6)) return "top_probability";
   if (off(stats.margin, (1 - std::exp(second - top)) / sum, 2e-6)) return "margin";
@@ -151,9 +154,13 @@ TEST(cuda_draws_are_the_cpus) {
   logits[1][4000] = -0.0f;
   const ChosenHead head(backend, logits);
   int drawn_tokens = 0, same = 0;
-  for (const auto& [temperature, top_k, top_p] : std::vector<std::tuple<float, int, float>>{
-           {1.0f, 0, 1.0f}, {0.8f, 40, 0.9f}, {0.7f, 0, 0.5f}, {1.5f, 3, 1.0f}, {1e-20f, 0, 1.0f},
-           {1e30f, 5, 0.7f}}) {
+  for (const auto& [temperature, top_k, top_p] :
+       std::vector<std::tuple<float, int, float>>{{1.0f, 0, 1.0f},
+                                                  {0.8f, 40, 0.9f},
+                                                  {0.7f, 0, 0.5f},
+                                                  {1.5f, 3, 1.0f},
+                                                  {1e-20f, 0, 1.0f},
+                                                  {1e30f, 5, 0.7f}}) {
     for (std::uint64_t seed = 0; seed < 4; ++seed) {
       const Sampling sampling{.temperature = temperature,
                               .top_k = top_k,

@@ -121,7 +121,8 @@ TEST(cuda_linear_norms_gates_and_groups) {
     std::vector<double> input;
     for (int row = 0; row < rows; ++row) {
       double squares = 0;
-      for (int k = 0; k < cols; ++k) squares += std::pow(x[static_cast<std::size_t>(row * cols + k)], 2);
+      for (int k = 0; k < cols; ++k)
+        squares += std::pow(x[static_cast<std::size_t>(row * cols + k)], 2);
       for (int k = 0; k < cols; ++k) {
         const auto at = static_cast<std::size_t>(row * cols + k);
         const double value = x[at];
@@ -186,7 +187,8 @@ TEST(cuda_linear_takes_any_size_of_row_and_passes_on_what_is_not_finite) {
     const float factors[] = {1, 1e30f, 1e-30f, 3e5f, 0};
     for (int row = 0; row < 5; ++row) {
       for (int k = 0; k < cols; ++k) {
-        x[static_cast<std::size_t>(row * cols + k)] = base[static_cast<std::size_t>(k)] * factors[row];
+        x[static_cast<std::size_t>(row * cols + k)] =
+            base[static_cast<std::size_t>(k)] * factors[row];
       }
     }
     const Case c{dtype, features, cols, 5, false, false};
@@ -194,7 +196,8 @@ TEST(cuda_linear_takes_any_size_of_row_and_passes_on_what_is_not_finite) {
     const auto out = multiply(backend, *weight, c, x, {}, before);
     for (int i = 0; i < features; ++i) {
       for (int row = 1; row < 5; ++row) {
-        const double expected = static_cast<double>(out[static_cast<std::size_t>(i)]) * factors[row];
+        const double expected =
+            static_cast<double>(out[static_cast<std::size_t>(i)]) * factors[row];
         CHECK_NEAR(out[static_cast<std::size_t>(row * features + i)], expected,
                    std::abs(expected) * 1e-2 + 1e-3 * factors[row]);
       }
@@ -204,7 +207,8 @@ TEST(cuda_linear_takes_any_size_of_row_and_passes_on_what_is_not_finite) {
       damaged[cols + 37] = bad;
       const auto passed_on = multiply(backend, *weight, c, damaged, {}, before);
       for (int i = 0; i < 5 * features; ++i) {
-        CHECK_IN(where(c), std::isfinite(passed_on[static_cast<std::size_t>(i)]) == (i / features != 1));
+        CHECK_IN(where(c),
+                 std::isfinite(passed_on[static_cast<std::size_t>(i)]) == (i / features != 1));
       }
     }
   }
@@ -252,8 +256,9 @@ TEST(cuda_weights_that_are_not_finite_are_named) {
   }
   Random random(2);
   const auto tensor = random_matrix("w", DType::q4_k, 20, 256, 0.1, random);
-  CHECK_THROWS_WITH(backend.load_weight(tensor.view()),
-                    "tensor w: the CUDA backend multiplies f32, f16, bf16, q8_0 and q4_0, got q4_k");
+  CHECK_THROWS_WITH(
+      backend.load_weight(tensor.view()),
+      "tensor w: the CUDA backend multiplies f32, f16, bf16, q8_0 and q4_0, got q4_k");
 }
 
 TEST(cuda_mix_joins_rows) {

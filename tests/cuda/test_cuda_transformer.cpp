@@ -76,8 +76,8 @@ TEST(cuda_transformer_agrees_with_float64) {
                {{segment(slice(tokens, 0, 23)),
                  segment(slice(tokens, 23, 32), Attention::block, Kv::scratch)}}}}});
         CHECK_EQ(kv.length(), 23);
-        // Float32 alone: 2e-6. Halves round activations, or queries, keys, values and probabilities,
-        // by 2^-12 in the mean; bf16 by 2^-9; layers let these grow some tenfold.
+        // Float32 alone: 2e-6. Halves round activations, or queries, keys, values and
+        // probabilities, by 2^-12 in the mean; bf16 by 2^-9; layers let these grow some tenfold.
         double tolerance = kv_dtype == DType::f16 ? 3e-3 : 1e-5;
         if (dtype != DType::f32) tolerance = 5e-3;
         if (dtype == DType::bf16) tolerance = 3e-2;
@@ -127,8 +127,9 @@ TEST(cuda_transformer_rows_are_the_same_bits_however_they_are_computed) {
     // In a batch with another sequence, before it and behind it.
     KvCache first = model.make_kv(80, kv_dtype), second = model.make_kv(80, kv_dtype),
             third = model.make_kv(80, kv_dtype);
-    const auto batch = model.forward_logits(
-        {{{&first, {{segment(other)}}}, {&second, {{segment(text)}}}, {&third, {{segment(other)}}}}});
+    const auto batch = model.forward_logits({{{&first, {{segment(other)}}},
+                                              {&second, {{segment(text)}}},
+                                              {&third, {{segment(other)}}}}});
     CHECK_IN(where + ", batch",
              identical({batch.begin() + 30 * kVocab, batch.begin() + 70 * kVocab}, whole));
     CHECK(identical({batch.begin(), batch.begin() + 30 * kVocab},

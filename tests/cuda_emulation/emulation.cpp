@@ -123,7 +123,8 @@ void* scheduler_stack = nullptr;
 void run_fiber_body();
 
 void prepare_fiber(Fiber& fiber) {
-  auto top = reinterpret_cast<std::uintptr_t>(fiber.stack.get() + kStackBytes) & ~std::uintptr_t{15};
+  auto top =
+      reinterpret_cast<std::uintptr_t>(fiber.stack.get() + kStackBytes) & ~std::uintptr_t{15};
   auto* slots = reinterpret_cast<void**>(top);
   *--slots = nullptr;  // where a return address would be: the stack is aligned as after a call
   *--slots = reinterpret_cast<void*>(&run_fiber_body);
@@ -270,7 +271,9 @@ void stop(const char* what) {
   std::abort();
 }
 
-void block_barrier() { meet(barrier, n_running, [] {}); }
+void block_barrier() {
+  meet(barrier, n_running, [] {});
+}
 
 void meet_warp(const char* kind, void* mine, WarpWork work) {
   Warp& warp = warps[static_cast<std::size_t>(current->warp)];
@@ -286,8 +289,10 @@ void meet_warp(const char* kind, void* mine, WarpWork work) {
 }
 
 void copy_async(void* to, const void* from, bool real) {
-  if (reinterpret_cast<std::uintptr_t>(to) % 16 != 0) stop("a copy to an address not a multiple of 16");
-  if (reinterpret_cast<std::uintptr_t>(from) % 16 != 0) stop("a copy from one not a multiple of 16");
+  if (reinterpret_cast<std::uintptr_t>(to) % 16 != 0)
+    stop("a copy to an address not a multiple of 16");
+  if (reinterpret_cast<std::uintptr_t>(from) % 16 != 0)
+    stop("a copy from one not a multiple of 16");
   const Copy copy{to, from, real};
   if (options().order == Order::descending) finish_copies({copy});
   current->copies.push_back(copy);

@@ -1,9 +1,10 @@
 // A GPU in software, exact in what it computes and strict in what it allows, so that kernels are
 // tested on machines without one. Every thread of a block is a fiber; blocks run one after the
 // other. Found are: reads and writes beyond an allocation (a page without access lies behind each)
-// or after its end, memory that nothing wrote (it is NaN), asynchronous copies that nothing waits for
-// (they land only then), threads at different barriers, and most missing barriers: the order in which
-// threads run can be turned round (SBD_EMULATION_ORDER=descending), and the tests pass in both.
+// or after its end, memory that nothing wrote (it is NaN), asynchronous copies that nothing waits
+// for (they land only then), threads at different barriers, and most missing barriers: the order in
+// which threads run can be turned round (SBD_EMULATION_ORDER=descending), and the tests pass in
+// both.
 #pragma once
 
 #include <cstddef>
@@ -33,8 +34,8 @@ extern Index3 thread_index, block_index, block_size, grid_size;
 std::uint8_t* shared_memory();
 void block_barrier();
 
-// All lanes of a warp meet: each gives a pointer to what it brings, and `work` is done once, on those
-// of all lanes, before any goes on. `kind` says what they meet for, and must be the same.
+// All lanes of a warp meet: each gives a pointer to what it brings, and `work` is done once, on
+// those of all lanes, before any goes on. `kind` says what they meet for, and must be the same.
 using WarpWork = void (*)(void* const* lanes);
 void meet_warp(const char* kind, void* mine, WarpWork work);
 

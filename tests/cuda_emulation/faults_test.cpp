@@ -1,5 +1,5 @@
-// What only an emulated GPU can show: machines without one, memory that ends, and that the emulation
-// finds what it is there to find.
+// What only an emulated GPU can show: machines without one, memory that ends, and that the
+// emulation finds what it is there to find.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -53,11 +53,18 @@ struct Args {
 void faulty_kernel(Args a) {
   auto* shared = reinterpret_cast<float*>(shared_memory());
   switch (a.fault) {
-    case 0: a.out[64] = 1; break;                              // beyond the allocation
-    case 1: shared[32] = 1; break;                             // beyond shared memory
-    case 2: if (threadIdx.x > 0) __syncthreads(); else warp_sum(1.0f); break;
-    case 3: copy_async(shared, a.out, true); break;            // never waited for
-    case 4: if (threadIdx.x < 5) warp_sum(1.0f); break;        // half a warp
+    case 0: a.out[64] = 1; break;   // beyond the allocation
+    case 1: shared[32] = 1; break;  // beyond shared memory
+    case 2:
+      if (threadIdx.x > 0)
+        __syncthreads();
+      else
+        warp_sum(1.0f);
+      break;
+    case 3: copy_async(shared, a.out, true); break;  // never waited for
+    case 4:
+      if (threadIdx.x < 5) warp_sum(1.0f);
+      break;  // half a warp
     default: break;
   }
 }
@@ -71,8 +78,8 @@ bool is_found(int fault) {
     const DeviceMemory out(64 * sizeof(float), "a test");
     cudaStream_t stream = nullptr;
     cudaStreamCreateWithFlags(&stream, 0);
-    launch(faulty_kernel, {.threads = 32, .shared_bytes = 128}, Args{out.as<float>(), fault}, stream,
-           false);
+    launch(faulty_kernel, {.threads = 32, .shared_bytes = 128}, Args{out.as<float>(), fault},
+           stream, false);
     _exit(0);
   }
   int status = 0;

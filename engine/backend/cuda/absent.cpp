@@ -5,7 +5,8 @@
 namespace sbd::cuda {
 
 std::string why_unavailable() {
-  return "device cuda: this build has no CUDA: install nvcc and build again (cmake -DSBD_CUDA=ON), or use device "
+  return "device cuda: this build has no CUDA: install nvcc and build again (cmake -DSBD_CUDA=ON), "
+         "or use device "
          "cpu";
 }
 

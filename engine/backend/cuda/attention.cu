@@ -1,10 +1,10 @@
 // Attention in two kernels: partial softmax over each split of the keys, then their merge.
 //
-// A block holds 64 queries of one key-value head, 16 a warp, and passes over a split's keys in steps
-// of 64 that travel to shared memory while the step before is computed. Scores and probabilities
-// stay in registers: what a product leaves in a lane is what the next one wants there.
-// The floor is the time to read the cache; at 64 rows and groups of four it is read four times, of
-// which the L2 serves three.
+// A block holds 64 queries of one key-value head, 16 a warp, and passes over a split's keys in
+// steps of 64 that travel to shared memory while the step before is computed. Scores and
+// probabilities stay in registers: what a product leaves in a lane is what the next one wants
+// there. The floor is the time to read the cache; at 64 rows and groups of four it is read four
+// times, of which the L2 serves three.
 #include "backend/cuda/attention.h"
 
 #include "backend/cuda/warp.h"
@@ -100,7 +100,8 @@ struct Running {
 __device__ float checked(float score) { return fmaf(score, 0.0f, score); }
 
 template <int kDim>
-__global__ void __launch_bounds__(kThreads) attention_kernel(const __grid_constant__ AttentionArgs a) {
+__global__ void __launch_bounds__(kThreads)
+    attention_kernel(const __grid_constant__ AttentionArgs a) {
   let_next_kernel_start();
   wait_for_previous_kernel();
   const Tile tile = tile_at(a);
@@ -131,7 +132,8 @@ __global__ void __launch_bounds__(kThreads) attention_kernel(const __grid_consta
   int key_end[2];
   for (int i = 0; i < 2; ++i) {
     const int query = first_query + g + i * 8;
-    key_end[i] = query < tile.info.n_queries ? a.kv_end[tile.row(tile.info.first_query + query)] : 0;
+    key_end[i] =
+        query < tile.info.n_queries ? a.kv_end[tile.row(tile.info.first_query + query)] : 0;
   }
   const float scale = kLog2E / sqrtf(static_cast<float>(a.head_dim));
   Running running[2];
@@ -152,7 +154,8 @@ __global__ void __launch_bounds__(kThreads) attention_kernel(const __grid_consta
 #pragma unroll
       for (int n = 0; n < kStepKeys; n += 16) {
         std::uint32_t b[4];
-        load_matrices<false>(k + (n + lane / 16 * 8 + lane % 8) * kPitch<kDim> + d * 2 + lane / 8 % 2 * 16, b);
+        load_matrices<false>(
+            k + (n + lane / 16 * 8 + lane % 8) * kPitch<kDim> + d * 2 + lane / 8 % 2 * 16, b);
         multiply_halves(scores[n / 8], q, b[0], b[1]);
         multiply_halves(scores[n / 8 + 1], q, b[2], b[3]);
       }
@@ -194,8 +197,8 @@ __global__ void __launch_bounds__(kThreads) attention_kernel(const __grid_consta
     }
 #pragma unroll
     for (int n = 0; n < kStepKeys; n += 16) {
-      const float(&low)[4] = scores[n / 8];
-      const float(&high)[4] = scores[n / 8 + 1];
+      const float (&low)[4] = scores[n / 8];
+      const float (&high)[4] = scores[n / 8 + 1];
       const std::uint32_t p[4] = {to_halves(low[0], low[1]), to_halves(low[2], low[3]),
                                   to_halves(high[0], high[1]), to_halves(high[2], high[3])};
 #pragma unroll
@@ -218,7 +221,8 @@ __global__ void __launch_bounds__(kThreads) attention_kernel(const __grid_consta
     const int query = first_query + g + i * 8;
     if (query >= tile.info.n_queries) continue;
     const int packed = tile.info.first_query + query;
-    float* partial = partial_at(a, kDim, static_cast<int>(blockIdx.y), tile.row(packed), tile.head(packed));
+    float* partial =
+        partial_at(a, kDim, static_cast<int>(blockIdx.y), tile.row(packed), tile.head(packed));
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
       partial[n * 8 + 2 * t] = out[n][2 * i];
@@ -234,7 +238,7 @@ __global__ void __launch_bounds__(kThreads) attention_kernel(const __grid_consta
 // A float32 cache, to check against: a warp takes one query at a time, a lane one key at a time for
 // its score and every 32nd dimension of the sum.
 __global__ void __launch_bounds__(kThreads)
-attention_f32_kernel(const __grid_constant__ AttentionArgs a) {
+    attention_f32_kernel(const __grid_constant__ AttentionArgs a) {
   let_next_kernel_start();
   wait_for_previous_kernel();
   const Tile tile = tile_at(a);

@@ -9,8 +9,8 @@ namespace sbd::cuda {
 
 inline constexpr int kMostHeadDim = 256;
 
-// Of one sequence: [layers][keys, values][kv_heads][n_ctx][stride] in halves or floats, stride being
-// head_dim in whole 16 bytes, zeros behind head_dim.
+// Of one sequence: [layers][keys, values][kv_heads][n_ctx][stride] in halves or floats, stride
+// being head_dim in whole 16 bytes, zeros behind head_dim.
 struct SequenceInfo {
   std::uint8_t* kv;
   int n_ctx;
@@ -84,10 +84,10 @@ struct AttentionArgs {
 };
 void attention(Tape& tape, const AttentionArgs& args);
 
-// Keys are cut at fixed places, whatever rows or sequences share the forward, so that a row's result
-// is always summed in the same order: in runs of 64 up to 2048 keys, so that one row of a short
-// context is work for many blocks, then of 1024, so that the partial results of a long one stay
-// few.
+// Keys are cut at fixed places, whatever rows or sequences share the forward, so that a row's
+// result is always summed in the same order: in runs of 64 up to 2048 keys, so that one row of a
+// short context is work for many blocks, then of 1024, so that the partial results of a long one
+// stay few.
 inline constexpr int kShortSplit = 64;
 inline constexpr int kLongSplit = 1024;
 inline constexpr int kShortSplits = 32;

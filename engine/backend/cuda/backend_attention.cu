@@ -23,10 +23,9 @@ int rounded_splits(int n) {
 CudaKv::CudaKv(CudaBackend& backend, int n_layers, const HeadShape& heads, int n_ctx, DType dtype,
                cudaStream_t stream)
     : backend_(backend), dtype_(dtype), n_ctx_(n_ctx) {
-  const auto floats = static_cast<std::size_t>(n_layers) * 2 *
-                      static_cast<std::size_t>(heads.num_key_value_heads) *
-                      static_cast<std::size_t>(n_ctx) *
-                      static_cast<std::size_t>(stride(heads, dtype));
+  const auto floats =
+      static_cast<std::size_t>(n_layers) * 2 * static_cast<std::size_t>(heads.num_key_value_heads) *
+      static_cast<std::size_t>(n_ctx) * static_cast<std::size_t>(stride(heads, dtype));
   memory_ = DeviceMemory(floats * bytes_per_block(dtype), "a sequence's KV cache");
   check(cudaMemsetAsync(memory_.data(), 0, memory_.size(), stream), "clearing a KV cache");
 }
@@ -101,8 +100,8 @@ void CudaBackend::attention(int layer, const HeadShape& heads, const float* q, f
   args.n_splits = rounded_splits(splits_of(key_end));
   const std::size_t row_floats = static_cast<std::size_t>(args.n_splits) *
                                  static_cast<std::size_t>(args.heads) * (kMostHeadDim + 2);
-  const std::size_t most_rows = std::max(kPartialBytes / (row_floats * 4),
-                                         static_cast<std::size_t>(tile_rows));
+  const std::size_t most_rows =
+      std::max(kPartialBytes / (row_floats * 4), static_cast<std::size_t>(tile_rows));
   // As many tiles at a time as their partial results have room.
   for (std::size_t tile = 0; tile < tile_infos_.size();) {
     const int first_row = first_row_of(tile);

@@ -1,6 +1,6 @@
 // CudaBackend: the LM head. The logits of 64 rows at a time go through memory: 4 bytes a token and
-// row, where its weights are 2 bytes or less times hidden_size, so a fused reduction would save less
-// than 2 % of the head's time at 32 rows of an 8B model.
+// row, where its weights are 2 bytes or less times hidden_size, so a fused reduction would save
+// less than 2 % of the head's time at 32 rows of an 8B model.
 #include <algorithm>
 #include <cmath>
 

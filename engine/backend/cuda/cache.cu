@@ -84,7 +84,8 @@ __global__ void cache_kernel(const __grid_constant__ CacheArgs a) {
     if (i >= half) continue;
     float x = low[j], y = high[j];
     if (!is_value) {
-      const float cosine = a.angles[2 * (row * half + i)], sine = a.angles[2 * (row * half + i) + 1];
+      const float cosine = a.angles[2 * (row * half + i)],
+                  sine = a.angles[2 * (row * half + i) + 1];
       const float turned = x * cosine - y * sine;
       y = x * sine + y * cosine;
       x = turned;

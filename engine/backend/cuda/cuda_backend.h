@@ -76,12 +76,11 @@ class CudaBackend : public Backend {
   void* grown_bytes(Scratch& scratch, std::size_t bytes);
   Activations prepare(const Input& input, std::span<const Linear> linears, int n_rows,
                       const int* source_rows);
-  void multiply(const Activations& x, std::span<const Linear> linears, int n_rows,
-                bool accumulate);
+  void multiply(const Activations& x, std::span<const Linear> linears, int n_rows, bool accumulate);
   // Adds the launch of what was gathered, and empties it.
   void launch_parts(DType dtype, LinearArgs& args);
-  void multiply_type(DType dtype, const Activations& x, std::span<const Linear> linears,
-                     int n_rows, bool accumulate);
+  void multiply_type(DType dtype, const Activations& x, std::span<const Linear> linears, int n_rows,
+                     bool accumulate);
   // Logits [outputs, vocab] of at most kHeadRows rows.
   const float* head(const Input& input, const Weight& head, std::span<const OutputRow> outputs);
 

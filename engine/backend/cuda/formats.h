@@ -2,8 +2,8 @@
 //
 // A block of 128 output features by a chunk of 64 inputs is one stage: consecutive bytes, copied to
 // shared memory as they are. Within it a tile of 16 features and 32 inputs gives lane (g, t),
-// g = lane / 4, t = lane % 4, the inputs 8t to 8t + 7 of the features g and g + 8, which is what two
-// steps of the m16n8k16 product need where the inner dimension is taken in that order by both
+// g = lane / 4, t = lane % 4, the inputs 8t to 8t + 7 of the features g and g + 8, which is what
+// two steps of the m16n8k16 product need where the inner dimension is taken in that order by both
 // operands. So a lane reads 16 bytes at a time, and a row of activations stays row-major.
 // Features and inputs beyond the matrix are zeros.
 #pragma once
@@ -50,7 +50,8 @@ struct HalfLayout {
 
   __device__ static void load(const std::uint8_t* stage, int tile, int step, int lane,
                               TileOperand& a) {
-    const auto* at = reinterpret_cast<const uint4*>(stage) + (tile * kChunkSteps + step) * 64 + lane;
+    const auto* at =
+        reinterpret_cast<const uint4*>(stage) + (tile * kChunkSteps + step) * 64 + lane;
     const uint4 low = at[0], high = at[32];  // features g and g + 8
     a[0][0] = low.x, a[0][1] = high.x, a[0][2] = low.y, a[0][3] = high.y;
     a[1][0] = low.z, a[1][1] = high.z, a[1][2] = low.w, a[1][3] = high.w;

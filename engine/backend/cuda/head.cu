@@ -17,11 +17,12 @@ struct Top {
   int argmax;
 };
 
+// Chooses values, not structs, which would go through local memory.
 __device__ Top better(const Top& a, const Top& b) {
-  const bool second_wins = b.max > a.max || (b.max == a.max && b.argmax < a.argmax);
-  const Top& winner = second_wins ? b : a;
-  const Top& loser = second_wins ? a : b;
-  return {winner.max, fmaxf(winner.second, loser.max), winner.argmax};
+  const bool b_wins = b.max > a.max || (b.max == a.max && b.argmax < a.argmax);
+  const float loser = b_wins ? a.max : b.max;
+  return {b_wins ? b.max : a.max, fmaxf(b_wins ? b.second : a.second, loser),
+          b_wins ? b.argmax : a.argmax};
 }
 
 __device__ Top block_top(Top top, float* scratch) {
@@ -70,8 +71,8 @@ __global__ void __launch_bounds__(kThreads) run_stats_kernel(HeadArgs a) {
   weighted = block_sum(weighted, scratch);
   not_finite = block_max(not_finite, scratch);
   if (threadIdx.x == 0) {
-    a.runs[row * gridDim.x + blockIdx.x] = {top.max, top.second, sum, weighted, top.argmax,
-                                            not_finite > 0};
+    a.runs[row * gridDim.x + blockIdx.x] = {top.max,  top.second, sum,
+                                            weighted, top.argmax, not_finite > 0};
   }
 }
 
@@ -105,8 +106,7 @@ __device__ void merge_runs(const HeadArgs& a, int n_runs) {
   RowStats stats;
   stats.argmax = top.argmax;
   stats.top_probability = static_cast<float>(1.0 / sum);
-  stats.margin =
-      static_cast<float>((1.0 - exp(static_cast<double>(top.second) - top.max)) / sum);
+  stats.margin = static_cast<float>((1.0 - exp(static_cast<double>(top.second) - top.max)) / sum);
   stats.log_z = static_cast<float>(top.max + log(sum));
   stats.entropy = static_cast<float>(entropy < 0 ? 0.0 : entropy);
   if (!finite || !(top.max > kExcluded)) stats.entropy = NAN;

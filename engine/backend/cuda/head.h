@@ -36,8 +36,8 @@ struct HeadArgs {
   bool operator==(const HeadArgs&) const = default;
 };
 
-// RowStats of each row; an entropy that is NaN says that a logit was not finite. `sampled`: does any
-// row have a temperature?
+// RowStats of each row; an entropy that is NaN says that a logit was not finite. `sampled`: does
+// any row have a temperature?
 void head_stats(Tape& tape, const HeadArgs& args, int n_rows, bool sampled);
 int head_runs(int vocab);
 

@@ -1,9 +1,10 @@
 // The floor of a forward of few rows is the time to read the weights once. So weights are streamed
 // through shared memory in stages of some 16 KB, several under way per block and two blocks or more
-// on a multiprocessor: 64 KB and more in flight on each, where an H100 needs about 20 (3.4 TB/s times
-// 0.7 us, over 132). What the stages feed must not become the limit: per 32 features and 32 inputs a
-// warp reads its weights once and each group of eight rows once from shared memory, which at 64 rows
-// is 6 KB (48 cycles) where the weights of 1024 bf16 need 130 cycles to arrive, and those of q8_0 70.
+// on a multiprocessor: 64 KB and more in flight on each, where an H100 needs about 20 (3.4 TB/s
+// times 0.7 us, over 132). What the stages feed must not become the limit: per 32 features and 32
+// inputs a warp reads its weights once and each group of eight rows once from shared memory, which
+// at 64 rows is 6 KB (48 cycles) where the weights of 1024 bf16 need 130 cycles to arrive, and
+// those of q8_0 70.
 //
 // Weights are the product's first operand (16 features), rows its second (8 rows), so that one row
 // costs no more than eight.
@@ -113,8 +114,8 @@ __device__ void multiply_stage(const std::uint8_t* stage, Sums<kGroups>& sums) {
     uint4 rows[kGroups];
 #pragma unroll
     for (int group = 0; group < kGroups; ++group) {
-      rows[group] =
-          *reinterpret_cast<const uint4*>(x + group * kRowGroup * kRowPitch + step * kStepInputs * 2);
+      rows[group] = *reinterpret_cast<const uint4*>(x + group * kRowGroup * kRowPitch +
+                                                    step * kStepInputs * 2);
     }
 #pragma unroll
     for (int t = 0; t < kWarpTiles; ++t) {
@@ -129,7 +130,7 @@ __device__ void multiply_stage(const std::uint8_t* stage, Sums<kGroups>& sums) {
       }
 #pragma unroll
       for (int group = 0; group < kGroups; ++group) {
-        float(&sum)[4] = sums[t][group];
+        float (&sum)[4] = sums[t][group];
         if constexpr (Format::kScaled) {
           float products[4] = {};
           Format::multiply(products, weights[0], rows[group].x, rows[group].y);
@@ -162,7 +163,7 @@ __device__ bool add_splits(const LinearArgs& a, Sums<kGroups>& sums) {
   const Index place = Index{blockIdx.z} * a.n_blocks + blockIdx.x;
   float* partials = a.partials + place * a.n_splits * kSums * kThreads + threadIdx.x;
   float* mine = partials + Index{blockIdx.y} * kSums * kThreads;
-  float(&flat)[kSums] = reinterpret_cast<float(&)[kSums]>(sums);
+  float (&flat)[kSums] = reinterpret_cast<float (&)[kSums]>(sums);
 #pragma unroll
   for (int i = 0; i < kSums; ++i) __stcg(mine + i * kThreads, flat[i]);
   __threadfence();
@@ -221,13 +222,13 @@ __global__ void __launch_bounds__(kThreads) linear_kernel(const __grid_constant_
   wait_copies<0>();
   __syncthreads();
   if (a.n_splits > 1 && !add_splits<kGroups>(a, sums)) return;
-  for_each_sum<kGroups>(b, sums, [&](int feature, int row, float sum) {
-    write_output(a, b, feature, row, sum);
-  });
+  for_each_sum<kGroups>(
+      b, sums, [&](int feature, int row, float sum) { write_output(a, b, feature, row, sum); });
 }
 
 // float32 throughout, to check the other types against: a warp computes a feature for eight rows.
-__global__ void __launch_bounds__(kThreads) linear_f32_kernel(const __grid_constant__ LinearArgs a) {
+__global__ void __launch_bounds__(kThreads)
+    linear_f32_kernel(const __grid_constant__ LinearArgs a) {
   let_next_kernel_start();
   wait_for_previous_kernel();
   const Block b = block_at(a, kRowGroup);

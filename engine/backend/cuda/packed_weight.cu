@@ -9,7 +9,8 @@ namespace sbd::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr std::size_t kUploadBytes = 64 << 20;  // of a file's rows that are in device memory at once
+constexpr std::size_t kUploadBytes = 64
+                                     << 20;  // of a file's rows that are in device memory at once
 
 std::size_t block_bytes(DType dtype, int cols) {  // of 128 features
   const auto chunks = static_cast<std::size_t>(ceil_div(cols, kChunk));
@@ -166,7 +167,8 @@ PackedWeight::PackedWeight(const Tensor& tensor, cudaStream_t stream)
   const int values_per_thread = values_per_block(dtype());
   for (int row = 0; row < rows(); row += rows_at_once) {
     const int n = std::min(rows_at_once, rows() - row);
-    check(cudaMemcpyAsync(source.data(), tensor.data.data() + static_cast<std::size_t>(row) * row_bytes,
+    check(cudaMemcpyAsync(source.data(),
+                          tensor.data.data() + static_cast<std::size_t>(row) * row_bytes,
                           row_bytes * static_cast<std::size_t>(n), cudaMemcpyHostToDevice, stream),
           "loading a weight");
     const Index n_threads = Index{n} * cols() / values_per_thread;

@@ -26,10 +26,10 @@ __global__ void peak_bf16(DotsArgs a) {
   const std::uint32_t operand[4] = {one, one, one, one};
   for (int i = 0; i < a.rounds; ++i) {
 #pragma unroll
-    for (float(&sum)[4] : sums) multiply_bf16(sum, operand, one, one);
+    for (float (&sum)[4] : sums) multiply_bf16(sum, operand, one, one);
   }
   float total = 0;
-  for (const float(&sum)[4] : sums) total += sum[0];
+  for (const float (&sum)[4] : sums) total += sum[0];
   if (total < 0) *a.sink = total;  // never: but nothing is optimised away
 }
 

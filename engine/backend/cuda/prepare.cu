@@ -82,8 +82,8 @@ __global__ void mix_kernel(MixArgs a) {  // a block: some columns of a row
 }  // namespace
 
 void prepare(Tape& tape, const PrepareArgs& args, int n_rows) {
-  tape.add(prepare_kernel,
-           {.x = n_rows, .threads = kThreads, .shared_bytes = kThreads / kWarp * 4}, args);
+  tape.add(prepare_kernel, {.x = n_rows, .threads = kThreads, .shared_bytes = kThreads / kWarp * 4},
+           args);
 }
 
 void mix(Tape& tape, const MixArgs& args, int n_rows) {

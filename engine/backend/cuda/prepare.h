@@ -1,9 +1,9 @@
-// What a matmul reads, made of what the layer before wrote: RMSNorm or SwiGLU, then the type and the
-// rows that the product wants.
+// What a matmul reads, made of what the layer before wrote: RMSNorm or SwiGLU, then the type and
+// the rows that the product wants.
 #pragma once
 
-#include "backend/cuda/tape.h"
 #include "backend/backend.h"
+#include "backend/cuda/tape.h"
 
 namespace sbd::cuda {
 

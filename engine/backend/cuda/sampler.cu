@@ -120,12 +120,15 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(HeadArgs a) {
 
   Rank lowest = 0;
   if (sampling.top_k > 0 && sampling.top_k < a.vocab) {
-    lowest = cut(row, lowest, static_cast<Mass>(sampling.top_k), shared, [](int) { return Mass{1}; });
+    lowest =
+        cut(row, lowest, static_cast<Mass>(sampling.top_k), shared, [](int) { return Mass{1}; });
   }
   Mass mass = total_mass(row, lowest, shared);
   if (sampling.top_p < 1.0f) {
-    const auto target = static_cast<Mass>(static_cast<double>(sampling.top_p) * static_cast<double>(mass));
-    lowest = cut(row, lowest, target > 0 ? target : 1, shared, [&](int id) { return row.mass(id); });
+    const auto target =
+        static_cast<Mass>(static_cast<double>(sampling.top_p) * static_cast<double>(mass));
+    lowest =
+        cut(row, lowest, target > 0 ? target : 1, shared, [&](int id) { return row.mass(id); });
     mass = total_mass(row, lowest, shared);
   }
 

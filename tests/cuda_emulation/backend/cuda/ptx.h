@@ -45,7 +45,9 @@ inline std::uint32_t to_halves(float low, float high) {
 inline std::uint32_t to_bf16_pair(float low, float high) {
   return to_bf16_bits(low) | static_cast<std::uint32_t>(to_bf16_bits(high)) << 16;
 }
-inline float low_half(std::uint32_t pair) { return half_to_float(static_cast<std::uint16_t>(pair)); }
+inline float low_half(std::uint32_t pair) {
+  return half_to_float(static_cast<std::uint16_t>(pair));
+}
 inline float high_half(std::uint32_t pair) { return low_half(pair >> 16); }
 
 inline std::uint32_t fma_halves(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
@@ -104,7 +106,8 @@ void multiply(void* const* lanes) {
       for (int j = 0; j < 2; ++j) {
         const auto bits = static_cast<std::uint16_t>(mine.a[i] >> (16 * j));
         a[g + i % 2 * 8][2 * t + i / 2 * 8 + j] = kValue(bits);
-        if (i < 2) b[2 * t + i * 8 + j][g] = kValue(static_cast<std::uint16_t>(mine.b[i] >> (16 * j)));
+        if (i < 2)
+          b[2 * t + i * 8 + j][g] = kValue(static_cast<std::uint16_t>(mine.b[i] >> (16 * j)));
       }
     }
   }
