@@ -2,8 +2,8 @@
 #pragma once
 
 #include "backend/backend.h"
-#include "backend/cuda/formats.h"
 #include "backend/cuda/tape.h"
+#include "backend/cuda/units.h"
 
 namespace sbd::cuda {
 

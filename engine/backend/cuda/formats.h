@@ -9,21 +9,16 @@
 #pragma once
 
 #include "backend/cuda/ptx.h"
+#include "backend/cuda/units.h"
 #include "core/dtype.h"
 
 namespace sbd::cuda {
 
-using Index = std::ptrdiff_t;
-
-inline constexpr int kBlockFeatures = 128;
-inline constexpr int kChunk = 64;  // inputs of a stage
 inline constexpr int kTileFeatures = 16;
 inline constexpr int kStepInputs = 32;  // of a tile
 inline constexpr int kBlockTiles = kBlockFeatures / kTileFeatures;
 inline constexpr int kChunkSteps = kChunk / kStepInputs;
 inline constexpr int kQuantScaleBytes = kBlockFeatures * kChunkSteps * 2;
-
-__host__ __device__ constexpr int ceil_div(int n, int unit) { return (n + unit - 1) / unit; }
 
 // Where in a stage an element lies.
 struct Place {

@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "backend/cuda/formats.h"
 #include "backend/cuda/warp.h"
 
 namespace sbd::cuda {

@@ -1,7 +1,9 @@
 #include "backend/cuda/packed_weight.h"
 
 #include <algorithm>
+#include <cstddef>
 
+#include "backend/cuda/formats.h"
 #include "core/error.h"
 
 namespace sbd::cuda {
@@ -55,6 +57,13 @@ __global__ void pack_f32(PackArgs a) {  // a thread: a value
   reinterpret_cast<std::uint32_t*>(a.out)[i] = bits;
 }
 
+__device__ void store_half(const PackArgs& a, int row, int k, std::uint32_t bits) {
+  const Index stage = Index{row / kBlockFeatures} * ceil_div(a.cols, kChunk) + k / kChunk;
+  std::uint8_t* out = a.out + stage * HalfLayout::kStageBytes;
+  *reinterpret_cast<std::uint16_t*>(out + HalfLayout::offset(place_of(row, k))) =
+      static_cast<std::uint16_t>(bits);
+}
+
 template <std::uint32_t kExponent>
 __global__ void pack_halves(PackArgs a) {  // a thread: a value
   const Index i = Index{blockIdx.x} * kThreads + threadIdx.x;
@@ -62,10 +71,48 @@ __global__ void pack_halves(PackArgs a) {  // a thread: a value
   const int row = static_cast<int>(i / a.cols), k = static_cast<int>(i % a.cols);
   const std::uint32_t bits = bits_at(a.source + i * 2, 2);
   if (exponent_is_full(bits, kExponent)) atomicMax(a.bad_row, a.first_row + row);
-  const Index stage = Index{row / kBlockFeatures} * ceil_div(a.cols, kChunk) + k / kChunk;
-  std::uint8_t* out = a.out + stage * HalfLayout::kStageBytes;
-  *reinterpret_cast<std::uint16_t*>(out + HalfLayout::offset(place_of(row, k))) =
-      static_cast<std::uint16_t>(bits);
+  store_half(a, row, k, bits);
+}
+
+__device__ float half_at(const std::uint8_t* p) {
+  return half_to_float(static_cast<std::uint16_t>(bits_at(p, 2)));
+}
+
+// Value i of a block, as core/dtype.h says it is stored.
+__device__ float q4_k_value(const std::uint8_t* block, int i) {
+  const std::uint8_t* six = block + offsetof(BlockQ4_K, six_bits);
+  const int g = i / kGroupSize;
+  const int scale = g < 4 ? six[g] & 63 : (six[g + 4] & 15) | six[g - 4] >> 6 << 4;
+  const int min = g < 4 ? six[g + 4] & 63 : six[g + 4] >> 4 | six[g] >> 6 << 4;
+  const int byte = block[offsetof(BlockQ4_K, nibbles) + g / 2 * kGroupSize + i % kGroupSize];
+  const int quant = g % 2 ? byte >> 4 : byte & 15;
+  return half_at(block) * static_cast<float>(scale * quant) -
+         half_at(block + offsetof(BlockQ4_K, min)) * static_cast<float>(min);
+}
+
+__device__ float q6_k_value(const std::uint8_t* block, int i) {
+  const int half = i / 128, j = i % 128;
+  const int low = block[offsetof(BlockQ6_K, lows) + half * 64 + j % 64] >> (j < 64 ? 0 : 4) & 15;
+  const int high = block[offsetof(BlockQ6_K, highs) + half * 32 + j % 32] >> (j / 32 * 2) & 3;
+  const auto scale =
+      static_cast<std::int8_t>(block[offsetof(BlockQ6_K, scales) + i / kHalfGroupSize]);
+  return half_at(block + offsetof(BlockQ6_K, scale)) *
+         static_cast<float>(scale * ((low | high << 4) - 32));
+}
+
+// K-quants become halves: exact enough (2^-12), and several times the memory.
+template <bool kSixBits>
+__global__ void pack_k_quants(PackArgs a) {  // a thread: a value
+  const Index i = Index{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= a.n_threads) return;
+  const int row = static_cast<int>(i / a.cols), k = static_cast<int>(i % a.cols);
+  constexpr int kBlockBytes = kSixBits ? sizeof(BlockQ6_K) : sizeof(BlockQ4_K);
+  const std::uint8_t* block = a.source + i / kSuperGroupSize * kBlockBytes;
+  const int at = k % kSuperGroupSize;
+  const float value = kSixBits ? q6_k_value(block, at) : q4_k_value(block, at);
+  const std::uint32_t bits = to_halves(value, 0.0f) & 0xffffu;
+  if (exponent_is_full(bits, 0x7c00u)) atomicMax(a.bad_row, a.first_row + row);
+  store_half(a, row, k, bits);
 }
 
 // Of one feature's group of 32: the scale, then the quants.
@@ -113,9 +160,13 @@ void (*packer(DType dtype))(PackArgs) {
     case DType::bf16: return pack_halves<0x7f80u>;
     case DType::q8_0: return pack_quants<Q8Format>;
     case DType::q4_0: return pack_quants<Q4Format>;
+    case DType::q4_k: return pack_k_quants<false>;
+    case DType::q6_k: return pack_k_quants<true>;
     default: return pack_f32;
   }
 }
+
+DType stored_type(DType dtype) { return values_per_block(dtype) > kGroupSize ? DType::f16 : dtype; }
 
 int blocks_for(Index n) { return static_cast<int>((n + kThreads - 1) / kThreads); }
 
@@ -146,11 +197,8 @@ __global__ void embed_kernel(EmbedArgs a) {  // a block: some columns of a row
 }  // namespace
 
 PackedWeight::PackedWeight(const Tensor& tensor, cudaStream_t stream)
-    : Weight(tensor.dtype, static_cast<int>(tensor.shape[0]), static_cast<int>(tensor.shape[1])) {
-  SBD_CHECK(values_per_block(tensor.dtype) <= kGroupSize,
-            "tensor {}: the CUDA backend multiplies f32, f16, bf16, q8_0 and q4_0, got {}; use "
-            "device cpu, or convert with another type",
-            tensor.name, name(tensor.dtype));
+    : Weight(stored_type(tensor.dtype), static_cast<int>(tensor.shape[0]),
+             static_cast<int>(tensor.shape[1])) {
   const std::size_t row_bytes = tensor.data.size() / static_cast<std::size_t>(rows());
   const std::size_t bytes = block_bytes(dtype(), cols());
   memory_ = DeviceMemory(bytes * static_cast<std::size_t>(n_blocks()), "a weight");
@@ -164,7 +212,7 @@ PackedWeight::PackedWeight(const Tensor& tensor, cudaStream_t stream)
   int bad = -1;
   check(cudaMemcpyAsync(bad_row.data(), &bad, sizeof bad, cudaMemcpyHostToDevice, stream),
         "loading a weight");
-  const int values_per_thread = values_per_block(dtype());
+  const int values_per_thread = values_per_block(dtype());  // a group's, or one
   for (int row = 0; row < rows(); row += rows_at_once) {
     const int n = std::min(rows_at_once, rows() - row);
     check(cudaMemcpyAsync(source.data(),
@@ -174,7 +222,7 @@ PackedWeight::PackedWeight(const Tensor& tensor, cudaStream_t stream)
     const Index n_threads = Index{n} * cols() / values_per_thread;
     std::uint8_t* out =
         memory_.as<std::uint8_t>() + static_cast<std::size_t>(row / kBlockFeatures) * bytes;
-    launch(packer(dtype()), {.x = blocks_for(n_threads), .threads = kThreads},
+    launch(packer(tensor.dtype), {.x = blocks_for(n_threads), .threads = kThreads},
            PackArgs{source.as<std::uint8_t>(), out, row, n, cols(), static_cast<Index>(row_bytes),
                     n_threads, bad_row.as<int>()},
            stream, false);

@@ -2,12 +2,13 @@
 #pragma once
 
 #include "backend/backend.h"
-#include "backend/cuda/formats.h"
 #include "backend/cuda/tape.h"
+#include "backend/cuda/units.h"
 
 namespace sbd::cuda {
 
-// f16, bf16, q8_0 and q4_0 in stages [feature blocks][chunks] (formats.h); f32 row-major.
+// f16, bf16, q8_0 and q4_0 in stages [feature blocks][chunks] (formats.h); f32 row-major; K-quants
+// become f16.
 class PackedWeight : public Weight {
  public:
   PackedWeight(const Tensor& tensor, cudaStream_t stream);

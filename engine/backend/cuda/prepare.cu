@@ -1,6 +1,6 @@
 #include "backend/cuda/prepare.h"
 
-#include "backend/cuda/formats.h"
+#include "backend/cuda/units.h"
 #include "backend/cuda/warp.h"
 
 namespace sbd::cuda {

@@ -6,7 +6,7 @@
 // Probabilities are counted in units of 2^-40, so that their sum has one value in any order.
 #include "backend/cuda/head.h"
 
-#include "backend/cuda/formats.h"
+#include "backend/cuda/units.h"
 #include "backend/cuda/warp.h"
 #include "core/random.h"
 
