@@ -19,6 +19,7 @@ stage() {
 }
 
 stage "build"
+mkdir -p "$(dirname "$build")"
 generator=()
 command -v ninja >/dev/null && generator=(-G Ninja)
 cmake -S . -B "$build" "${generator[@]}" -DSBD_CUDA=ON -DSBD_PYTHON=OFF -DSBD_TESTS=ON \

@@ -66,7 +66,8 @@ inline cudaError_t cudaGetDeviceCount(int* n) {
   return *n > 0 ? cudaSuccess : cudaErrorNoDevice;
 }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
-  *properties = {"emulated", 9, 0, emulation::options().n_multiprocessors};
+  const emulation::Options& all = emulation::options();
+  *properties = {"emulated", all.capability, 0, all.n_multiprocessors};
   return cudaSuccess;
 }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
@@ -78,6 +79,7 @@ bool may_launch(std::size_t shared_bytes, std::size_t allowed);
 }  // namespace emulation
 
 inline cudaError_t cudaMalloc(void** data, std::size_t bytes) {
+  if (emulation::options().n_devices == 0) return cudaErrorNoDevice;
   return emulation::allocate(data, bytes);
 }
 inline cudaError_t cudaFree(void* data) { return emulation::release(data); }
@@ -128,6 +130,7 @@ inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
 }
 
 inline cudaError_t cudaEventCreate(cudaEvent_t* event) {
+  if (emulation::options().n_devices == 0) return cudaErrorNoDevice;
   *event = new EmulatedEvent;
   return cudaSuccess;
 }

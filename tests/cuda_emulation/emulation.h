@@ -17,6 +17,7 @@ enum class Order { ascending, descending };
 
 struct Options {
   int n_devices = 1;
+  int capability = 9;
   int n_multiprocessors = 8;
   std::size_t memory_bytes = std::size_t{1} << 32;
   Order order = Order::ascending;  // of the threads of a block, between two barriers

@@ -22,6 +22,11 @@ TEST(cuda_without_a_gpu_is_one_line) {
   CHECK_EQ(why_unavailable(), std::string());
   CHECK_THROWS_WITH(make_backend(2), "device cuda:2: expected an index below the 2 GPUs here");
   emulation::options().n_devices = 1;
+  emulation::options().capability = 7;
+  CHECK_THROWS_WITH(make_backend(0),
+                    "device cuda:0: emulated has compute capability 7.0, expected 8.0 or higher");
+  CHECK(!why_unavailable().empty());  // auto takes the CPU
+  emulation::options().capability = 9;
 }
 
 TEST(cuda_out_of_memory_says_what_was_needed_and_free) {

@@ -17,30 +17,46 @@ constexpr std::size_t kRowMetadataBytes = 512;  // with room to spare
 
 }  // namespace
 
+namespace {
+
+std::string why_unusable(int device) {
+  cudaDeviceProp properties;
+  check(cudaGetDeviceProperties(&properties, device), "asking for its properties");
+  if (properties.major >= 8) return "";
+  return format(
+      "device cuda:{}: {} has compute capability {}.{}, expected 8.0 or higher; use device cpu",
+      device, properties.name, properties.major, properties.minor);
+}
+
+// The device, made current: before anything is made on it.
+int chosen(int device) {
+  int n = 0;
+  const cudaError_t status = cudaGetDeviceCount(&n);
+  SBD_CHECK(status == cudaSuccess && n > 0, "{}", why_unavailable());
+  SBD_CHECK(device >= 0 && device < n, "device cuda:{}: expected an index below the {} GPUs here",
+            device, n);
+  const std::string why = why_unusable(device);
+  SBD_CHECK(why.empty(), "{}", why);
+  check(cudaSetDevice(device), "choosing the device");
+  return device;
+}
+
+}  // namespace
+
 std::string why_unavailable() {
   int n = 0;
   const cudaError_t status = cudaGetDeviceCount(&n);
   cudaGetLastError();
-  if (status == cudaSuccess && n > 0) return "";
+  if (status == cudaSuccess && n > 0) return why_unusable(0);
   return format("device cuda: no usable NVIDIA GPU: {}; use device cpu",
                 status == cudaSuccess ? "none found" : cudaGetErrorString(status));
 }
 
 std::unique_ptr<Backend> make_backend(int device) { return std::make_unique<CudaBackend>(device); }
 
-CudaBackend::CudaBackend(int device) : device_(device) {
-  const std::string why = why_unavailable();
-  SBD_CHECK(why.empty(), "{}", why);
-  int n = 0;
-  check(cudaGetDeviceCount(&n), "counting devices");
-  SBD_CHECK(device >= 0 && device < n, "device cuda:{}: expected an index below the {} GPUs here",
-            device, n);
-  use_device();
+CudaBackend::CudaBackend(int device) : device_(chosen(device)) {
   cudaDeviceProp properties;
   check(cudaGetDeviceProperties(&properties, device), "asking for its properties");
-  SBD_CHECK(properties.major >= 8,
-            "the GPU {} has compute capability {}.{}, expected 8.0 or higher; use device cpu",
-            properties.name, properties.major, properties.minor);
   name_ = properties.name;
   overlap_ = properties.major >= 9;
   n_multiprocessors_ = properties.multiProcessorCount;
