@@ -125,11 +125,14 @@ void CudaBackend::flush() {
   if (tape_.empty()) return;
   use_device();
   metadata_.send(stream_);
-  const Tape tape = std::exchange(tape_, {});  // gone even where it fails
+  const struct Emptied {  // even where it fails
+    Tape& tape;
+    ~Emptied() { tape.clear(); }
+  } emptied{tape_};
   if (keep_graph_) {
-    graphs_.run(tape, stream_, overlap_);
+    graphs_.run(tape_, stream_, overlap_);
   } else {
-    tape.run(stream_, overlap_);
+    tape_.run(stream_, overlap_);
   }
 }
 
