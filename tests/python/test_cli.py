@@ -355,7 +355,7 @@ class TestBadInput:
             (["-p", "x", "--threads", 0], "n_threads >= 1, got 0"),
             (["-p", "x", "--n-ctx", 0], "n_ctx >= 1, got 0"),
             (["-p", "x", "--n-ctx", 10**6], "n_ctx"),
-            (["-p", "x", "--device", "cuda"], "cuda"),
+            (["-p", "x", "--device", "gpu"], "expected auto, cpu, cuda or cuda:N"),
             (["-p", "x", "--decoder", "sdb"], "sdb"),
             (["-p", "x", "--unmask", "all"], "entropy_bounded"),
             (["-p", "x", "--kv-dtype", "f64"], "kv_dtype"),
@@ -392,6 +392,14 @@ class TestBadInput:
     def test_prompt_on_stdin(self, model: Path) -> None:
         self.check(run("run", model, stdin=b""), "empty")
         self.check(run("run", model, stdin=b"ab\xff"), "byte 0xff at offset 2")
+
+    def test_no_gpu(self, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        call = ("run", model, "-p", "x", "--max-tokens", 1, "--device")
+        if run_here(capsys, *call, "cuda").returncode == 0:
+            return  # there is one
+        for device in ("cuda", "cuda:1"):
+            self.check(run_here(capsys, *call, device), "device cuda: ")
+        assert run_here(capsys, *call, "auto").returncode == 0
 
     def test_what_a_model_lacks(
         self, plain_model: Path, capsys: pytest.CaptureFixture[str]

@@ -5,9 +5,8 @@
 namespace sbd::cuda {
 
 std::string why_unavailable() {
-  return "device cuda: this build has no CUDA: install nvcc and build again (cmake -DSBD_CUDA=ON), "
-         "or use device "
-         "cpu";
+  return "device cuda: this build has no CUDA: build it where nvcc is, with SBD_CUDA=ON, or use "
+         "device cpu";
 }
 
 std::unique_ptr<Backend> make_backend(int) { fail(ErrorKind::value, "{}", why_unavailable()); }
