@@ -217,7 +217,7 @@ PackedWeight::PackedWeight(const Tensor& tensor, cudaStream_t stream)
     const int n = std::min(rows_at_once, rows() - row);
     check(cudaMemcpyAsync(source.data(),
                           tensor.data.data() + static_cast<std::size_t>(row) * row_bytes,
-                          row_bytes * static_cast<std::size_t>(n), cudaMemcpyHostToDevice, stream),
+                          row_bytes * static_cast<std::size_t>(n), cudaMemcpyDefault, stream),
           "loading a weight");
     const Index n_threads = Index{n} * cols() / values_per_thread;
     std::uint8_t* out =

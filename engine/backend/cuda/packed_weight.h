@@ -11,6 +11,7 @@ namespace sbd::cuda {
 // become f16.
 class PackedWeight : public Weight {
  public:
+  // The tensor's data may be the host's or the device's.
   PackedWeight(const Tensor& tensor, cudaStream_t stream);
   static const PackedWeight& of(const Weight& weight) {
     return static_cast<const PackedWeight&>(weight);
