@@ -233,7 +233,8 @@ std::vector<float> Engine::forward(const std::vector<TokenId>& tokens, int block
 }
 
 std::vector<std::vector<double>> Engine::time_forwards(const std::vector<int>& row_counts,
-                                                       int context, int repeats) {
+                                                       int context, int repeats, int n_sequences) {
+  SBD_CHECK(n_sequences >= 1, "n_sequences must be at least 1, got {}", n_sequences);
   const auto random_tokens = [&](int n, Kv kv_use, Attention attention) {
     Segment segment;
     segment.kv = kv_use;
@@ -246,7 +247,8 @@ std::vector<std::vector<double>> Engine::time_forwards(const std::vector<int>& r
     }
     return segment;
   };
-  KvCache kv = model_->make_kv(n_ctx_, kv_dtype_);
+  std::vector<KvCache> kvs;
+  for (int i = 0; i < n_sequences; ++i) kvs.push_back(model_->make_kv(n_ctx_, kv_dtype_));
   std::vector<Batch> batches;
   for (const int rows : row_counts) {
     SBD_CHECK(rows >= 1 && context >= 0 && rows <= n_ctx_ && context <= n_ctx_ - rows,
@@ -254,11 +256,14 @@ std::vector<std::vector<double>> Engine::time_forwards(const std::vector<int>& r
               n_ctx_);
     Segment block = random_tokens(rows, Kv::scratch, Attention::block);
     for (int i = 0; i < rows; ++i) block.outputs.push_back(i);
-    batches.push_back({{{&kv, {{block}}}}});
+    batches.emplace_back();
+    for (KvCache& kv : kvs) batches.back().sequences.push_back({&kv, {{block}}});
   }
-  while (kv.length() < context) {
-    const int n = std::min(kMostRows, context - kv.length());
-    model_->forward({{{&kv, {{random_tokens(n, Kv::commit, Attention::causal)}}}}});
+  for (KvCache& kv : kvs) {
+    while (kv.length() < context) {
+      const int n = std::min(kMostRows, context - kv.length());
+      model_->forward({{{&kv, {{random_tokens(n, Kv::commit, Attention::causal)}}}}});
+    }
   }
   for (const Batch& batch : batches) model_->forward(batch);  // warms caches and grows buffers
   std::vector<std::vector<double>> milliseconds(batches.size());

@@ -103,7 +103,7 @@ Peaks CudaBackend::measure_peaks() {
                                 [&] { launch(peak_bf16, grid, args, stream_, false); });
   peaks.f32 = events.best_rate(2.0 * rounds, stream_,
                                [&] { launch(peak_f32, grid, args, stream_, false); });
-  peaks.int8 = peaks.bf16;  // quants are multiplied as halves, at the same rate
+  peaks.f16 = peaks.int8 = peaks.bf16;  // halves, and quants as such: at the same rate
   return peaks;
 }
 
