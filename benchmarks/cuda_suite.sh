@@ -1,54 +1,92 @@
 #!/usr/bin/env bash
 # Everything a machine with an NVIDIA GPU can say about the CUDA backend, in one call: builds it for
-# that GPU, runs its tests there, looks for faults with compute-sanitizer, compares the demo model's
-# tokens with the CPU's, and times forwards of 8B shapes with random weights.
-# Needs nvcc, CMake and a C++ compiler; nothing is downloaded.
+# that GPU, runs its tests there, looks for faults with compute-sanitizer, compares it with the CPU,
+# and times forwards and generations of 8B shapes with random weights (cuda_suite.py).
 #
-#   benchmarks/cuda_suite.sh [BUILD_FOLDER] [SHAPE:TYPE ...]
+#   benchmarks/cuda_suite.sh [--write-docs] [PART ...]
 #
-# Shapes: llama-3.1-8b, qwen3-8b, qwen3-0.6b; types: bf16, f16, q8_0, q4_0, f32.
+# Parts, all of them without: tests sanitizer agreement forwards generations torch. The first two
+# need nvcc, CMake and a C++ compiler; the others sbd-engine built with CUDA for PYTHON, which is
+# installed into build/cuda-venv where PYTHON is not set; the last one PyTorch and transformers.
+# Results go to build/benchmarks/cuda_suite.json, and with --write-docs to docs/results-gpu.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-build=${1:-build/cuda}
-shift || true
-subjects=("$@")
-[ ${#subjects[@]} -gt 0 ] || subjects=(llama-3.1-8b:bf16 qwen3-8b:bf16 llama-3.1-8b:q8_0 llama-3.1-8b:q4_0)
+
+docs=()
+[[ ${1:-} == --write-docs ]] && docs=("$1") && shift
+parts=("$@")
+[ $# -gt 0 ] || parts=(tests sanitizer agreement forwards generations torch)
+build=build/cuda
 
 stage() {
   printf '\n=== %s (%d s so far)\n' "$1" "$SECONDS"
 }
 
-stage "build"
-mkdir -p "$(dirname "$build")"
-generator=()
-command -v ninja >/dev/null && generator=(-G Ninja)
-cmake -S . -B "$build" "${generator[@]}" -DSBD_CUDA=ON -DSBD_PYTHON=OFF -DSBD_TESTS=ON \
-  -DCMAKE_CUDA_ARCHITECTURES=native >"$build.log" 2>&1 || { tail -20 "$build.log"; exit 1; }
-cmake --build "$build" -j "$(nproc)" --target sbd_cuda_tests sbd_cuda_suite >>"$build.log" 2>&1 ||
-  { tail -40 "$build.log"; exit 1; }
+# The rest of the arguments as a command, whose output is shown only where it fails.
+quiet() {
+  local log=$1
+  shift
+  mkdir -p build
+  "$@" >"$log" 2>&1 || { tail -40 "$log" && exit 1; }
+}
 
-stage "tests on the GPU"
-"$build/sbd_cuda_tests"
+build_tests() {
+  [ -n "${built:-}" ] && return
+  stage "build"
+  local generator=()
+  command -v ninja >/dev/null && generator=(-G Ninja)
+  quiet $build.log cmake -S . -B $build "${generator[@]}" -DSBD_PYTHON=OFF -DSBD_TESTS=ON
+  grep 'CUDA backend' $build.log
+  grep -q 'CUDA backend: for' $build.log || exit 1
+  quiet $build.log cmake --build $build -j "$(nproc)" --target sbd_cuda_tests
+  built=yes
+}
 
-stage "compute-sanitizer"
-if command -v compute-sanitizer >/dev/null; then
-  # A few tests each: under these tools a kernel takes a hundred times as long.
+tests() {
+  build_tests
+  stage "tests on the GPU"
+  $build/sbd_cuda_tests
+}
+
+sanitizer() {
+  build_tests
+  stage "compute-sanitizer"
+  if ! command -v compute-sanitizer >/dev/null; then
+    echo "not installed: left out"
+    return
+  fi
   for tool in memcheck racecheck initcheck synccheck; do
-    for tests in cuda_rows_are cuda_attention_of_several cuda_draws cuda_generates; do
-      compute-sanitizer --tool "$tool" --error-exitcode 9 "$build/sbd_cuda_tests" "$tests" \
-        >"$build.$tool.log" 2>&1 || { tail -20 "$build.$tool.log"; exit 1; }
-    done
+    quiet $build.$tool.log compute-sanitizer --tool $tool --error-exitcode 9 $build/sbd_cuda_tests
     echo "$tool: clean"
   done
-else
-  echo "not installed: left out"
-fi
+}
 
-stage "tokens of the demo model, GPU beside CPU"
-"$build/sbd_cuda_suite" tokens sbd_engine/models/demo.bin
+install() {
+  if [ -z "${PYTHON:-}" ]; then
+    stage "install"
+    python3 -m venv build/cuda-venv
+    PYTHON=$PWD/build/cuda-venv/bin/python
+    quiet $build-venv.log "$PYTHON" -m pip install .
+  fi
+}
 
-stage "forwards"
-for subject in "${subjects[@]}"; do
-  "$build/sbd_cuda_suite" time "${subject%:*}" "${subject#*:}"
+python_parts=()
+for part in "${parts[@]}"; do
+  case $part in
+    tests | sanitizer) ;;
+    agreement | forwards | generations | torch) python_parts+=("$part") ;;
+    *)
+      echo "error: $part: expected tests, sanitizer, agreement, forwards, generations or torch" >&2
+      exit 2
+      ;;
+  esac
 done
+for part in "${parts[@]}"; do
+  if [[ $part == tests || $part == sanitizer ]]; then $part; fi
+done
+if [ ${#python_parts[@]} -gt 0 ]; then
+  install
+  stage "${python_parts[*]}"
+  "$PYTHON" benchmarks/cuda_suite.py --parts "$(IFS=, && echo "${python_parts[*]}")" "${docs[@]}"
+fi
 stage "done"
