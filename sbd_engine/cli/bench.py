@@ -187,7 +187,7 @@ def _machine_text(report: dict[str, Any]) -> str:
     machine = report["machine"]
     if not report["device"].startswith("cpu"):  # quants are multiplied as halves
         return (
-            f"{machine['read_gb_s']:.0f} GB/s in a copy, {machine['bf16_gflop_s'] / 1e3:.0f} "
+            f"{machine['read_gb_s']:.0f} GB/s read, {machine['bf16_gflop_s'] / 1e3:.0f} "
             f"TFLOP/s in 16 bits, {machine['f32_gflop_s'] / 1e3:.1f} in f32"
         )
     return (
