@@ -1,7 +1,11 @@
 // Whole generations through the engine, on either device: the same tokens.
+#include <algorithm>
+#include <cmath>
+
 #include "check.h"
 #include "complete_model.h"
 #include "engine.h"
+#include "format/gguf.h"
 
 namespace sbd {
 namespace {
@@ -60,6 +64,33 @@ TEST(cuda_generates_the_cpus_tokens) {
       CHECK_EQ(on_gpu.texts[i].size(), 20u);
       CHECK_EQ(on_gpu.texts[i], on_cpu.texts[i]);
     }
+  }
+}
+
+// Random weights are made on the device; forwards of several sequences are timed.
+TEST(cuda_random_models_are_the_cpus) {
+  const ModelShape shape{"qwen3", 2, 32, 64, 2, 2, 16, 70, {gguf_tensor::f32}, true};
+  const MemoryFile file(complete_model(shape).build());
+  const GgufFile gguf(file.path());
+  const auto random = [&](const char* device) {
+    return Engine(gguf.metadata(), DType::f32, true,
+                  {.device = device, .n_threads = 1, .kv_dtype = DType::f32});
+  };
+  Engine gpu = random("cuda"), cpu = random("cpu");
+  const auto got = gpu.forward({1, 2, 3, 4, 5}, 2), expected = cpu.forward({1, 2, 3, 4, 5}, 2);
+  double largest = 0;
+  for (const float x : expected) largest = std::max(largest, std::abs(static_cast<double>(x)));
+  CHECK(largest > 0.01);
+  CHECK_EQ(got.size(), expected.size());
+  for (std::size_t i = 0; i < got.size(); ++i) CHECK_NEAR(got[i], expected[i], 1e-4 * largest);
+  for (Engine* engine : {&gpu, &cpu}) {
+    const auto milliseconds = engine->time_forwards({1, 3}, 4, 2, 2);
+    CHECK_EQ(milliseconds.size(), 2u);
+    for (const auto& samples : milliseconds) {
+      CHECK_EQ(samples.size(), 2u);
+      CHECK(std::ranges::all_of(samples, [](double ms) { return ms > 0; }));
+    }
+    CHECK_THROWS_WITH(engine->time_forwards({1}, 4, 1, 0), "n_sequences must be at least 1, got 0");
   }
 }
 

@@ -4,6 +4,7 @@ whole suite on a tiny shape, with the CPU in the GPU's place."""
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,16 @@ def test_checks() -> None:
     ]
     nothing = {"agreement": {"logits": {"s": {"f32": float("nan")}}, "tokens": tokens}}
     assert next(cuda_page.tables(nothing)).lines[0][-1] == "NO"
+
+
+def test_an_unknown_part_is_one_line() -> None:
+    done = subprocess.run(
+        ["bash", BENCHMARKS / "cuda_suite.sh", "tests", "speed"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: speed: expected tests, sanitizer, agreement, forwards, generations or torch\n"
+    )
 
 
 def test_the_suite(
