@@ -20,9 +20,9 @@ def configure(folder: Path, wanted: str, gpus: str | None) -> subprocess.Complet
     tool.write_text("#!/bin/sh\n" + (f"printf '{gpus}'\n" if gpus else "exit 9\n"))
     tool.chmod(0o755)
     path = os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
-    command = ["cmake", "-S", ROOT, "-B", folder / "build", "-DSBD_PYTHON=OFF"]
+    command = ["cmake", "-S", ROOT, "-B", folder / "build", "-G", "Ninja"]
     return subprocess.run(
-        [*command, f"-DSBD_CUDA={wanted}"],
+        [*command, "-DSBD_PYTHON=OFF", f"-DSBD_CUDA={wanted}"],
         env={**os.environ, "PATH": path},
         capture_output=True,
         text=True,
