@@ -146,7 +146,10 @@ def page(report: dict[str, Any]) -> str:
         "--write-docs` made this page, after the C++ tests and compute-sanitizer's checks of them.",
         _ABOUT,
     ]
-    parts += [f"## {table.title}\n\n{markdown(table)}" for table in tables(report) if table.lines]
+    for table in tables(report):
+        parts.append(f"## {table.title}")
+        if table.lines:
+            parts.append(markdown(table))
     return "\n\n".join(parts) + "\n"
 
 
