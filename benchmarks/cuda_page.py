@@ -143,7 +143,7 @@ def page(report: dict[str, Any]) -> str:
     parts = [
         "# Results on a GPU",
         f"{report['device']}; medians of {report['rounds']} rounds. `benchmarks/cuda_suite.sh "
-        "--write-docs` made this page, after the C++ tests and compute-sanitizer's checks of them.",
+        "--write-docs` made this page.",
         _ABOUT,
     ]
     for table in tables(report):
