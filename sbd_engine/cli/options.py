@@ -120,7 +120,7 @@ TopP = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Same seed, same text.", rich_help_panel=_SAMPLING)]
 
-Device = Annotated[str, typer.Option(help="auto or cpu.", rich_help_panel="Engine")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel="Engine")]
 Threads = Annotated[
     int | None,
     typer.Option(help="Without: one per available core.", rich_help_panel="Engine"),

@@ -8,6 +8,7 @@
 #include "backend/cpu/packed_weight.h"
 #include "core/bytes.h"
 #include "core/error.h"
+#include "core/random_weight.h"
 
 namespace sbd::cpu {
 
@@ -50,6 +51,20 @@ std::string CpuBackend::description() const { return format("cpu ({})", kernels_
 
 std::unique_ptr<Weight> CpuBackend::load_weight(const Tensor& tensor) {
   return std::make_unique<PackedWeight>(tensor, weight_memory_, pool_);
+}
+
+std::unique_ptr<Weight> CpuBackend::random_weight(DType dtype, int rows, int cols,
+                                                  std::uint64_t key) {
+  const auto row_blocks = static_cast<std::size_t>(cols / values_per_block(dtype));
+  const std::size_t block_bytes = bytes_per_block(dtype);
+  std::vector<std::byte> file(static_cast<std::size_t>(rows) * row_blocks * block_bytes);
+  pool_.run(rows, [&](int row, int) {
+    const std::size_t first = static_cast<std::size_t>(row) * row_blocks;
+    for (std::size_t i = first; i < first + row_blocks; ++i) {
+      random_block(dtype, key, i, reinterpret_cast<std::uint8_t*>(file.data() + i * block_bytes));
+    }
+  });
+  return load_weight({"random weights", dtype, {rows, cols}, file});
 }
 
 Buffer CpuBackend::allocate(std::size_t n_floats) {

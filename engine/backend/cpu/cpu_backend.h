@@ -52,6 +52,8 @@ class CpuBackend : public Backend {
   Peaks measure_peaks() override;
 
   std::unique_ptr<Weight> load_weight(const Tensor& tensor) override;
+  std::unique_ptr<Weight> random_weight(DType dtype, int rows, int cols,
+                                        std::uint64_t key) override;
   Buffer allocate(std::size_t n_floats) override;
   Buffer upload(std::span<const float> values) override;
   std::unique_ptr<KvStorage> allocate_kv(int n_layers, const HeadShape& heads, int n_ctx,

@@ -1,0 +1,101 @@
+// What only an emulated GPU can show: machines without one, memory that ends, and that the
+// emulation finds what it is there to find.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "backend/cuda/cuda.h"
+#include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/warp.h"
+#include "check.h"
+#include "reference.h"
+
+namespace sbd::cuda {
+namespace {
+
+TEST(cuda_without_a_gpu_is_one_line) {
+  emulation::options().n_devices = 0;
+  CHECK_EQ(why_unavailable(),
+           std::string("device cuda: no usable NVIDIA GPU: no CUDA-capable device is detected; use "
+                       "device cpu"));
+  CHECK_THROWS_WITH(make_backend(0), "no usable NVIDIA GPU");
+  emulation::options().n_devices = 2;
+  CHECK_EQ(why_unavailable(), std::string());
+  CHECK_THROWS_WITH(make_backend(2), "device cuda:2: expected an index below the 2 GPUs here");
+  emulation::options().n_devices = 1;
+  emulation::options().capability = 7;
+  CHECK_THROWS_WITH(make_backend(0),
+                    "device cuda:0: emulated has compute capability 7.0, expected 8.0 or higher");
+  CHECK(!why_unavailable().empty());  // auto takes the CPU
+  emulation::options().capability = 9;
+}
+
+TEST(cuda_out_of_memory_says_what_was_needed_and_free) {
+  CudaBackend backend(0);
+  const std::size_t before = emulation::options().memory_bytes;
+  emulation::options().memory_bytes = emulation::used_bytes() + (10 << 20);
+  CHECK_THROWS_WITH(backend.allocate_kv(32, {32, 8, 128}, 1024, DType::f16),
+                    "a sequence's KV cache needs 129 MiB, 10 of 1");
+  emulation::options().memory_bytes = before;
+  backend.allocate_kv(32, {32, 8, 128}, 1024, DType::f16);
+}
+
+TEST(cuda_gives_its_memory_back) {
+  const std::size_t before = emulation::used_bytes();
+  {
+    CudaBackend backend(0);
+    backend.allocate_kv(2, {4, 2, 16}, 100, DType::f16);
+    backend.upload(std::vector<float>(100));
+    backend.measure_peaks();
+  }
+  CHECK_EQ(emulation::used_bytes(), before);
+}
+
+struct Args {
+  float* out;
+  int fault;
+};
+
+void faulty_kernel(Args a) {
+  auto* shared = reinterpret_cast<float*>(shared_memory());
+  switch (a.fault) {
+    case 0: a.out[64] = 1; break;   // beyond the allocation
+    case 1: shared[32] = 1; break;  // beyond shared memory
+    case 2:
+      if (threadIdx.x > 0)
+        __syncthreads();
+      else
+        warp_sum(1.0f);
+      break;
+    case 3: copy_async(shared, a.out, true); break;  // never waited for
+    case 4:
+      if (threadIdx.x < 5) warp_sum(1.0f);
+      break;  // half a warp
+    default: break;
+  }
+}
+
+// Does the process that runs the kernel come to a bad end?
+bool is_found(int fault) {
+  std::fflush(nullptr);
+  const pid_t child = fork();
+  if (child == 0) {
+    if (std::freopen("/dev/null", "w", stderr) == nullptr) _exit(3);
+    const DeviceMemory out(64 * sizeof(float), "a test");
+    cudaStream_t stream = nullptr;
+    cudaStreamCreateWithFlags(&stream, 0);
+    launch(faulty_kernel, {.threads = 32, .shared_bytes = 128}, Args{out.as<float>(), fault},
+           stream, false);
+    _exit(0);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  return WIFSIGNALED(status);
+}
+
+TEST(cuda_emulation_finds_faults) {
+  for (int fault = 0; fault < 5; ++fault) CHECK_IN(std::to_string(fault), is_found(fault));
+  CHECK(!is_found(5));
+}
+
+}  // namespace
+}  // namespace sbd::cuda
