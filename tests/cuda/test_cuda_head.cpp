@@ -149,8 +149,9 @@ TEST(cuda_draws_are_the_cpus) {
   const cpu::Kernels& kernels = *all_kernels().front();
   Random random(12);
   const TokenId mask = 600;
-  Logits logits = {random.floats(5000, -2, 2), random.floats(5000, -6, 6)};
-  logits.emplace_back(5000, 1.0f);  // ties: the lower id is kept
+  constexpr int vocab = 9500;
+  Logits logits = {random.floats(vocab, -2, 2), random.floats(vocab, -6, 6)};
+  logits.emplace_back(vocab, 1.0f);  // ties: the lower id is kept
   logits[1][4000] = -0.0f;
   const ChosenHead head(backend, logits);
   int drawn_tokens = 0, same = 0;
