@@ -14,6 +14,7 @@ namespace sbd::cuda {
 namespace {
 
 constexpr int kThreads = 128;
+constexpr int kMergeThreads = 128;
 constexpr int kStepKeys = 64;
 constexpr float kLog2E = 1.44269504f;
 
@@ -27,6 +28,7 @@ __device__ float* partial_at(const AttentionArgs& a, int padded_dim, int split, 
 struct Tile {
   QueryTileInfo info;
   SequenceInfo sequence;
+  int split;
   int kv_head;
   int group;
   int key_begin, key_end;  // of the split
@@ -37,10 +39,11 @@ struct Tile {
 
 __device__ Tile tile_at(const AttentionArgs& a) {
   const QueryTileInfo info = a.tiles[a.first_tile + blockIdx.x / a.kv_heads];
-  const int split = static_cast<int>(blockIdx.y);
+  const int split = a.n_splits - 1 - static_cast<int>(blockIdx.y);  // the long ones first
   const int end = split_begin(split + 1);
   return {info,
           a.sequences[info.sequence],
+          split,
           static_cast<int>(blockIdx.x) % a.kv_heads,
           a.heads / a.kv_heads,
           split_begin(split),
@@ -221,8 +224,7 @@ __global__ void __launch_bounds__(kThreads)
     const int query = first_query + g + i * 8;
     if (query >= tile.info.n_queries) continue;
     const int packed = tile.info.first_query + query;
-    float* partial =
-        partial_at(a, kDim, static_cast<int>(blockIdx.y), tile.row(packed), tile.head(packed));
+    float* partial = partial_at(a, kDim, tile.split, tile.row(packed), tile.head(packed));
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
       partial[n * 8 + 2 * t] = out[n][2 * i];
@@ -282,7 +284,7 @@ __global__ void __launch_bounds__(kThreads)
         }
       }
     }
-    float* partial = partial_at(a, kMostHeadDim, static_cast<int>(blockIdx.y), row, head);
+    float* partial = partial_at(a, kMostHeadDim, tile.split, row, head);
 #pragma unroll
     for (int j = 0; j < kMostHeadDim / kWarp; ++j) partial[lane + j * kWarp] = out[j];
     if (lane == 0) {
@@ -292,26 +294,39 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// A block: a head of a row; its splits in order.
+// A block: a head of a row. The splits' factors are found side by side, then their sums are added in
+// order, a thread for a dimension.
 template <int kDim>
-__global__ void merge_kernel(const __grid_constant__ AttentionArgs a) {
+__global__ void __launch_bounds__(kMergeThreads)
+    merge_kernel(const __grid_constant__ AttentionArgs a) {
   let_next_kernel_start();
   wait_for_previous_kernel();
+  auto* factors = reinterpret_cast<float*>(shared_memory());  // [splits]
+  float* scratch = factors + a.n_splits;
   const int row = a.first_row + static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
   const int n_splits = splits_of(a.kv_end[row]);
+  const float* first = partial_at(a, kDim, 0, row, head);
+  const Index pitch = Index{a.n_rows} * a.heads * (kDim + 2);  // from a split to the next
+  const int thread = static_cast<int>(threadIdx.x);
   float highest = -INFINITY;
-  for (int split = 0; split < n_splits; ++split) {
-    highest = fmaxf(highest, partial_at(a, kDim, split, row, head)[kDim]);
+  for (int split = thread; split < n_splits; split += kMergeThreads) {
+    highest = fmaxf(highest, first[split * pitch + kDim]);
   }
-  for (int d = threadIdx.x; d < a.head_dim; d += blockDim.x) {
-    float value = 0, sum = 0;
+  highest = block_reduce(warp_max(highest), scratch, -INFINITY,
+                         [](float x, float y) { return fmaxf(x, y); });
+  float sum = 0;
+  for (int split = thread; split < n_splits; split += kMergeThreads) {
+    const float* partial = first + split * pitch;
+    // Equal maxima are factor 1, also where all scores were NaN and both are -infinity.
+    factors[split] = partial[kDim] == highest ? 1.0f : exp2f(partial[kDim] - highest);
+    sum = fmaf(factors[split], partial[kDim + 1], sum);
+  }
+  sum = block_sum(sum, scratch);  // and the factors are there for all
+  for (int d = thread; d < a.head_dim; d += kMergeThreads) {
+    float value = 0;
+#pragma unroll 8
     for (int split = 0; split < n_splits; ++split) {
-      const float* partial = partial_at(a, kDim, split, row, head);
-      // Equal maxima are factor 1, also where all scores were NaN and both are -infinity.
-      const float below = partial[kDim] == highest ? 0.0f : partial[kDim] - highest;
-      const float factor = exp2f(below);
-      value = fmaf(factor, partial[d], value);
-      sum = fmaf(factor, partial[kDim + 1], sum);
+      value = fmaf(factors[split], first[split * pitch + d], value);
     }
     a.out[(Index{row} * a.heads + head) * a.head_dim + d] = value / sum;
   }
@@ -332,7 +347,11 @@ void add_half_launches(Tape& tape, const AttentionArgs& args, const Grid& merge)
 }  // namespace
 
 void attention(Tape& tape, const AttentionArgs& args) {
-  const Grid merge{.x = args.n_rows, .y = args.heads, .threads = 64};
+  const Grid merge{
+      .x = args.n_rows,
+      .y = args.heads,
+      .threads = kMergeThreads,
+      .shared_bytes = (args.n_splits + kMergeThreads / kWarp) * static_cast<int>(sizeof(float))};
   if (args.half_kv == 0) {
     tape.add(attention_f32_kernel,
              {.x = args.n_tiles * args.kv_heads, .y = args.n_splits, .threads = kThreads}, args);
