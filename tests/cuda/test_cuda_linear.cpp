@@ -78,6 +78,7 @@ TEST(cuda_linear_agrees_with_float64) {
     check_linear(backend, {dtype, 1, 32, 1, true, true});
     check_linear(backend, {dtype, 128, 1024, 9, true, true});  // in several splits
     check_linear(backend, {dtype, 257, 2048, 2, false, false});
+    check_linear(backend, {dtype, 20, 8256, 2, false, false});  // rows prepared in several strips
   }
   for (const DType dtype : {DType::q4_k, DType::q6_k}) {
     for (const int cols : {256, 768}) check_linear(backend, {dtype, 131, cols, 3, true, false});

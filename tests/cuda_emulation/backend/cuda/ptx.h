@@ -16,6 +16,7 @@ template <int N>
 void wait_copies() {
   emulation::wait_copies(N);
 }
+inline void prefetch_line(const void*) {}
 inline void wait_for_previous_kernel() {}
 inline void let_next_kernel_start() {}
 
