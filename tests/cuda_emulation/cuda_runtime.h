@@ -30,6 +30,7 @@ enum cudaError_t {
   cudaErrorInvalidValue = 1,
   cudaErrorMemoryAllocation = 2,
   cudaErrorNoDevice = 100,
+  cudaErrorNoKernelImageForDevice = 209,
 };
 inline const char* cudaGetErrorString(cudaError_t status) {
   switch (status) {
@@ -37,6 +38,8 @@ inline const char* cudaGetErrorString(cudaError_t status) {
     case cudaErrorInvalidValue: return "invalid argument";
     case cudaErrorMemoryAllocation: return "out of memory";
     case cudaErrorNoDevice: return "no CUDA-capable device is detected";
+    case cudaErrorNoKernelImageForDevice:
+      return "no kernel image is available for execution on the device";
   }
   return "?";
 }
@@ -205,6 +208,20 @@ std::size_t& shared_bytes_allowed(void (*)(Args...), void* kernel) {
   return all.emplace_back(kernel, 0).second;
 }
 
+inline cudaError_t cudaDriverGetVersion(int* version) {
+  *version = 13000;
+  return cudaSuccess;
+}
+struct cudaFuncAttributes {
+  int ptxVersion;
+};
+template <typename... Args>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*)(Args...)) {
+  if (!emulation::options().has_code) return cudaErrorNoKernelImageForDevice;
+  attributes->ptxVersion = 90;
+  return cudaSuccess;
+}
+
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 template <typename... Args>
 cudaError_t cudaFuncSetAttribute(void (*kernel)(Args...), cudaFuncAttribute, int bytes) {
@@ -222,8 +239,9 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
       block.x > 1024 || !emulation::may_launch(shared, allowed)) {
     return cudaErrorInvalidValue;
   }
+  const bool overlaps = config->numAttrs > 0;
   const auto run = [=] {
-    emulation::run_grid({grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, shared,
+    emulation::run_grid({grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, shared, overlaps,
                         [&] { kernel(args); });
   };
   if (config->stream->capturing) {

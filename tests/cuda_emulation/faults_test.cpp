@@ -27,6 +27,12 @@ TEST(cuda_without_a_gpu_is_one_line) {
                     "device cuda:0: emulated has compute capability 7.0, expected 8.0 or higher");
   CHECK(!why_unavailable().empty());  // auto takes the CPU
   emulation::options().capability = 9;
+  emulation::options().has_code = false;
+  CHECK_THROWS_WITH(make_backend(0),
+                    "this build has no code for emulated (compute capability 9.0): no kernel image "
+                    "is available for execution on the device; build with "
+                    "CMAKE_CUDA_ARCHITECTURES=90, or use device cpu");
+  emulation::options().has_code = true;
 }
 
 TEST(cuda_out_of_memory_says_what_was_needed_and_free) {
@@ -70,8 +76,10 @@ void faulty_kernel(Args a) {
     case 4:
       if (threadIdx.x < 5) warp_sum(1.0f);
       break;  // half a warp
+    case 5: return;  // without a wait for the kernel before
     default: break;
   }
+  wait_for_previous_kernel();
 }
 
 // Does the process that runs the kernel come to a bad end?
@@ -84,7 +92,7 @@ bool is_found(int fault) {
     cudaStream_t stream = nullptr;
     cudaStreamCreateWithFlags(&stream, 0);
     launch(faulty_kernel, {.threads = 32, .shared_bytes = 128}, Args{out.as<float>(), fault},
-           stream, false);
+           stream, true);
     _exit(0);
   }
   int status = 0;
@@ -93,8 +101,8 @@ bool is_found(int fault) {
 }
 
 TEST(cuda_emulation_finds_faults) {
-  for (int fault = 0; fault < 5; ++fault) CHECK_IN(std::to_string(fault), is_found(fault));
-  CHECK(!is_found(5));
+  for (int fault = 0; fault < 6; ++fault) CHECK_IN(std::to_string(fault), is_found(fault));
+  CHECK(!is_found(6));
 }
 
 }  // namespace

@@ -15,13 +15,14 @@ namespace {
 constexpr int kMostGraphRows = 128;
 constexpr std::size_t kRowMetadataBytes = 512;  // with room to spare
 
-}  // namespace
-
-namespace {
+__global__ void code_probe() {}
 
 std::string why_unusable(int device) {
   cudaDeviceProp properties;
-  check(cudaGetDeviceProperties(&properties, device), "asking for its properties");
+  const cudaError_t status = cudaGetDeviceProperties(&properties, device);
+  if (status != cudaSuccess) {
+    return format("device cuda:{}: {}; use device cpu", device, cudaGetErrorString(status));
+  }
   if (properties.major >= 8) return "";
   return format(
       "device cuda:{}: {} has compute capability {}.{}, expected 8.0 or higher; use device cpu",
@@ -41,6 +42,23 @@ int chosen(int device) {
   return device;
 }
 
+// A kernel may start before the last one's end where its code waits for it (ptx.h): what it was
+// compiled for decides, not the device, which also runs code of 8.0. Graphs know of it from CUDA
+// 12.3 on.
+bool may_overlap(const cudaDeviceProp& properties) {
+  cudaFuncAttributes code;
+  const cudaError_t status = cudaFuncGetAttributes(&code, code_probe);
+  cudaGetLastError();
+  SBD_CHECK(status == cudaSuccess,
+            "this build has no code for {} (compute capability {}.{}): {}; build with "
+            "CMAKE_CUDA_ARCHITECTURES={}{}, or use device cpu",
+            properties.name, properties.major, properties.minor, cudaGetErrorString(status),
+            properties.major, properties.minor);
+  int driver = 0;
+  check(cudaDriverGetVersion(&driver), "asking for the driver's version");
+  return code.ptxVersion >= 90 && driver >= 12030;
+}
+
 }  // namespace
 
 std::string why_unavailable() {
@@ -58,7 +76,7 @@ CudaBackend::CudaBackend(int device) : device_(chosen(device)) {
   cudaDeviceProp properties;
   check(cudaGetDeviceProperties(&properties, device), "asking for its properties");
   name_ = properties.name;
-  overlap_ = properties.major >= 9;
+  overlap_ = may_overlap(properties);
   n_multiprocessors_ = properties.multiProcessorCount;
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
 }
@@ -181,7 +199,9 @@ void CudaBackend::begin(const ForwardRows& rows, std::span<const float> inverse_
                 static_cast<int>(sequences.size()));
     sequences.push_back({kv.data(), kv.n_ctx(), sequence.first_row});
   }
-  metadata_.clear((rows.tokens.size() + 16) * kRowMetadataBytes);
+  const std::size_t metadata_bytes = (rows.tokens.size() + 16) * kRowMetadataBytes;
+  if (metadata_.size() < metadata_bytes) finish();  // what is under way reads the old one
+  metadata_.clear(metadata_bytes);
   tokens_ = metadata_.add(rows.tokens);
   positions_ = metadata_.add(rows.positions);
   row_kv_end_ = metadata_.add(rows.kv_end);

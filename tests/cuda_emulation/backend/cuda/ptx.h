@@ -17,7 +17,7 @@ void wait_copies() {
   emulation::wait_copies(N);
 }
 inline void prefetch_line(const void*) {}
-inline void wait_for_previous_kernel() {}
+inline void wait_for_previous_kernel() { emulation::wait_for_previous_kernel(); }
 inline void let_next_kernel_start() {}
 
 // The nearest half, ties to even, by its definition.
