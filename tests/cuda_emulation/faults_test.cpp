@@ -75,7 +75,7 @@ void faulty_kernel(Args a) {
     case 3: copy_async(shared, a.out, true); break;  // never waited for
     case 4:
       if (threadIdx.x < 5) warp_sum(1.0f);
-      break;  // half a warp
+      break;         // half a warp
     case 5: return;  // without a wait for the kernel before
     default: break;
   }

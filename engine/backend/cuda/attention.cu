@@ -294,8 +294,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// A block: a head of a row. The splits' factors are found side by side, then their sums are added in
-// order, a thread for a dimension.
+// A block: a head of a row. The splits' factors are found side by side, then their sums are added
+// in order, a thread for a dimension.
 template <int kDim>
 __global__ void __launch_bounds__(kMergeThreads)
     merge_kernel(const __grid_constant__ AttentionArgs a) {

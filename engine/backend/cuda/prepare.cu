@@ -152,8 +152,8 @@ void prepare(Tape& tape, const PrepareArgs& args, int n_rows) {
 }
 
 void mix(Tape& tape, const MixArgs& args, int n_rows) {
-  tape.add(mix_kernel,
-           {.x = n_rows, .y = ceil_div(args.cols, kMixThreads), .threads = kMixThreads}, args);
+  tape.add(mix_kernel, {.x = n_rows, .y = ceil_div(args.cols, kMixThreads), .threads = kMixThreads},
+           args);
 }
 
 }  // namespace sbd::cuda
