@@ -222,9 +222,14 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*)(Args.
   return cudaSuccess;
 }
 
-enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+enum cudaFuncAttribute {
+  cudaFuncAttributeMaxDynamicSharedMemorySize,
+  cudaFuncAttributePreferredSharedMemoryCarveout,
+};
+enum { cudaSharedmemCarveoutMaxShared = 100 };
 template <typename... Args>
-cudaError_t cudaFuncSetAttribute(void (*kernel)(Args...), cudaFuncAttribute, int bytes) {
+cudaError_t cudaFuncSetAttribute(void (*kernel)(Args...), cudaFuncAttribute attribute, int bytes) {
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
   shared_bytes_allowed(kernel, reinterpret_cast<void*>(kernel)) = static_cast<std::size_t>(bytes);
   return cudaSuccess;
 }
