@@ -154,6 +154,7 @@ TEST(cuda_draws_are_the_cpus) {
   logits.emplace_back(vocab, 1.0f);  // ties: the lower id is kept
   logits[1][4000] = -0.0f;
   const ChosenHead head(backend, logits);
+  const auto greedy = head.stats(backend, mask);
   int drawn_tokens = 0, same = 0;
   for (const auto& [temperature, top_k, top_p] :
        std::vector<std::tuple<float, int, float>>{{1.0f, 0, 1.0f},
@@ -169,7 +170,7 @@ TEST(cuda_draws_are_the_cpus) {
                               .seed = seed,
                               .sample_index = seed % 2,
                               .draw = seed};
-      const auto greedy = head.stats(backend, mask), stats = head.stats(backend, mask, sampling);
+      const auto stats = head.stats(backend, mask, sampling);
       for (std::size_t row = 0; row < logits.size(); ++row) {
         std::vector<float> masked = logits[row];
         masked[mask] = cpu::kMinusInfinity;
