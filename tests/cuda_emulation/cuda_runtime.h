@@ -114,6 +114,17 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes
   if (stream->capturing) return cudaErrorInvalidValue;
   return cudaMemcpy(to, from, bytes, kind);
 }
+inline cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from,
+                                     std::size_t from_pitch, std::size_t width, std::size_t height,
+                                     cudaMemcpyKind kind, cudaStream_t stream) {
+  for (std::size_t i = 0; i < height; ++i) {
+    const cudaError_t status =
+        cudaMemcpyAsync(static_cast<char*>(to) + i * to_pitch,
+                        static_cast<const char*>(from) + i * from_pitch, width, kind, stream);
+    if (status != cudaSuccess) return status;
+  }
+  return cudaSuccess;
+}
 inline cudaError_t cudaMemsetAsync(void* data, int byte, std::size_t bytes, cudaStream_t) {
   std::memset(data, byte, bytes);
   return cudaSuccess;

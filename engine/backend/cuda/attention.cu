@@ -52,7 +52,7 @@ __device__ Tile tile_at(const AttentionArgs& a) {
 
 __device__ const std::uint8_t* cache_of(const AttentionArgs& a, const Tile& tile, bool values) {
   const Index head = (Index{a.layer} * 2 + values) * a.kv_heads + tile.kv_head;
-  return tile.sequence.kv + head * tile.sequence.n_ctx * a.stride * (a.half_kv ? 2 : 4);
+  return tile.sequence.kv + head * tile.sequence.capacity * a.stride * (a.half_kv ? 2 : 4);
 }
 
 // Shared memory's rows of halves: 16 bytes modulo 128 apart, so that eight rows of 16 bytes lie in

@@ -194,10 +194,16 @@ void CudaBackend::begin(const ForwardRows& rows, std::span<const float> inverse_
   std::vector<SequenceInfo> sequences;
   std::vector<int> row_sequence(static_cast<std::size_t>(n_rows_));
   for (const SequenceRows& sequence : rows.sequences) {
-    const auto& kv = static_cast<const CudaKv&>(*sequence.kv);
+    auto& kv = static_cast<CudaKv&>(*sequence.kv);
+    int n_positions = 0;
+    for (int row = sequence.first_row; row < sequence.first_row + sequence.n_rows; ++row) {
+      const auto at = static_cast<std::size_t>(row);
+      n_positions = std::max({n_positions, rows.kv_end[at], rows.positions[at] + 1});
+    }
+    kv.reserve(n_positions, stream_);
     std::fill_n(row_sequence.begin() + sequence.first_row, sequence.n_rows,
                 static_cast<int>(sequences.size()));
-    sequences.push_back({kv.data(), kv.n_ctx(), sequence.first_row});
+    sequences.push_back(kv.info(sequence.first_row));
   }
   const std::size_t metadata_bytes = (rows.tokens.size() + 16) * kRowMetadataBytes;
   if (metadata_.size() < metadata_bytes) finish();  // what is under way reads the old one
