@@ -16,7 +16,7 @@ constexpr int kFirstPositions = 2048;             // that a cache has room for b
 // found again. Blocks without keys end at once.
 int rounded_splits(int n) {
   int unit = 1;
-  while (n > 8 * unit) unit *= 2;
+  while (n > 4 * unit) unit *= 2;
   return round_up(n, unit);
 }
 

@@ -14,6 +14,14 @@ constexpr std::size_t kHeadRows = 64;
 
 }  // namespace
 
+// A block's wanted rows are any number of its rows, and become fewer: so that one graph of the
+// layers serves them all, the head's few kernels are not in it.
+void CudaBackend::end_of_layers() {
+  use_device();
+  flush();
+  keep_graph_ = false;
+}
+
 const float* CudaBackend::head(const Input& input, const Weight& head,
                                std::span<const OutputRow> outputs) {
   std::vector<int> rows;
@@ -29,7 +37,7 @@ const float* CudaBackend::head(const Input& input, const Weight& head,
 void CudaBackend::head_stats(const Input& input, const Weight& head,
                              std::span<const OutputRow> outputs, TokenId mask_token,
                              std::span<RowStats> stats) {
-  use_device();
+  end_of_layers();
   if (host_stats_.size() < stats.size_bytes()) host_stats_ = PinnedMemory(stats.size_bytes());
   auto* device_stats = grown<RowStats>(head_stats_, stats.size());
   for (std::size_t first = 0; first < outputs.size(); first += kHeadRows) {
@@ -66,7 +74,7 @@ void CudaBackend::head_stats(const Input& input, const Weight& head,
 
 void CudaBackend::head_logits(const Input& input, const Weight& head,
                               std::span<const OutputRow> outputs, float* logits) {
-  use_device();
+  end_of_layers();
   for (std::size_t first = 0; first < outputs.size(); first += kHeadRows) {
     const auto part = outputs.subspan(first, std::min(kHeadRows, outputs.size() - first));
     const float* computed = this->head(input, head, part);

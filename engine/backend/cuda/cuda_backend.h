@@ -81,6 +81,7 @@ class CudaBackend : public Backend {
   void launch_parts(DType dtype, LinearArgs& args);
   void multiply_type(DType dtype, const Activations& x, std::span<const Linear> linears, int n_rows,
                      bool accumulate);
+  void end_of_layers();
   // Logits [outputs, vocab] of at most kHeadRows rows.
   const float* head(const Input& input, const Weight& head, std::span<const OutputRow> outputs);
 
