@@ -61,8 +61,9 @@ template <int kDim>
 constexpr int kPitch = kDim * 2 + 16;
 
 // Steps of keys and values in shared memory: one where two would be more than the 99 KB that every
-// device has.
-constexpr int n_buffers(int dim) { return dim <= 128 ? 2 : 1; }
+// device has, or where no split has two; a multiprocessor then holds more blocks, of this kernel or
+// of the matmul behind it, whose weights are on their way meanwhile.
+constexpr int n_buffers(int dim, bool long_splits) { return long_splits && dim <= 128 ? 2 : 1; }
 
 // Keys or values of one step; zeros behind head_dim and key_end, so that nothing there is read.
 template <int kDim>
@@ -102,7 +103,7 @@ struct Running {
 // A score that is not finite makes its reader NaN: infinity times 0.
 __device__ float checked(float score) { return fmaf(score, 0.0f, score); }
 
-template <int kDim>
+template <int kDim, int kBuffers>
 __global__ void __launch_bounds__(kThreads)
     attention_kernel(const __grid_constant__ AttentionArgs a) {
   let_next_kernel_start();
@@ -111,7 +112,6 @@ __global__ void __launch_bounds__(kThreads)
   if (tile.key_begin >= tile.key_end) return;
   constexpr int kTileBytes = kStepKeys * kPitch<kDim>;
   std::uint8_t* queries = shared_memory();
-  constexpr int kBuffers = n_buffers(kDim);
   std::uint8_t* keys = queries + kTileQueries * kPitch<kDim>;
   std::uint8_t* values = keys + kBuffers * kTileBytes;
   const std::uint8_t* cached_keys = cache_of(a, tile, false);
@@ -332,15 +332,25 @@ __global__ void __launch_bounds__(kMergeThreads)
   }
 }
 
-template <int kDim>
-void add_half_launches(Tape& tape, const AttentionArgs& args, const Grid& merge) {
-  constexpr int kSharedBytes = (kTileQueries + 2 * n_buffers(kDim) * kStepKeys) * kPitch<kDim>;
-  tape.add(attention_kernel<kDim>,
+template <int kDim, bool kLongSplits>
+void add_half_launch(Tape& tape, const AttentionArgs& args) {
+  constexpr int kBuffers = n_buffers(kDim, kLongSplits);
+  tape.add(attention_kernel<kDim, kBuffers>,
            {.x = args.n_tiles * args.kv_heads,
             .y = args.n_splits,
             .threads = kThreads,
-            .shared_bytes = kSharedBytes},
+            .shared_bytes = (kTileQueries + 2 * kBuffers * kStepKeys) * kPitch<kDim>},
            args);
+}
+
+template <int kDim>
+void add_half_launches(Tape& tape, const AttentionArgs& args, const Grid& merge) {
+  static_assert(kShortSplit <= kStepKeys);
+  if (args.n_splits > kShortSplits) {
+    add_half_launch<kDim, true>(tape, args);
+  } else {
+    add_half_launch<kDim, false>(tape, args);
+  }
   tape.add(merge_kernel<kDim>, merge, args);
 }
 
