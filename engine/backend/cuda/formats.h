@@ -34,22 +34,24 @@ __host__ __device__ inline Place place_of(int feature, int k) {
 // The operand of two steps of a product, of one tile.
 using TileOperand = std::uint32_t[2][4];
 
-// f16 and bf16: [8 tiles][2 steps][2 halves][32 lanes][8]
+// f16 and bf16: [8 tiles][2 steps][2 products][32 lanes][2 pairs of inputs][2 halves][2], so that an
+// operand is four registers of one load.
 struct HalfLayout {
   static constexpr int kStageBytes = kBlockFeatures * kChunk * 2;
   static constexpr bool kScaled = false;
 
   __device__ static int offset(const Place& p) {
-    return ((p.tile * kChunkSteps + p.step) * 2 + p.half) * 512 + p.lane * 16 + p.j * 2;
+    return ((p.tile * kChunkSteps + p.step) * 2 + p.j / 4) * 512 + p.lane * 16 + p.j / 2 % 2 * 8 +
+           p.half * 4 + p.j % 2 * 2;
   }
 
   __device__ static void load(const std::uint8_t* stage, int tile, int step, int lane,
                               TileOperand& a) {
     const auto* at =
         reinterpret_cast<const uint4*>(stage) + (tile * kChunkSteps + step) * 64 + lane;
-    const uint4 low = at[0], high = at[32];  // features g and g + 8
-    a[0][0] = low.x, a[0][1] = high.x, a[0][2] = low.y, a[0][3] = high.y;
-    a[1][0] = low.z, a[1][1] = high.z, a[1][2] = low.w, a[1][3] = high.w;
+    const uint4 first = at[0], second = at[32];
+    a[0][0] = first.x, a[0][1] = first.y, a[0][2] = first.z, a[0][3] = first.w;
+    a[1][0] = second.x, a[1][1] = second.y, a[1][2] = second.z, a[1][3] = second.w;
   }
 };
 
