@@ -63,6 +63,7 @@ using cudaEvent_t = EmulatedEvent*;
 struct cudaDeviceProp {
   char name[256];
   int major, minor, multiProcessorCount;
+  std::size_t sharedMemPerBlockOptin, sharedMemPerMultiprocessor;
 };
 inline cudaError_t cudaGetDeviceCount(int* n) {
   *n = emulation::options().n_devices;
@@ -70,7 +71,12 @@ inline cudaError_t cudaGetDeviceCount(int* n) {
 }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   const emulation::Options& all = emulation::options();
-  *properties = {"emulated", all.capability, 0, all.n_multiprocessors};
+  *properties = {"emulated",
+                 all.capability,
+                 0,
+                 all.n_multiprocessors,
+                 all.block_shared_bytes,
+                 all.block_shared_bytes + 1024};
   return cudaSuccess;
 }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }

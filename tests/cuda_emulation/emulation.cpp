@@ -19,8 +19,6 @@ namespace {
 
 constexpr std::size_t kPage = 4096;
 constexpr std::size_t kStackBytes = 64 << 10;
-// Of a block, on the smallest device that is built for.
-constexpr std::size_t kMostShared = 99 << 10;
 constexpr int kLanes = 32;
 
 // Memory that ends where a page without access begins, full of NaN.
@@ -358,7 +356,8 @@ cudaError_t release(void* data) {
 }
 
 bool may_launch(std::size_t shared_bytes, std::size_t allowed) {
-  return shared_bytes <= (allowed > 0 ? allowed : 48 << 10) && shared_bytes <= kMostShared;
+  return shared_bytes <= (allowed > 0 ? allowed : 48 << 10) &&
+         shared_bytes <= options().block_shared_bytes;
 }
 
 }  // namespace emulation

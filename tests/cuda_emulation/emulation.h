@@ -20,6 +20,7 @@ struct Options {
   int capability = 9;
   bool has_code = true;  // does the build have code that the device runs?
   int n_multiprocessors = 8;
+  std::size_t block_shared_bytes = 99 << 10;  // on the smallest device that is built for
   std::size_t memory_bytes = std::size_t{1} << 32;
   Order order = Order::ascending;  // of the threads of a block, between two barriers
 };

@@ -77,7 +77,8 @@ CudaBackend::CudaBackend(int device) : device_(chosen(device)) {
   check(cudaGetDeviceProperties(&properties, device), "asking for its properties");
   name_ = properties.name;
   overlap_ = may_overlap(properties);
-  n_multiprocessors_ = properties.multiProcessorCount;
+  shape_ = {properties.multiProcessorCount, static_cast<int>(properties.sharedMemPerMultiprocessor),
+            static_cast<int>(properties.sharedMemPerBlockOptin)};
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
 }
 
@@ -276,19 +277,24 @@ CudaBackend::Activations CudaBackend::prepare(const Input& input, std::span<cons
 
 void CudaBackend::launch_parts(DType dtype, LinearArgs& args) {
   if (args.n_parts == 0) return;
-  const bool whole = dtype == DType::f32;
-  args.n_splits = whole ? 1 : choose_splits(args.n_blocks, args.n_chunks, n_multiprocessors_);
-  const auto [partial_floats, counters] = linear_scratch(args);
-  if (args.n_splits > 1) {
-    args.partials = grown<float>(linear_partials_, partial_floats);
-    args.counters = grown<unsigned>(linear_counters_, counters);
+  if (prefill_pays(dtype, args, shape_)) {
+    prefill(tape_, dtype, args, shape_);
+  } else {
+    args.n_splits = dtype == DType::f32
+                        ? 1
+                        : choose_splits(args.n_blocks, args.n_chunks, shape_.n_multiprocessors);
+    const auto [partial_floats, counters] = linear_scratch(args);
+    if (args.n_splits > 1) {
+      args.partials = grown<float>(linear_partials_, partial_floats);
+      args.counters = grown<unsigned>(linear_counters_, counters);
+    }
+    cuda::linear(tape_, dtype, args);
   }
-  cuda::linear(tape_, dtype, args);
   args = {};
 }
 
 void CudaBackend::multiply_type(DType dtype, const Activations& x, std::span<const Linear> linears,
-                                int n_rows, bool accumulate) {
+                                int n_rows, bool accumulate, const HeadRuns& runs) {
   LinearArgs args{};
   for (const Linear& l : linears) {
     const PackedWeight& weight = PackedWeight::of(*l.weight);
@@ -300,6 +306,7 @@ void CudaBackend::multiply_type(DType dtype, const Activations& x, std::span<con
     args.cols = weight.cols();
     args.n_rows = n_rows;
     args.accumulate = accumulate;
+    args.head = runs;
     if (dtype == DType::f32) {
       args.x = x.values;
     } else if (dtype == DType::bf16) {
@@ -314,15 +321,15 @@ void CudaBackend::multiply_type(DType dtype, const Activations& x, std::span<con
 
 // Weights of one type share a launch.
 void CudaBackend::multiply(const Activations& x, std::span<const Linear> linears, int n_rows,
-                           bool accumulate) {
+                           bool accumulate, const HeadRuns& runs) {
   for (const DType dtype : {DType::f32, DType::f16, DType::bf16, DType::q8_0, DType::q4_0}) {
-    multiply_type(dtype, x, linears, n_rows, accumulate);
+    multiply_type(dtype, x, linears, n_rows, accumulate, runs);
   }
 }
 
 void CudaBackend::linear(const Input& input, std::span<const Linear> linears, bool accumulate,
                          std::span<const Linear>) {
-  multiply(prepare(input, linears, n_rows(), nullptr), linears, n_rows(), accumulate);
+  multiply(prepare(input, linears, n_rows(), nullptr), linears, n_rows(), accumulate, {});
 }
 
 }  // namespace sbd::cuda

@@ -34,8 +34,8 @@ __host__ __device__ inline Place place_of(int feature, int k) {
 // The operand of two steps of a product, of one tile.
 using TileOperand = std::uint32_t[2][4];
 
-// f16 and bf16: [8 tiles][2 steps][2 products][32 lanes][2 pairs of inputs][2 halves][2], so that an
-// operand is four registers of one load.
+// f16 and bf16: [8 tiles][2 steps][2 products][32 lanes][2 pairs of inputs][2 halves][2], so that
+// an operand is four registers of one load.
 struct HalfLayout {
   static constexpr int kStageBytes = kBlockFeatures * kChunk * 2;
   static constexpr bool kScaled = false;

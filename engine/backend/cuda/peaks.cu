@@ -116,7 +116,7 @@ Peaks CudaBackend::measure_peaks() {
   const std::size_t bytes = std::min<std::size_t>(std::size_t{1} << 30, available / 2) / 16 * 16;
   const DeviceMemory memory(bytes, "measuring");
   check(cudaMemsetAsync(memory.data(), 0x5a, bytes, stream_), "measuring");
-  const Grid grid{.x = 4 * n_multiprocessors_, .threads = kThreads};
+  const Grid grid{.x = 4 * shape_.n_multiprocessors, .threads = kThreads};
   const ReadArgs reads{memory.as<uint4>(), memory.as<std::uint32_t>(),
                        static_cast<Index>(bytes / 16)};
   Peaks peaks;
