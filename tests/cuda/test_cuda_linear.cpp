@@ -88,15 +88,6 @@ TEST(cuda_linear_agrees_with_float64) {
   }
 }
 
-// Features that make a forward of `rows` > 64 rows worth the kernels for many (linear.h), with some
-// left over.
-int many_features(int rows) {
-  cudaDeviceProp properties;
-  check(cudaGetDeviceProperties(&properties, 0), "asking for its properties");
-  const int blocks = ceil_div(properties.multiProcessorCount, 2 * ceil_div(rows, 128));
-  return blocks * kBlockFeatures - 57;
-}
-
 TEST(cuda_linear_of_many_rows_agrees_with_float64) {
   CudaBackend backend(0);
   for (const DType dtype : kTypes) {
