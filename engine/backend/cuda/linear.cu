@@ -48,13 +48,22 @@ __device__ bool add_splits(const LinearArgs& a, typename FewRows<kGroups>::Sums&
   __syncthreads();
   if (!*is_last) return false;
   __threadfence();
+  // Some 32 reads under way at a time: a round trip to L2 is as long as a tenth of a short kernel.
+  constexpr int kAtOnce = kSums < 32 ? 32 / kSums : 1;
 #pragma unroll
   for (int i = 0; i < kSums; ++i) flat[i] = 0;
-  for (int split = 0; split < a.n_splits; ++split) {
+  for (int first = 0; first < a.n_splits; first += kAtOnce) {
+    float parts[kAtOnce][kSums] = {};
 #pragma unroll
-    for (int i = 0; i < kSums; ++i) {
-      flat[i] += __ldcg(partials + (Index{split} * kSums + i) * kThreads);
+    for (int split = 0; split < kAtOnce; ++split) {
+      if (first + split >= a.n_splits) continue;
+#pragma unroll
+      for (int i = 0; i < kSums; ++i) {
+        parts[split][i] = __ldcg(partials + (Index{first + split} * kSums + i) * kThreads);
+      }
     }
+#pragma unroll
+    for (int i = 0; i < kAtOnce * kSums; ++i) flat[i % kSums] += parts[i / kSums][i % kSums];
   }
   return true;
 }

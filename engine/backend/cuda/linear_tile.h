@@ -176,39 +176,55 @@ __device__ inline void write_runs(const LinearArgs& a, const Tile& tile, const f
 // memory, which the stages leave, to a warp for each row.
 template <typename Shape>
 __device__ void write_outputs(const LinearArgs& a, const Tile& tile, typename Shape::Sums& sums) {
-  constexpr int kFeatures = Shape::kWarpTiles * 2;  // of a thread, eight apart
+  constexpr int kFeatures = Shape::kWarpTiles * 2, kRows = Shape::kGroups * 2;  // of a thread
   const LinearPart& part = *tile.part;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int in_block = Shape::feature_warp() * Shape::kWarpTiles * kTileFeatures + lane / 4;
   const int first_feature = tile.block * kBlockFeatures + in_block;
   const int first_row = Shape::row_warp() * Shape::kWarpRows + lane % 4 * 2;
   const int n_features = part.features - first_feature, n_rows = tile.n_rows - first_row;
-  float bias[kFeatures];
+  const auto row_at = [](int i) { return i / 2 * kRowGroup + i % 2; };
+  // f(sum, row and feature beside the thread's first ones)
+  const auto for_each_sum = [&](auto f) {
 #pragma unroll
-  for (int i = 0; i < kFeatures; ++i) {
-    const bool is_there = part.bias != nullptr && i * 8 < n_features;
-    bias[i] = is_there ? part.bias[first_feature + i * 8] : 0.0f;
-  }
-  // f(row and feature beside the thread's first ones, value)
-  const auto for_each_value = [&](auto f) {
-#pragma unroll
-    for (int i = 0; i < Shape::kGroups * 2; ++i) {
-      const int row = i / 2 * kRowGroup + i % 2;
-      if (row >= n_rows) break;
-      const float scale =
-          a.row_scale == nullptr ? 1.0f : a.row_scale[tile.first_row + first_row + row];
+    for (int i = 0; i < kRows; ++i) {
 #pragma unroll
       for (int j = 0; j < kFeatures; ++j) {
-        f(row, j * 8, fmaf(sums[j / 2][i / 2][j % 2 * 2 + i % 2], scale, bias[j]));
+        if (row_at(i) < n_rows && j * 8 < n_features) {
+          f(sums[j / 2][i / 2][j % 2 * 2 + i % 2], row_at(i), j * 8);
+        }
       }
     }
   };
-  if (a.head.runs == nullptr) {
-    float* out = part.out + Index{tile.first_row + first_row} * part.features + first_feature;
-    for_each_value([&](int row, int feature, float value) {
-      float* to = out + Index{row} * part.features + feature;
-      if (feature < n_features) *to = a.accumulate != 0 ? *to + value : value;
+  // What is multiplied and added is read before anything is written, so that many reads are under
+  // way together.
+  if (a.row_scale != nullptr) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      if (row_at(i) >= n_rows) continue;
+      const float scale = a.row_scale[tile.first_row + first_row + row_at(i)];
+#pragma unroll
+      for (int j = 0; j < kFeatures; ++j) sums[j / 2][i / 2][j % 2 * 2 + i % 2] *= scale;
+    }
+  }
+  if (part.bias != nullptr) {
+#pragma unroll
+    for (int j = 0; j < kFeatures; ++j) {
+      if (j * 8 >= n_features) continue;
+      const float bias = part.bias[first_feature + j * 8];
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) sums[j / 2][i / 2][j % 2 * 2 + i % 2] += bias;
+    }
+  }
+  float* out = part.out + Index{tile.first_row + first_row} * part.features + first_feature;
+  if (a.accumulate != 0) {
+    for_each_sum([&](float& sum, int row, int feature) {
+      sum += out[Index{row} * part.features + feature];
     });
+  }
+  if (a.head.runs == nullptr) {
+    for_each_sum(
+        [&](float sum, int row, int feature) { out[Index{row} * part.features + feature] = sum; });
     return;
   }
   auto* logits = reinterpret_cast<float*>(shared_memory());
@@ -216,8 +232,8 @@ __device__ void write_outputs(const LinearArgs& a, const Tile& tile, typename Sh
     const int left = tile.n_rows - i * Shape::kWarpRows;
     __syncthreads();
     if (Shape::row_warp() == i) {
-      for_each_value([&](int row, int feature, float value) {
-        logits[(lane % 4 * 2 + row) * kLogitPitch + in_block + feature] = value;
+      for_each_sum([&](float sum, int row, int feature) {
+        logits[(lane % 4 * 2 + row) * kLogitPitch + in_block + feature] = sum;
       });
     }
     __syncthreads();
