@@ -71,9 +71,10 @@ class Copies {
   }
 
   __device__ void start_weights(std::uint8_t* stage) {
+    constexpr int kAtOnce = Shape::kThreads * kPieceBytes;
 #pragma unroll
-    for (int at = 0; at < Format::kStageBytes; at += Shape::kThreads * kPieceBytes) {
-      if (at + first_byte() < Format::kStageBytes) {
+    for (int at = 0; at < Format::kStageBytes; at += kAtOnce) {
+      if (at + kAtOnce <= Format::kStageBytes || at + first_byte() < Format::kStageBytes) {
         copy_async(stage + first_byte() + at, weights_ + at, true);
       }
     }
@@ -81,19 +82,19 @@ class Copies {
   }
 
   __device__ void start_rows(std::uint8_t* stage) {
-    constexpr int kRowsAtOnce = Shape::kThreads * kPieceBytes / kStepBytes;
+    constexpr int kAtOnce = Shape::kThreads * kPieceBytes / kStepBytes;
     std::uint8_t* to = stage + Format::kStageBytes + first_byte();
     const std::uint8_t* from = rows_;
 #pragma unroll
-    for (int row = 0; row < Shape::kRows; row += kRowsAtOnce) {
+    for (int row = 0; row < Shape::kRows; row += kAtOnce) {
 #pragma unroll
       for (int step = 0; step < kChunkSteps; ++step) {
-        if (row + first_row() < Shape::kRows) {
+        if (row + kAtOnce <= Shape::kRows || row + first_row() < Shape::kRows) {
           copy_async(to + (step * Shape::kRows + row) * kStepBytes, from + step * kStepBytes,
                      row < real_rows_);
         }
       }
-      from += kRowsAtOnce * pitch_;
+      from += kAtOnce * pitch_;
     }
     rows_ += kChunkBytes;
   }
