@@ -1,10 +1,18 @@
 // Few rows. The floor of a forward is the time to read the weights once. So weights are streamed
 // through shared memory in stages of some 16 KB, several under way per block and two blocks or more
 // on a multiprocessor: 64 KB and more in flight on each, where an H100 needs about 20 (3.4 TB/s
-// times 0.7 us, over 132). What the stages feed must not become the limit: per 32 features and 32
-// inputs a warp reads its weights once and each group of eight rows once from shared memory, which
-// at 64 rows is 6 KB (48 cycles) where the weights of 1024 bf16 need 130 cycles to arrive, and
-// those of q8_0 70.
+// times 0.7 us, over 132).
+//
+// What the stages feed must not become the limit. A stage's weights take so many cycles to arrive
+// at one multiprocessor of an H100 (14.5 bytes each), in which each of its four schedulers has to
+// issue one warp's instructions (of the code for sm_90):
+//            arrives in   8 rows   16    32    64
+//   bf16        1130          76   88   104   145
+//   q8_0         600         195  217   277   385
+//   q4_0         320         169  191   243   360
+// At 64 rows, the tensor cores take 6.5 cycles for each of a warp's 64 products, 416; and shared
+// memory, at 128 bytes a cycle, 380, 320 and 290 for the weights once and the rows once for each
+// warp. So only q4_0 at 64 rows is limited by anything but memory.
 #include "backend/cuda/linear.h"
 
 #include <algorithm>

@@ -58,7 +58,8 @@ __device__ inline Tile tile_at(const LinearArgs& a, int block, int first_row, in
           left < tile_rows ? left : tile_rows};
 }
 
-// A thread's share of the copies of stages, one after the other.
+// A thread's share of the copies of stages, one after the other. Rows behind the last are zeros, and
+// nothing is read where they would be.
 template <typename Format, typename Shape>
 class Copies {
  public:
@@ -185,10 +186,10 @@ __device__ void write_outputs(const LinearArgs& a, const Tile& tile, typename Sh
   const int first_row = Shape::row_warp() * Shape::kWarpRows + lane % 4 * 2;
   const int n_features = part.features - first_feature, n_rows = tile.n_rows - first_row;
   const auto row_at = [](int i) { return i / 2 * kRowGroup + i % 2; };
-  // f(sum, row and feature beside the thread's first ones)
-  const auto for_each_sum = [&](auto f) {
+  // Of some of the thread's rows: f(sum, row and feature beside the thread's first ones)
+  const auto for_each_sum = [&](int begin, int end, auto f) {
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) {
+    for (int i = begin; i < end; ++i) {
 #pragma unroll
       for (int j = 0; j < kFeatures; ++j) {
         if (row_at(i) < n_rows && j * 8 < n_features) {
@@ -197,8 +198,6 @@ __device__ void write_outputs(const LinearArgs& a, const Tile& tile, typename Sh
       }
     }
   };
-  // What is multiplied and added is read before anything is written, so that many reads are under
-  // way together.
   if (a.row_scale != nullptr) {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
@@ -217,15 +216,21 @@ __device__ void write_outputs(const LinearArgs& a, const Tile& tile, typename Sh
       for (int i = 0; i < kRows; ++i) sums[j / 2][i / 2][j % 2 * 2 + i % 2] += bias;
     }
   }
-  float* out = part.out + Index{tile.first_row + first_row} * part.features + first_feature;
-  if (a.accumulate != 0) {
-    for_each_sum([&](float& sum, int row, int feature) {
-      sum += out[Index{row} * part.features + feature];
-    });
-  }
   if (a.head.runs == nullptr) {
-    for_each_sum(
-        [&](float sum, int row, int feature) { out[Index{row} * part.features + feature] = sum; });
+    float* out = part.out + Index{tile.first_row + first_row} * part.features + first_feature;
+    // What is added is read before anything is written, so that those reads are under way together.
+    constexpr int kRowsAtOnce = kRows < 4 ? kRows : 4;
+#pragma unroll
+    for (int i = 0; i < kRows; i += kRowsAtOnce) {
+      if (a.accumulate != 0) {
+        for_each_sum(i, i + kRowsAtOnce, [&](float& sum, int row, int feature) {
+          sum += out[Index{row} * part.features + feature];
+        });
+      }
+      for_each_sum(i, i + kRowsAtOnce, [&](float sum, int row, int feature) {
+        out[Index{row} * part.features + feature] = sum;
+      });
+    }
     return;
   }
   auto* logits = reinterpret_cast<float*>(shared_memory());
@@ -233,7 +238,7 @@ __device__ void write_outputs(const LinearArgs& a, const Tile& tile, typename Sh
     const int left = tile.n_rows - i * Shape::kWarpRows;
     __syncthreads();
     if (Shape::row_warp() == i) {
-      for_each_sum([&](float sum, int row, int feature) {
+      for_each_sum(0, kRows, [&](float sum, int row, int feature) {
         logits[(lane % 4 * 2 + row) * kLogitPitch + in_block + feature] = sum;
       });
     }

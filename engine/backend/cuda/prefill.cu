@@ -1,17 +1,21 @@
-// Many rows: what limits them is the tensor cores, which mma.sync keeps busy with some 1300
-// products and sums a cycle on a multiprocessor of an H100, 5 products of 16 x 8 x 16 in 8 cycles
-// (wgmma: 8 in 8).
+// Many rows. What limits them is the tensor cores: mma.sync keeps them busy with some 5 products of
+// 16 x 8 x 16 in 8 cycles on a multiprocessor of an H100, 1.6 cycles each (wgmma: 1, an A100: 2).
 //
 // A warp takes 64 features by 64 rows, 128 registers of sums. For 32 inputs it reads 4 KB of bf16
-// weights and 4 KB of rows from shared memory for 64 products: 128 bytes each, which is one cycle
-// of the 1.6. Copies into it are 48 bytes a product in a tile of 128 features by 256 rows (8 warps)
-// and 64 in one by 128 rows (4 warps), 30 and 40 bytes a cycle from L2, which has 25 to 40 for each
-// multiprocessor: so the wide tile is the better one, where there are enough of them to go round.
-// Either way 8 warps of at most 255 registers fill a multiprocessor: one block, or two.
+// weights and 4 KB of rows from shared memory for 64 products: 128 bytes each, one cycle of
+// the 1.6. Copies into it are 48 bytes a product in a tile of 128 features by 256 rows (8 warps),
+// and 64 in one by 128 rows (4 warps): 30 and 40 bytes a cycle, of which L2 gives an H100's
+// multiprocessor some 25 to 30. So the wide tile is the better one where there are enough of them
+// to go round. Either way 8 warps of at most 255 registers fill a multiprocessor: one block, or
+// two.
 //
-// Weights come out of the same stages as for few rows and quants become halves in registers: 16
-// instructions for each of a warp's 16 products. Tiles that run at the same time share weights and
-// rows in L2: blocks go down some row tiles of one block of features, then to the next.
+// Weights come out of the same stages as for few rows. A scheduler has 6.5 cycles for a product, in
+// which bf16 takes 1.9 instructions and quants 5.6: one to make halves, two to scale the sums.
+// (Quants also leave no registers for what the copies need: it waits in local memory, some 30 reads
+// and writes for 128 products.)
+//
+// Blocks go down some row tiles of one block of features, then of the next, so that those that run
+// at the same time share weights and rows in L2.
 //
 // No tile splits the inputs. So where few rows are split (linear.h), a row's results among many are
 // of another order of summation, and differ by rounding: a prompt in chunks of other sizes, or a
@@ -135,8 +139,9 @@ void add_launch(Tape& tape, const LinearArgs& args, const DeviceShape& device) {
 
 }  // namespace
 
-// Tiles of 64 rows copy 96 bytes a product and so reach half the speed of these at best; but they
-// split the inputs of a weight too small to fill the device. So these pay from half of it on.
+// The kernel for few rows, in tiles of 64, copies 96 bytes a product and so reaches half the speed
+// of this one at best; but it splits the inputs of a weight too small to fill the device. So this
+// one pays from half a device on.
 bool prefill_pays(DType dtype, const LinearArgs& args, const DeviceShape& device) {
   if (dtype == DType::f32 || args.n_rows <= kFewRows) return false;
   const int n_tiles = args.n_blocks * ceil_div(args.n_rows, NarrowTile::kRows);
