@@ -10,7 +10,15 @@ namespace sbd::cuda {
 
 namespace {
 
-constexpr std::size_t kLogitRows = 64;  // whose logits are in memory at once
+// Of logits that are in memory at once: 260 rows of 128,000 tokens, each read of the weights for as
+// many rows as may share it.
+constexpr std::size_t kLogitBytes = std::size_t{128} << 20;
+constexpr std::size_t kFewestLogitRows = 64;
+
+std::size_t logit_rows(const Weight& head, std::size_t n_rows) {
+  const std::size_t fit = kLogitBytes / (static_cast<std::size_t>(head.rows()) * sizeof(float));
+  return std::min(std::max(fit, kFewestLogitRows), n_rows);
+}
 
 }  // namespace
 
@@ -22,8 +30,8 @@ void CudaBackend::end_of_layers() {
   keep_graph_ = false;
 }
 
-float* CudaBackend::room_for_logits(const Weight& head) {
-  return grown<float>(logits_, kLogitRows * static_cast<std::size_t>(head.rows()));
+float* CudaBackend::room_for_logits(const Weight& head, std::size_t n_rows) {
+  return grown<float>(logits_, n_rows * static_cast<std::size_t>(head.rows()));
 }
 
 void CudaBackend::head(const Input& input, const Linear& head, std::span<const OutputRow> outputs,
@@ -43,10 +51,10 @@ void CudaBackend::head_stats(const Input& input, const Weight& head,
   auto* device_stats = grown<RowStats>(head_stats_, stats.size());
   const bool sampled = std::ranges::any_of(
       outputs, [](const OutputRow& output) { return output.sampling.temperature > 0; });
-  const std::size_t rows_at_once = sampled ? kLogitRows : outputs.size();
+  const std::size_t n = outputs.size(), rows_at_once = sampled ? logit_rows(head, n) : n;
   for (std::size_t first = 0; first < outputs.size(); first += rows_at_once) {
     const auto part = outputs.subspan(first, std::min(rows_at_once, outputs.size() - first));
-    float* logits = sampled ? room_for_logits(head) : nullptr;
+    float* logits = sampled ? room_for_logits(head, part.size()) : nullptr;
     const int n_runs = PackedWeight::of(head).n_blocks();
     auto* runs = grown<RunStats>(head_runs_, part.size() * static_cast<std::size_t>(n_runs));
     this->head(input, {&head, nullptr, logits}, part, {runs, mask_token});
@@ -81,9 +89,10 @@ void CudaBackend::head_stats(const Input& input, const Weight& head,
 void CudaBackend::head_logits(const Input& input, const Weight& head,
                               std::span<const OutputRow> outputs, float* logits) {
   end_of_layers();
-  for (std::size_t first = 0; first < outputs.size(); first += kLogitRows) {
-    const auto part = outputs.subspan(first, std::min(kLogitRows, outputs.size() - first));
-    float* computed = room_for_logits(head);
+  const std::size_t rows_at_once = logit_rows(head, outputs.size());
+  for (std::size_t first = 0; first < outputs.size(); first += rows_at_once) {
+    const auto part = outputs.subspan(first, std::min(rows_at_once, outputs.size() - first));
+    float* computed = room_for_logits(head, part.size());
     this->head(input, {&head, nullptr, computed}, part, {});
     const std::size_t n = part.size() * static_cast<std::size_t>(head.rows());
     flush();

@@ -85,7 +85,7 @@ class CudaBackend : public Backend {
   // The head's product with the wanted rows, to its `out` and to `runs`, where they are not null.
   void head(const Input& input, const Linear& head, std::span<const OutputRow> outputs,
             const HeadRuns& runs);
-  float* room_for_logits(const Weight& head);
+  float* room_for_logits(const Weight& head, std::size_t n_rows);
   void end_of_layers();
 
   int device_;

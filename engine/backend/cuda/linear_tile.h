@@ -58,8 +58,8 @@ __device__ inline Tile tile_at(const LinearArgs& a, int block, int first_row, in
           left < tile_rows ? left : tile_rows};
 }
 
-// A thread's share of the copies of stages, one after the other. Rows behind the last are zeros, and
-// nothing is read where they would be.
+// A thread's share of the copies of stages, one after the other. Rows behind the last are zeros,
+// and nothing is read where they would be.
 template <typename Format, typename Shape>
 class Copies {
  public:
