@@ -81,6 +81,7 @@ struct BF16Format : HalfLayout {
 template <int kQuantBytes>
 struct QuantLayout {
   static constexpr int kStageBytes = kQuantBytes + kQuantScaleBytes;
+  static constexpr int kWarpLanes = 32;
   static constexpr bool kScaled = true;
 
   __device__ static void multiply(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
@@ -122,26 +123,25 @@ struct Q8Format : QuantLayout<kBlockFeatures * kChunk> {
   }
 
  private:
-  static constexpr int kWarpLanes = 32;
   __device__ static void operand(std::uint32_t low, std::uint32_t high, std::uint32_t (&a)[4]) {
     a[0] = halves(low, 0x4140), a[1] = halves(high, 0x4140);
     a[2] = halves(low, 0x4342), a[3] = halves(high, 0x4342);
   }
 };
 
-// [8 tiles][32 lanes][2 steps][2 halves] words of eight nibbles: those of inputs j and j + 1, j
+// [8 tiles][2 steps][32 lanes][2 halves] words of eight nibbles: those of inputs j and j + 1, j
 // even, are j / 2 and j / 2 + 4, so that one mask gives a pair, one in the low bits of each half of
 // the word. Under the exponent of 1024 that is 1024 + nibble, or 1024 + 16 nibble.
 struct Q4Format : QuantLayout<kBlockFeatures * kChunk / 2> {
   __device__ static int offset(const Place& p) {
-    return p.tile * 512 + p.lane * 16 + p.step * 8 + p.half * 4;
+    return (p.tile * kChunkSteps + p.step) * 256 + p.lane * 8 + p.half * 4;
   }
   __device__ static int shift(int j) { return (j / 2 + j % 2 * 4) * 4; }
 
   __device__ static void load(const std::uint8_t* stage, int tile, int step, int lane,
                               TileOperand& a) {
-    const auto* at = reinterpret_cast<const uint2*>(stage) + (tile * 32 + lane) * 2 + step;
-    const uint2 q = *at;
+    const uint2 q =
+        reinterpret_cast<const uint2*>(stage)[(tile * kChunkSteps + step) * kWarpLanes + lane];
     operand(q.x, q.y, a[0]);
     operand(q.x >> 8, q.y >> 8, a[1]);
   }

@@ -9,7 +9,7 @@
 //            arrives in   8 rows   16    32    64
 //   bf16        1130          76   88   104   145
 //   q8_0         600         195  217   277   385
-//   q4_0         320         169  191   243   360
+//   q4_0         320         169  193   245   357
 // At 64 rows, the tensor cores take 6.5 cycles for each of a warp's 64 products, 416; and shared
 // memory, at 128 bytes a cycle, 380, 320 and 290 for the weights once and the rows once for each
 // warp. So only q4_0 at 64 rows is limited by anything but memory.
