@@ -17,4 +17,13 @@ inline void begin_rows(Backend& backend, int n) {
   backend.begin({numbers, numbers, numbers, {}}, {}, false);
 }
 
+// Features that make a forward of `rows` > 64 rows worth the kernels for many (linear.h), with some
+// left over.
+inline int many_features(int rows) {
+  cudaDeviceProp properties;
+  check(cudaGetDeviceProperties(&properties, 0), "asking for its properties");
+  const int blocks = ceil_div(properties.multiProcessorCount, 2 * ceil_div(rows, 128));
+  return blocks * kBlockFeatures - 57;
+}
+
 }  // namespace sbd::cuda

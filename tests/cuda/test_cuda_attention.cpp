@@ -162,6 +162,29 @@ TEST(cuda_attention_over_long_contexts) {
   check_attention({2, 1, 16}, {4097, 3073, 3072, 1});
 }
 
+// A cache's memory grows as positions are used, and takes along what is in it.
+TEST(cuda_attention_over_a_cache_that_has_grown) {
+  CudaBackend backend(0);
+  for (const DType dtype : {DType::f32, DType::f16}) {
+    Random random(4);
+    const HeadShape heads{2, 2, 10};
+    Cache cache(backend, heads, 5000, dtype, random);
+    const std::size_t position = 2 * 10;  // floats
+    cache.kv = backend.allocate_kv(2, heads, 5000, dtype);
+    for (const auto& [first, end] : {std::pair{0, 700}, {700, 2049}, {2049, 2100}, {2100, 5000}}) {
+      const auto part = [&, first = first, end = end](const std::vector<float>& all) {
+        return std::vector<float>(all.begin() + first * static_cast<std::ptrdiff_t>(position),
+                                  all.begin() + end * static_cast<std::ptrdiff_t>(position));
+      };
+      cache.write(backend, first, part(cache.keys), part(cache.values));
+    }
+    const std::vector<int> kv_end = {5000, 700, 2100};
+    const auto q = random.floats(kv_end.size() * cache.q_size(), -1, 1);
+    check_close("grown " + std::string(name(dtype)), cache, kv_end, q,
+                run_attention(backend, {{&cache, kv_end}}, q), dtype);
+  }
+}
+
 TEST(cuda_attention_of_many_rows) {
   for (const int n_rows : {2, 7, 17, 33, 67}) {
     std::vector<int> kv_end;

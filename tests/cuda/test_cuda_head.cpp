@@ -120,6 +120,48 @@ TEST(cuda_head_stats_of_every_vocabulary_and_mask) {
   }
 }
 
+// Weights of every type in tiles of every size: one-hot rows make logits of their columns, exactly.
+TEST(cuda_head_stats_of_every_type_and_number_of_rows) {
+  CudaBackend backend(0);
+  Random random(14);
+  constexpr int cols = 64;
+  const int vocab = many_features(65), mask = 200;
+  for (const DType dtype : kTypes) {
+    const auto stored = random_matrix("output.weight", dtype, vocab, cols, 5.0, random);
+    const auto head = backend.load_weight(stored.view());
+    const auto values = values_of(stored);
+    Logits columns(cols);
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      columns[i % cols].push_back(static_cast<float>(values[i]));
+    }
+    for (const int rows : {1, 9, 20, 64, 65, 150, 300}) {
+      std::vector<float> one_hot(static_cast<std::size_t>(rows * cols));
+      std::vector<OutputRow> outputs, drawn;
+      for (int row = 0; row < rows; ++row) {
+        one_hot[static_cast<std::size_t>(row * cols + row * 7 % cols)] = 1;
+        outputs.push_back({row, row, {}});
+        drawn.push_back({row, row, {.temperature = 0.5f}});
+      }
+      const Buffer x = backend.upload(one_hot);
+      std::vector<RowStats> stats(static_cast<std::size_t>(rows)), of_drawn = stats;
+      begin_rows(backend, rows);
+      backend.head_stats({x.get()}, *head, outputs, mask, stats);
+      begin_rows(backend, rows);
+      backend.head_stats({x.get()}, *head, drawn, mask, of_drawn);  // whose logits are in memory
+      for (int row = 0; row < rows; ++row) {
+        const auto i = static_cast<std::size_t>(row);
+        const std::string wrong =
+            wrong_field(stats[i], columns[static_cast<std::size_t>(row * 7 % cols)], mask);
+        CHECK_IN(std::string(name(dtype)) + ", row " + std::to_string(row) + " of " +
+                     std::to_string(rows) + ": " + wrong,
+                 wrong.empty());
+        CHECK(of_drawn[i].argmax == stats[i].argmax && of_drawn[i].entropy == stats[i].entropy &&
+              of_drawn[i].margin == stats[i].margin && of_drawn[i].log_z == stats[i].log_z);
+      }
+    }
+  }
+}
+
 // Only some rows of the input, in any number.
 TEST(cuda_head_takes_the_wanted_rows) {
   CudaBackend backend(0);
@@ -149,10 +191,12 @@ TEST(cuda_draws_are_the_cpus) {
   const cpu::Kernels& kernels = *all_kernels().front();
   Random random(12);
   const TokenId mask = 600;
-  Logits logits = {random.floats(5000, -2, 2), random.floats(5000, -6, 6)};
-  logits.emplace_back(5000, 1.0f);  // ties: the lower id is kept
+  constexpr int vocab = 9500;
+  Logits logits = {random.floats(vocab, -2, 2), random.floats(vocab, -6, 6)};
+  logits.emplace_back(vocab, 1.0f);  // ties: the lower id is kept
   logits[1][4000] = -0.0f;
   const ChosenHead head(backend, logits);
+  const auto greedy = head.stats(backend, mask);
   int drawn_tokens = 0, same = 0;
   for (const auto& [temperature, top_k, top_p] :
        std::vector<std::tuple<float, int, float>>{{1.0f, 0, 1.0f},
@@ -168,7 +212,7 @@ TEST(cuda_draws_are_the_cpus) {
                               .seed = seed,
                               .sample_index = seed % 2,
                               .draw = seed};
-      const auto greedy = head.stats(backend, mask), stats = head.stats(backend, mask, sampling);
+      const auto stats = head.stats(backend, mask, sampling);
       for (std::size_t row = 0; row < logits.size(); ++row) {
         std::vector<float> masked = logits[row];
         masked[mask] = cpu::kMinusInfinity;

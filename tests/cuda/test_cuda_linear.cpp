@@ -78,12 +78,50 @@ TEST(cuda_linear_agrees_with_float64) {
     check_linear(backend, {dtype, 1, 32, 1, true, true});
     check_linear(backend, {dtype, 128, 1024, 9, true, true});  // in several splits
     check_linear(backend, {dtype, 257, 2048, 2, false, false});
+    check_linear(backend, {dtype, 20, 8256, 2, false, false});  // rows prepared in several strips
   }
   for (const DType dtype : {DType::q4_k, DType::q6_k}) {
     for (const int cols : {256, 768}) check_linear(backend, {dtype, 131, cols, 3, true, false});
   }
   for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
     for (const int cols : {1, 5, 63, 65}) check_linear(backend, {dtype, 9, cols, 2, true, false});
+  }
+}
+
+TEST(cuda_linear_of_many_rows_agrees_with_float64) {
+  CudaBackend backend(0);
+  for (const DType dtype : kTypes) {
+    for (const int rows : {65, 128, 129, 200, 300, 513}) {
+      check_linear(backend, {dtype, many_features(rows), 96, rows, rows != 129, rows == 129});
+    }
+    for (const int cols : {32, 64, 128, 192, 448}) {  // fewer chunks than stages, as many, and more
+      check_linear(backend, {dtype, many_features(66), cols, 66, true, true});
+    }
+  }
+}
+
+// In either width of tile; and where no inputs are split, as 160 never are, few rows as well.
+TEST(cuda_many_rows_are_the_same_bits_in_any_company) {
+  CudaBackend backend(0);
+  for (const DType dtype : kTypes) {
+    Random random(9);
+    constexpr int cols = 160;
+    const int features = many_features(65);
+    const auto stored = random_matrix("w", dtype, features, cols, 0.1, random);
+    const auto weight = backend.load_weight(stored.view());
+    const auto x = random.floats(600 * cols, -2, 2);
+    const auto run = [&](int first, int n) {
+      const auto begin = x.begin() + first * cols;
+      return multiply(backend, *weight, {dtype, features, cols, n, false, false},
+                      {begin, begin + n * cols}, {},
+                      std::vector<float>(static_cast<std::size_t>(n * features)));
+    };
+    const auto whole = run(0, 600);
+    for (const auto& [first, n] : {std::pair{0, 70}, {130, 100}, {257, 343}, {5, 9}}) {
+      const auto some = run(first, n);
+      CHECK_IN(std::string(name(dtype)) + " from " + std::to_string(first),
+               same_bits(some.data(), whole.data() + first * features, some.size()));
+    }
   }
 }
 
@@ -115,13 +153,13 @@ TEST(cuda_rows_are_the_same_bits_in_any_company) {
 // Several weights on one input, of one type and of different ones, behind RMSNorm and SwiGLU.
 TEST(cuda_linear_norms_gates_and_groups) {
   CudaBackend backend(0);
-  constexpr int rows = 11, cols = 160;
+  constexpr int cols = 160;
   Random random(7);
-  const auto x = random.floats(rows * cols, -3, 3), up = random.floats(rows * cols, -2, 2);
+  const auto x = random.floats(150 * cols, -3, 3), up = random.floats(150 * cols, -2, 2);
   const auto norm = random.floats(cols, 0.5, 2);
   const Buffer x_buffer = backend.upload(x), up_buffer = backend.upload(up),
                norm_buffer = backend.upload(norm);
-  for (const bool gated : {false, true}) {
+  for (const auto& [rows, gated] : {std::pair{11, false}, {11, true}, {150, false}, {150, true}}) {
     std::vector<double> input;
     for (int row = 0; row < rows; ++row) {
       double squares = 0;

@@ -137,6 +137,28 @@ TEST(cuda_transformer_rows_are_the_same_bits_however_they_are_computed) {
   }
 }
 
+// A block's forwards want fewer and fewer rows.
+TEST(cuda_transformer_graph_serves_any_wanted_rows) {
+  const ModelConfig config = tiny_config("llama");
+  MemoryTensors source(config, DType::bf16, true);
+  CudaBackend backend(0);
+  Transformer model(config, source, backend);
+  KvCache kv = model.make_kv(32, DType::f16);
+  Segment block = segment(random_tokens(12, 8), Attention::block, Kv::scratch);
+  model.forward({{{&kv, {{block}}}}});  // in parts, while memory grows
+  const auto all = model.forward({{{&kv, {{block}}}}});
+  CHECK_EQ(backend.n_graph_replays(), 0);
+  int replays = 0;
+  for (const std::vector<int>& wanted : {std::vector<int>{0, 5, 11}, {7}, {2, 3}}) {
+    block.outputs = wanted;
+    const auto some = model.forward({{{&kv, {{block}}}}});
+    CHECK_EQ(backend.n_graph_replays(), ++replays);
+    for (std::size_t i = 0; i < wanted.size(); ++i) {
+      CHECK_EQ(some[i].log_z, all[static_cast<std::size_t>(wanted[i])].log_z);
+    }
+  }
+}
+
 // A prompt whose rows nobody wants leaves its kernels on the tape: they run before what follows.
 TEST(cuda_transformer_fills_the_cache_without_outputs) {
   const ModelConfig config = tiny_config("qwen3");

@@ -30,6 +30,7 @@ enum cudaError_t {
   cudaErrorInvalidValue = 1,
   cudaErrorMemoryAllocation = 2,
   cudaErrorNoDevice = 100,
+  cudaErrorNoKernelImageForDevice = 209,
 };
 inline const char* cudaGetErrorString(cudaError_t status) {
   switch (status) {
@@ -37,6 +38,8 @@ inline const char* cudaGetErrorString(cudaError_t status) {
     case cudaErrorInvalidValue: return "invalid argument";
     case cudaErrorMemoryAllocation: return "out of memory";
     case cudaErrorNoDevice: return "no CUDA-capable device is detected";
+    case cudaErrorNoKernelImageForDevice:
+      return "no kernel image is available for execution on the device";
   }
   return "?";
 }
@@ -60,6 +63,7 @@ using cudaEvent_t = EmulatedEvent*;
 struct cudaDeviceProp {
   char name[256];
   int major, minor, multiProcessorCount;
+  std::size_t sharedMemPerBlockOptin, sharedMemPerMultiprocessor;
 };
 inline cudaError_t cudaGetDeviceCount(int* n) {
   *n = emulation::options().n_devices;
@@ -67,7 +71,12 @@ inline cudaError_t cudaGetDeviceCount(int* n) {
 }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   const emulation::Options& all = emulation::options();
-  *properties = {"emulated", all.capability, 0, all.n_multiprocessors};
+  *properties = {"emulated",
+                 all.capability,
+                 0,
+                 all.n_multiprocessors,
+                 all.block_shared_bytes,
+                 all.block_shared_bytes + 1024};
   return cudaSuccess;
 }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
@@ -111,6 +120,17 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes
                                    cudaMemcpyKind kind, cudaStream_t stream) {
   if (stream->capturing) return cudaErrorInvalidValue;
   return cudaMemcpy(to, from, bytes, kind);
+}
+inline cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from,
+                                     std::size_t from_pitch, std::size_t width, std::size_t height,
+                                     cudaMemcpyKind kind, cudaStream_t stream) {
+  for (std::size_t i = 0; i < height; ++i) {
+    const cudaError_t status =
+        cudaMemcpyAsync(static_cast<char*>(to) + i * to_pitch,
+                        static_cast<const char*>(from) + i * from_pitch, width, kind, stream);
+    if (status != cudaSuccess) return status;
+  }
+  return cudaSuccess;
 }
 inline cudaError_t cudaMemsetAsync(void* data, int byte, std::size_t bytes, cudaStream_t) {
   std::memset(data, byte, bytes);
@@ -206,9 +226,28 @@ std::size_t& shared_bytes_allowed(void (*)(Args...), void* kernel) {
   return all.emplace_back(kernel, 0).second;
 }
 
-enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+inline cudaError_t cudaDriverGetVersion(int* version) {
+  *version = 13000;
+  return cudaSuccess;
+}
+struct cudaFuncAttributes {
+  int ptxVersion;
+};
 template <typename... Args>
-cudaError_t cudaFuncSetAttribute(void (*kernel)(Args...), cudaFuncAttribute, int bytes) {
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*)(Args...)) {
+  if (!emulation::options().has_code) return cudaErrorNoKernelImageForDevice;
+  attributes->ptxVersion = 90;
+  return cudaSuccess;
+}
+
+enum cudaFuncAttribute {
+  cudaFuncAttributeMaxDynamicSharedMemorySize,
+  cudaFuncAttributePreferredSharedMemoryCarveout,
+};
+enum { cudaSharedmemCarveoutMaxShared = 100 };
+template <typename... Args>
+cudaError_t cudaFuncSetAttribute(void (*kernel)(Args...), cudaFuncAttribute attribute, int bytes) {
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
   shared_bytes_allowed(kernel, reinterpret_cast<void*>(kernel)) = static_cast<std::size_t>(bytes);
   return cudaSuccess;
 }
@@ -223,8 +262,9 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
       block.x > 1024 || !emulation::may_launch(shared, allowed)) {
     return cudaErrorInvalidValue;
   }
+  const bool overlaps = config->numAttrs > 0;
   const auto run = [=] {
-    emulation::run_grid({grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, shared,
+    emulation::run_grid({grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, shared, overlaps,
                         [&] { kernel(args); });
   };
   if (config->stream->capturing) {

@@ -19,8 +19,6 @@ namespace {
 
 constexpr std::size_t kPage = 4096;
 constexpr std::size_t kStackBytes = 64 << 10;
-// Of a block, on the smallest device that is built for.
-constexpr std::size_t kMostShared = 99 << 10;
 constexpr int kLanes = 32;
 
 // Memory that ends where a page without access begins, full of NaN.
@@ -77,6 +75,7 @@ struct Fiber {
   Index3 index{};
   int warp = 0, lane = 0;
   bool finished = true;
+  bool has_waited = false;  // for the kernel before
   const Meeting* waits_for = nullptr;
   long waits_in_round = 0;
   std::vector<Copy> copies;              // not committed
@@ -90,6 +89,7 @@ int n_running = 0;
 Fiber* current = nullptr;
 const std::function<void()>* body = nullptr;
 std::unique_ptr<GuardedPages> shared;
+bool must_wait = false;  // for the kernel before
 long launches = 0;
 
 #if defined(__x86_64__)
@@ -185,6 +185,7 @@ void end_thread(Fiber& fiber) {
     if (!group.empty()) stop("a copy that nothing waited for");
   }
   if (!fiber.copies.empty()) stop("a copy that was never committed");
+  if (must_wait && !fiber.has_waited) stop("the kernel before may still run at this one's end");
   fiber.groups.clear();
   --n_running;
   --warps[static_cast<std::size_t>(fiber.warp)].n_lanes;
@@ -224,6 +225,7 @@ void run_block(int n_threads) {
   for (int i = 0; i < n_threads; ++i) {
     Fiber& fiber = *fibers[static_cast<std::size_t>(i)];
     fiber.finished = false;
+    fiber.has_waited = false;
     fiber.waits_for = nullptr;
     fiber.warp = i / kLanes;
     fiber.lane = i % kLanes;
@@ -308,7 +310,9 @@ void wait_copies(int youngest) {
   }
 }
 
-void run_grid(Index3 grid, Index3 block, std::size_t shared_bytes,
+void wait_for_previous_kernel() { current->has_waited = true; }
+
+void run_grid(Index3 grid, Index3 block, std::size_t shared_bytes, bool overlaps,
               const std::function<void()>& kernel) {
   const int n_threads = static_cast<int>(block.x);
   for (int i = static_cast<int>(fibers.size()); i < n_threads; ++i) {
@@ -321,6 +325,7 @@ void run_grid(Index3 grid, Index3 block, std::size_t shared_bytes,
   body = &kernel;
   grid_size = grid;
   block_size = block;
+  must_wait = overlaps;
   ++launches;
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
@@ -351,7 +356,8 @@ cudaError_t release(void* data) {
 }
 
 bool may_launch(std::size_t shared_bytes, std::size_t allowed) {
-  return shared_bytes <= (allowed > 0 ? allowed : 48 << 10) && shared_bytes <= kMostShared;
+  return shared_bytes <= (allowed > 0 ? allowed : 48 << 10) &&
+         shared_bytes <= options().block_shared_bytes;
 }
 
 }  // namespace emulation

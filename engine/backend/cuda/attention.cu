@@ -14,6 +14,7 @@ namespace sbd::cuda {
 namespace {
 
 constexpr int kThreads = 128;
+constexpr int kMergeThreads = 128;
 constexpr int kStepKeys = 64;
 constexpr float kLog2E = 1.44269504f;
 
@@ -27,6 +28,7 @@ __device__ float* partial_at(const AttentionArgs& a, int padded_dim, int split, 
 struct Tile {
   QueryTileInfo info;
   SequenceInfo sequence;
+  int split;
   int kv_head;
   int group;
   int key_begin, key_end;  // of the split
@@ -37,10 +39,11 @@ struct Tile {
 
 __device__ Tile tile_at(const AttentionArgs& a) {
   const QueryTileInfo info = a.tiles[a.first_tile + blockIdx.x / a.kv_heads];
-  const int split = static_cast<int>(blockIdx.y);
+  const int split = a.n_splits - 1 - static_cast<int>(blockIdx.y);  // the long ones first
   const int end = split_begin(split + 1);
   return {info,
           a.sequences[info.sequence],
+          split,
           static_cast<int>(blockIdx.x) % a.kv_heads,
           a.heads / a.kv_heads,
           split_begin(split),
@@ -49,7 +52,7 @@ __device__ Tile tile_at(const AttentionArgs& a) {
 
 __device__ const std::uint8_t* cache_of(const AttentionArgs& a, const Tile& tile, bool values) {
   const Index head = (Index{a.layer} * 2 + values) * a.kv_heads + tile.kv_head;
-  return tile.sequence.kv + head * tile.sequence.n_ctx * a.stride * (a.half_kv ? 2 : 4);
+  return tile.sequence.kv + head * tile.sequence.capacity * a.stride * (a.half_kv ? 2 : 4);
 }
 
 // Shared memory's rows of halves: 16 bytes modulo 128 apart, so that eight rows of 16 bytes lie in
@@ -58,8 +61,9 @@ template <int kDim>
 constexpr int kPitch = kDim * 2 + 16;
 
 // Steps of keys and values in shared memory: one where two would be more than the 99 KB that every
-// device has.
-constexpr int n_buffers(int dim) { return dim <= 128 ? 2 : 1; }
+// device has, or where no split has two; a multiprocessor then holds more blocks, of this kernel or
+// of the matmul behind it, whose weights are on their way meanwhile.
+constexpr int n_buffers(int dim, bool long_splits) { return long_splits && dim <= 128 ? 2 : 1; }
 
 // Keys or values of one step; zeros behind head_dim and key_end, so that nothing there is read.
 template <int kDim>
@@ -99,7 +103,7 @@ struct Running {
 // A score that is not finite makes its reader NaN: infinity times 0.
 __device__ float checked(float score) { return fmaf(score, 0.0f, score); }
 
-template <int kDim>
+template <int kDim, int kBuffers>
 __global__ void __launch_bounds__(kThreads)
     attention_kernel(const __grid_constant__ AttentionArgs a) {
   let_next_kernel_start();
@@ -108,7 +112,6 @@ __global__ void __launch_bounds__(kThreads)
   if (tile.key_begin >= tile.key_end) return;
   constexpr int kTileBytes = kStepKeys * kPitch<kDim>;
   std::uint8_t* queries = shared_memory();
-  constexpr int kBuffers = n_buffers(kDim);
   std::uint8_t* keys = queries + kTileQueries * kPitch<kDim>;
   std::uint8_t* values = keys + kBuffers * kTileBytes;
   const std::uint8_t* cached_keys = cache_of(a, tile, false);
@@ -221,8 +224,7 @@ __global__ void __launch_bounds__(kThreads)
     const int query = first_query + g + i * 8;
     if (query >= tile.info.n_queries) continue;
     const int packed = tile.info.first_query + query;
-    float* partial =
-        partial_at(a, kDim, static_cast<int>(blockIdx.y), tile.row(packed), tile.head(packed));
+    float* partial = partial_at(a, kDim, tile.split, tile.row(packed), tile.head(packed));
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
       partial[n * 8 + 2 * t] = out[n][2 * i];
@@ -282,7 +284,7 @@ __global__ void __launch_bounds__(kThreads)
         }
       }
     }
-    float* partial = partial_at(a, kMostHeadDim, static_cast<int>(blockIdx.y), row, head);
+    float* partial = partial_at(a, kMostHeadDim, tile.split, row, head);
 #pragma unroll
     for (int j = 0; j < kMostHeadDim / kWarp; ++j) partial[lane + j * kWarp] = out[j];
     if (lane == 0) {
@@ -292,47 +294,74 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// A block: a head of a row; its splits in order.
+// A block: a head of a row. The splits' factors are found side by side, then their sums are added
+// in order, a thread for a dimension.
 template <int kDim>
-__global__ void merge_kernel(const __grid_constant__ AttentionArgs a) {
+__global__ void __launch_bounds__(kMergeThreads)
+    merge_kernel(const __grid_constant__ AttentionArgs a) {
   let_next_kernel_start();
   wait_for_previous_kernel();
+  auto* factors = reinterpret_cast<float*>(shared_memory());  // [splits]
+  float* scratch = factors + a.n_splits;
   const int row = a.first_row + static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
   const int n_splits = splits_of(a.kv_end[row]);
+  const float* first = partial_at(a, kDim, 0, row, head);
+  const Index pitch = Index{a.n_rows} * a.heads * (kDim + 2);  // from a split to the next
+  const int thread = static_cast<int>(threadIdx.x);
   float highest = -INFINITY;
-  for (int split = 0; split < n_splits; ++split) {
-    highest = fmaxf(highest, partial_at(a, kDim, split, row, head)[kDim]);
+  for (int split = thread; split < n_splits; split += kMergeThreads) {
+    highest = fmaxf(highest, first[split * pitch + kDim]);
   }
-  for (int d = threadIdx.x; d < a.head_dim; d += blockDim.x) {
-    float value = 0, sum = 0;
+  highest = block_reduce(warp_max(highest), scratch, -INFINITY,
+                         [](float x, float y) { return fmaxf(x, y); });
+  float sum = 0;
+  for (int split = thread; split < n_splits; split += kMergeThreads) {
+    const float* partial = first + split * pitch;
+    // Equal maxima are factor 1, also where all scores were NaN and both are -infinity.
+    factors[split] = partial[kDim] == highest ? 1.0f : exp2f(partial[kDim] - highest);
+    sum = fmaf(factors[split], partial[kDim + 1], sum);
+  }
+  sum = block_sum(sum, scratch);  // and the factors are there for all
+  for (int d = thread; d < a.head_dim; d += kMergeThreads) {
+    float value = 0;
+#pragma unroll 8
     for (int split = 0; split < n_splits; ++split) {
-      const float* partial = partial_at(a, kDim, split, row, head);
-      // Equal maxima are factor 1, also where all scores were NaN and both are -infinity.
-      const float below = partial[kDim] == highest ? 0.0f : partial[kDim] - highest;
-      const float factor = exp2f(below);
-      value = fmaf(factor, partial[d], value);
-      sum = fmaf(factor, partial[kDim + 1], sum);
+      value = fmaf(factors[split], first[split * pitch + d], value);
     }
     a.out[(Index{row} * a.heads + head) * a.head_dim + d] = value / sum;
   }
 }
 
-template <int kDim>
-void add_half_launches(Tape& tape, const AttentionArgs& args, const Grid& merge) {
-  constexpr int kSharedBytes = (kTileQueries + 2 * n_buffers(kDim) * kStepKeys) * kPitch<kDim>;
-  tape.add(attention_kernel<kDim>,
+template <int kDim, bool kLongSplits>
+void add_half_launch(Tape& tape, const AttentionArgs& args) {
+  constexpr int kBuffers = n_buffers(kDim, kLongSplits);
+  tape.add(attention_kernel<kDim, kBuffers>,
            {.x = args.n_tiles * args.kv_heads,
             .y = args.n_splits,
             .threads = kThreads,
-            .shared_bytes = kSharedBytes},
+            .shared_bytes = (kTileQueries + 2 * kBuffers * kStepKeys) * kPitch<kDim>},
            args);
+}
+
+template <int kDim>
+void add_half_launches(Tape& tape, const AttentionArgs& args, const Grid& merge) {
+  static_assert(kShortSplit <= kStepKeys);
+  if (args.n_splits > kShortSplits) {
+    add_half_launch<kDim, true>(tape, args);
+  } else {
+    add_half_launch<kDim, false>(tape, args);
+  }
   tape.add(merge_kernel<kDim>, merge, args);
 }
 
 }  // namespace
 
 void attention(Tape& tape, const AttentionArgs& args) {
-  const Grid merge{.x = args.n_rows, .y = args.heads, .threads = 64};
+  const Grid merge{
+      .x = args.n_rows,
+      .y = args.heads,
+      .threads = kMergeThreads,
+      .shared_bytes = (args.n_splits + kMergeThreads / kWarp) * static_cast<int>(sizeof(float))};
   if (args.half_kv == 0) {
     tape.add(attention_f32_kernel,
              {.x = args.n_tiles * args.kv_heads, .y = args.n_splits, .threads = kThreads}, args);

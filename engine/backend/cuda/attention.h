@@ -9,11 +9,11 @@ namespace sbd::cuda {
 
 inline constexpr int kMostHeadDim = 256;
 
-// Of one sequence: [layers][keys, values][kv_heads][n_ctx][stride] in halves or floats, stride
+// Of one sequence: [layers][keys, values][kv_heads][capacity][stride] in halves or floats, stride
 // being head_dim in whole 16 bytes, zeros behind head_dim.
 struct SequenceInfo {
   std::uint8_t* kv;
-  int n_ctx;
+  int capacity;  // positions
   int first_row;
 };
 

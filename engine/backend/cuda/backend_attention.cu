@@ -1,5 +1,6 @@
 // CudaBackend: the cache and attention over it.
 #include <algorithm>
+#include <utility>
 
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/kv.h"
@@ -9,12 +10,13 @@ namespace sbd::cuda {
 namespace {
 
 constexpr std::size_t kPartialBytes = 128 << 20;  // of attention, at a time
+constexpr int kFirstPositions = 2048;             // that a cache has room for before it grows
 
 // Splits of a launch: rounded up, so that a growing context meets few shapes and their graphs are
 // found again. Blocks without keys end at once.
 int rounded_splits(int n) {
   int unit = 1;
-  while (n > 8 * unit) unit *= 2;
+  while (n > 4 * unit) unit *= 2;
   return round_up(n, unit);
 }
 
@@ -22,12 +24,33 @@ int rounded_splits(int n) {
 
 CudaKv::CudaKv(CudaBackend& backend, int n_layers, const HeadShape& heads, int n_ctx, DType dtype,
                cudaStream_t stream)
-    : backend_(backend), dtype_(dtype), n_ctx_(n_ctx) {
-  const auto floats =
-      static_cast<std::size_t>(n_layers) * 2 * static_cast<std::size_t>(heads.num_key_value_heads) *
-      static_cast<std::size_t>(n_ctx) * static_cast<std::size_t>(stride(heads, dtype));
-  memory_ = DeviceMemory(floats * bytes_per_block(dtype), "a sequence's KV cache");
-  check(cudaMemsetAsync(memory_.data(), 0, memory_.size(), stream), "clearing a KV cache");
+    : backend_(backend),
+      dtype_(dtype),
+      n_ctx_(n_ctx),
+      n_runs_(static_cast<std::size_t>(n_layers) * 2 *
+              static_cast<std::size_t>(heads.num_key_value_heads)),
+      row_bytes_(static_cast<std::size_t>(stride(heads, dtype)) * bytes_per_block(dtype)),
+      padded_(stride(heads, dtype) != heads.head_dim) {
+  reserve(std::min(n_ctx, kFirstPositions), stream);
+}
+
+void CudaKv::reserve(int n_positions, cudaStream_t stream) {
+  if (std::min(n_positions, n_ctx_) <= capacity_) return;
+  const int capacity = std::min(n_ctx_, std::max(n_positions, 2 * capacity_));
+  const std::size_t pitch = static_cast<std::size_t>(capacity) * row_bytes_;
+  const std::size_t old_pitch = static_cast<std::size_t>(capacity_) * row_bytes_;
+  DeviceMemory memory(n_runs_ * pitch, "a sequence's KV cache");
+  if (padded_) {
+    check(cudaMemsetAsync(memory.data(), 0, memory.size(), stream), "clearing a KV cache");
+  }
+  if (capacity_ > 0) {
+    check(cudaMemcpy2DAsync(memory.data(), pitch, memory_.data(), old_pitch, old_pitch, n_runs_,
+                            cudaMemcpyDeviceToDevice, stream),
+          "growing a KV cache");
+    check(cudaStreamSynchronize(stream), "growing a KV cache");
+  }
+  memory_ = std::move(memory);
+  capacity_ = capacity;
 }
 
 CudaKv::~CudaKv() { backend_.settle(); }

@@ -66,8 +66,8 @@ __global__ void cache_kernel(const __grid_constant__ CacheArgs a) {
   const float scale = is_query && a.query_scale != nullptr ? a.query_scale[row] : 1.0f;
   const SequenceInfo sequence = a.sequences[a.row_sequence[row]];
   const Index element = a.half_kv ? 2 : 4;
-  const Index place =
-      ((Index{a.layer} * 2 + is_value) * a.kv_heads + kv_head) * sequence.n_ctx + a.positions[row];
+  const Index place = ((Index{a.layer} * 2 + is_value) * a.kv_heads + kv_head) * sequence.capacity +
+                      a.positions[row];
   std::uint8_t* cached = sequence.kv + place * a.stride * element;
   const auto store = [&](int at, float x) {
     if (is_query) {

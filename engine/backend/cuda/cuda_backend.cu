@@ -15,13 +15,14 @@ namespace {
 constexpr int kMostGraphRows = 128;
 constexpr std::size_t kRowMetadataBytes = 512;  // with room to spare
 
-}  // namespace
-
-namespace {
+__global__ void code_probe() {}
 
 std::string why_unusable(int device) {
   cudaDeviceProp properties;
-  check(cudaGetDeviceProperties(&properties, device), "asking for its properties");
+  const cudaError_t status = cudaGetDeviceProperties(&properties, device);
+  if (status != cudaSuccess) {
+    return format("device cuda:{}: {}; use device cpu", device, cudaGetErrorString(status));
+  }
   if (properties.major >= 8) return "";
   return format(
       "device cuda:{}: {} has compute capability {}.{}, expected 8.0 or higher; use device cpu",
@@ -41,6 +42,23 @@ int chosen(int device) {
   return device;
 }
 
+// A kernel may start before the last one's end where its code waits for it (ptx.h): what it was
+// compiled for decides, not the device, which also runs code of 8.0. Graphs know of it from CUDA
+// 12.3 on.
+bool may_overlap(const cudaDeviceProp& properties) {
+  cudaFuncAttributes code;
+  const cudaError_t status = cudaFuncGetAttributes(&code, code_probe);
+  cudaGetLastError();
+  SBD_CHECK(status == cudaSuccess,
+            "this build has no code for {} (compute capability {}.{}): {}; build with "
+            "CMAKE_CUDA_ARCHITECTURES={}{}, or use device cpu",
+            properties.name, properties.major, properties.minor, cudaGetErrorString(status),
+            properties.major, properties.minor);
+  int driver = 0;
+  check(cudaDriverGetVersion(&driver), "asking for the driver's version");
+  return code.ptxVersion >= 90 && driver >= 12030;
+}
+
 }  // namespace
 
 std::string why_unavailable() {
@@ -58,8 +76,9 @@ CudaBackend::CudaBackend(int device) : device_(chosen(device)) {
   cudaDeviceProp properties;
   check(cudaGetDeviceProperties(&properties, device), "asking for its properties");
   name_ = properties.name;
-  overlap_ = properties.major >= 9;
-  n_multiprocessors_ = properties.multiProcessorCount;
+  overlap_ = may_overlap(properties);
+  shape_ = {properties.multiProcessorCount, static_cast<int>(properties.sharedMemPerMultiprocessor),
+            static_cast<int>(properties.sharedMemPerBlockOptin)};
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
 }
 
@@ -176,12 +195,20 @@ void CudaBackend::begin(const ForwardRows& rows, std::span<const float> inverse_
   std::vector<SequenceInfo> sequences;
   std::vector<int> row_sequence(static_cast<std::size_t>(n_rows_));
   for (const SequenceRows& sequence : rows.sequences) {
-    const auto& kv = static_cast<const CudaKv&>(*sequence.kv);
+    auto& kv = static_cast<CudaKv&>(*sequence.kv);
+    int n_positions = 0;
+    for (int row = sequence.first_row; row < sequence.first_row + sequence.n_rows; ++row) {
+      const auto at = static_cast<std::size_t>(row);
+      n_positions = std::max({n_positions, rows.kv_end[at], rows.positions[at] + 1});
+    }
+    kv.reserve(n_positions, stream_);
     std::fill_n(row_sequence.begin() + sequence.first_row, sequence.n_rows,
                 static_cast<int>(sequences.size()));
-    sequences.push_back({kv.data(), kv.n_ctx(), sequence.first_row});
+    sequences.push_back(kv.info(sequence.first_row));
   }
-  metadata_.clear((rows.tokens.size() + 16) * kRowMetadataBytes);
+  const std::size_t metadata_bytes = (rows.tokens.size() + 16) * kRowMetadataBytes;
+  if (metadata_.size() < metadata_bytes) finish();  // what is under way reads the old one
+  metadata_.clear(metadata_bytes);
   tokens_ = metadata_.add(rows.tokens);
   positions_ = metadata_.add(rows.positions);
   row_kv_end_ = metadata_.add(rows.kv_end);
@@ -250,19 +277,24 @@ CudaBackend::Activations CudaBackend::prepare(const Input& input, std::span<cons
 
 void CudaBackend::launch_parts(DType dtype, LinearArgs& args) {
   if (args.n_parts == 0) return;
-  const bool whole = dtype == DType::f32;
-  args.n_splits = whole ? 1 : choose_splits(args.n_blocks, args.n_chunks, n_multiprocessors_);
-  const auto [partial_floats, counters] = linear_scratch(args);
-  if (args.n_splits > 1) {
-    args.partials = grown<float>(linear_partials_, partial_floats);
-    args.counters = grown<unsigned>(linear_counters_, counters);
+  if (prefill_pays(dtype, args, shape_)) {
+    prefill(tape_, dtype, args, shape_);
+  } else {
+    args.n_splits = dtype == DType::f32
+                        ? 1
+                        : choose_splits(args.n_blocks, args.n_chunks, shape_.n_multiprocessors);
+    const auto [partial_floats, counters] = linear_scratch(args);
+    if (args.n_splits > 1) {
+      args.partials = grown<float>(linear_partials_, partial_floats);
+      args.counters = grown<unsigned>(linear_counters_, counters);
+    }
+    cuda::linear(tape_, dtype, args);
   }
-  cuda::linear(tape_, dtype, args);
   args = {};
 }
 
 void CudaBackend::multiply_type(DType dtype, const Activations& x, std::span<const Linear> linears,
-                                int n_rows, bool accumulate) {
+                                int n_rows, bool accumulate, const HeadRuns& runs) {
   LinearArgs args{};
   for (const Linear& l : linears) {
     const PackedWeight& weight = PackedWeight::of(*l.weight);
@@ -274,6 +306,7 @@ void CudaBackend::multiply_type(DType dtype, const Activations& x, std::span<con
     args.cols = weight.cols();
     args.n_rows = n_rows;
     args.accumulate = accumulate;
+    args.head = runs;
     if (dtype == DType::f32) {
       args.x = x.values;
     } else if (dtype == DType::bf16) {
@@ -288,15 +321,15 @@ void CudaBackend::multiply_type(DType dtype, const Activations& x, std::span<con
 
 // Weights of one type share a launch.
 void CudaBackend::multiply(const Activations& x, std::span<const Linear> linears, int n_rows,
-                           bool accumulate) {
+                           bool accumulate, const HeadRuns& runs) {
   for (const DType dtype : {DType::f32, DType::f16, DType::bf16, DType::q8_0, DType::q4_0}) {
-    multiply_type(dtype, x, linears, n_rows, accumulate);
+    multiply_type(dtype, x, linears, n_rows, accumulate, runs);
   }
 }
 
 void CudaBackend::linear(const Input& input, std::span<const Linear> linears, bool accumulate,
                          std::span<const Linear>) {
-  multiply(prepare(input, linears, n_rows(), nullptr), linears, n_rows(), accumulate);
+  multiply(prepare(input, linears, n_rows(), nullptr), linears, n_rows(), accumulate, {});
 }
 
 }  // namespace sbd::cuda

@@ -78,18 +78,22 @@ class CudaBackend : public Backend {
   void* grown_bytes(Scratch& scratch, std::size_t bytes);
   Activations prepare(const Input& input, std::span<const Linear> linears, int n_rows,
                       const int* source_rows);
-  void multiply(const Activations& x, std::span<const Linear> linears, int n_rows, bool accumulate);
+  void multiply(const Activations& x, std::span<const Linear> linears, int n_rows, bool accumulate,
+                const HeadRuns& runs);
   // Adds the launch of what was gathered, and empties it.
   void launch_parts(DType dtype, LinearArgs& args);
   void multiply_type(DType dtype, const Activations& x, std::span<const Linear> linears, int n_rows,
-                     bool accumulate);
-  // Logits [outputs, vocab] of at most kHeadRows rows.
-  const float* head(const Input& input, const Weight& head, std::span<const OutputRow> outputs);
+                     bool accumulate, const HeadRuns& runs);
+  // The head's product with the wanted rows, to its `out` and to `runs`, where they are not null.
+  void head(const Input& input, const Linear& head, std::span<const OutputRow> outputs,
+            const HeadRuns& runs);
+  float* room_for_logits(const Weight& head, std::size_t n_rows);
+  void end_of_layers();
 
   int device_;
   std::string name_;
   bool overlap_;  // a kernel may start before the last one's end
-  int n_multiprocessors_;
+  DeviceShape shape_;
   cudaStream_t stream_ = nullptr;
   Tape tape_;
   GraphCache graphs_;

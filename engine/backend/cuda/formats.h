@@ -34,22 +34,24 @@ __host__ __device__ inline Place place_of(int feature, int k) {
 // The operand of two steps of a product, of one tile.
 using TileOperand = std::uint32_t[2][4];
 
-// f16 and bf16: [8 tiles][2 steps][2 halves][32 lanes][8]
+// f16 and bf16: [8 tiles][2 steps][2 products][32 lanes][2 pairs of inputs][2 halves][2], so that
+// an operand is four registers of one load.
 struct HalfLayout {
   static constexpr int kStageBytes = kBlockFeatures * kChunk * 2;
   static constexpr bool kScaled = false;
 
   __device__ static int offset(const Place& p) {
-    return ((p.tile * kChunkSteps + p.step) * 2 + p.half) * 512 + p.lane * 16 + p.j * 2;
+    return ((p.tile * kChunkSteps + p.step) * 2 + p.j / 4) * 512 + p.lane * 16 + p.j / 2 % 2 * 8 +
+           p.half * 4 + p.j % 2 * 2;
   }
 
   __device__ static void load(const std::uint8_t* stage, int tile, int step, int lane,
                               TileOperand& a) {
     const auto* at =
         reinterpret_cast<const uint4*>(stage) + (tile * kChunkSteps + step) * 64 + lane;
-    const uint4 low = at[0], high = at[32];  // features g and g + 8
-    a[0][0] = low.x, a[0][1] = high.x, a[0][2] = low.y, a[0][3] = high.y;
-    a[1][0] = low.z, a[1][1] = high.z, a[1][2] = low.w, a[1][3] = high.w;
+    const uint4 first = at[0], second = at[32];
+    a[0][0] = first.x, a[0][1] = first.y, a[0][2] = first.z, a[0][3] = first.w;
+    a[1][0] = second.x, a[1][1] = second.y, a[1][2] = second.z, a[1][3] = second.w;
   }
 };
 
@@ -79,6 +81,7 @@ struct BF16Format : HalfLayout {
 template <int kQuantBytes>
 struct QuantLayout {
   static constexpr int kStageBytes = kQuantBytes + kQuantScaleBytes;
+  static constexpr int kWarpLanes = 32;
   static constexpr bool kScaled = true;
 
   __device__ static void multiply(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
@@ -120,26 +123,25 @@ struct Q8Format : QuantLayout<kBlockFeatures * kChunk> {
   }
 
  private:
-  static constexpr int kWarpLanes = 32;
   __device__ static void operand(std::uint32_t low, std::uint32_t high, std::uint32_t (&a)[4]) {
     a[0] = halves(low, 0x4140), a[1] = halves(high, 0x4140);
     a[2] = halves(low, 0x4342), a[3] = halves(high, 0x4342);
   }
 };
 
-// [8 tiles][32 lanes][2 steps][2 halves] words of eight nibbles: those of inputs j and j + 1, j
+// [8 tiles][2 steps][32 lanes][2 halves] words of eight nibbles: those of inputs j and j + 1, j
 // even, are j / 2 and j / 2 + 4, so that one mask gives a pair, one in the low bits of each half of
 // the word. Under the exponent of 1024 that is 1024 + nibble, or 1024 + 16 nibble.
 struct Q4Format : QuantLayout<kBlockFeatures * kChunk / 2> {
   __device__ static int offset(const Place& p) {
-    return p.tile * 512 + p.lane * 16 + p.step * 8 + p.half * 4;
+    return (p.tile * kChunkSteps + p.step) * 256 + p.lane * 8 + p.half * 4;
   }
   __device__ static int shift(int j) { return (j / 2 + j % 2 * 4) * 4; }
 
   __device__ static void load(const std::uint8_t* stage, int tile, int step, int lane,
                               TileOperand& a) {
-    const auto* at = reinterpret_cast<const uint2*>(stage) + (tile * 32 + lane) * 2 + step;
-    const uint2 q = *at;
+    const uint2 q =
+        reinterpret_cast<const uint2*>(stage)[(tile * kChunkSteps + step) * kWarpLanes + lane];
     operand(q.x, q.y, a[0]);
     operand(q.x >> 8, q.y >> 8, a[1]);
   }

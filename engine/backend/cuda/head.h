@@ -1,4 +1,5 @@
-// Behind the LM head: each row's logits to its statistics and its token.
+// Behind the LM head: the statistics of runs of logits, which its matmul leaves (linear_tile.h), to
+// those of rows; and tokens drawn.
 #pragma once
 
 #include <cstdint>
@@ -8,17 +9,7 @@
 
 namespace sbd::cuda {
 
-inline constexpr float kExcluded = -1e30f;  // the logit of a token that cannot be: finite
-
-// Softmax statistics of a run of logits.
-struct RunStats {
-  float max;
-  float second;        // the next highest logit, equal to max where two share it
-  float sum;           // of exp(l - max)
-  float weighted_sum;  // of (l - max) exp(l - max)
-  int argmax;          // lowest id
-  int not_finite;      // is any logit?
-};
+struct RunStats;  // run_stats.h
 
 struct HeadRow {
   int position;
@@ -26,20 +17,19 @@ struct HeadRow {
 };
 
 struct HeadArgs {
-  const float* logits;  // [rows, vocab]
+  const RunStats* runs;  // [rows][runs]
+  const float* logits;   // [rows, vocab], for rows that are sampled
   const HeadRow* rows;
-  RunStats* runs;  // [rows][runs]
   float* highest;  // [rows]
   RowStats* stats;
+  int n_runs;
   int vocab;
   int mask_token;  // -1: none
   bool operator==(const HeadArgs&) const = default;
 };
 
-// RowStats of each row; an entropy that is NaN says that a logit was not finite. `sampled`: does
-// any row have a temperature?
-void head_stats(Tape& tape, const HeadArgs& args, int n_rows, bool sampled);
-int head_runs(int vocab);
+// RowStats of each row; an entropy that is NaN says that a logit was not finite.
+void head_stats(Tape& tape, const HeadArgs& args, int n_rows);
 
 // Tokens drawn at the rows that have a temperature (sampler.cu).
 void sample(Tape& tape, const HeadArgs& args, int n_rows);

@@ -1,166 +1,44 @@
-// The floor of a forward of few rows is the time to read the weights once. So weights are streamed
+// Few rows. The floor of a forward is the time to read the weights once. So weights are streamed
 // through shared memory in stages of some 16 KB, several under way per block and two blocks or more
 // on a multiprocessor: 64 KB and more in flight on each, where an H100 needs about 20 (3.4 TB/s
-// times 0.7 us, over 132). What the stages feed must not become the limit: per 32 features and 32
-// inputs a warp reads its weights once and each group of eight rows once from shared memory, which
-// at 64 rows is 6 KB (48 cycles) where the weights of 1024 bf16 need 130 cycles to arrive, and
-// those of q8_0 70.
+// times 0.7 us, over 132).
 //
-// Weights are the product's first operand (16 features), rows its second (8 rows), so that one row
-// costs no more than eight.
+// What the stages feed must not become the limit. A stage's weights take so many cycles to arrive
+// at one multiprocessor of an H100 (14.5 bytes each), in which each of its four schedulers has to
+// issue one warp's instructions (of the code for sm_90):
+//            arrives in   8 rows   16    32    64
+//   bf16        1130          76   88   104   145
+//   q8_0         600         195  217   277   385
+//   q4_0         320         169  193   245   357
+// At 64 rows, the tensor cores take 6.5 cycles for each of a warp's 64 products, 416; and shared
+// memory, at 128 bytes a cycle, 380, 320 and 290 for the weights once and the rows once for each
+// warp. So only q4_0 at 64 rows is limited by anything but memory.
 #include "backend/cuda/linear.h"
 
 #include <algorithm>
-#include <type_traits>
 
-#include "backend/cuda/formats.h"
-#include "backend/cuda/warp.h"
+#include "backend/cuda/linear_tile.h"
 
 namespace sbd::cuda {
 
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kWarpTiles = kBlockTiles / (kThreads / kWarp);
-constexpr int kRowGroup = 8;
-constexpr int kPieces = 2 * kChunk / 16;  // of a row's chunk of activations
-// Rows of a chunk of activations in shared memory: 64 bytes modulo 128 apart, so that the two rows
-// that eight lanes read at a time lie in different banks.
-constexpr int kRowPitch = 2 * kChunk + 64;
 
-template <typename Format, int kGroups>
-constexpr int stage_bytes() {
-  return Format::kStageBytes + kGroups * kRowGroup * kRowPitch;
-}
+template <int kGroups>
+using FewRows = TileShape<kThreads / kWarp, 1, kGroups>;
 
 // At most 88 KB, which every device from sm_80 on has.
 template <typename Format, int kGroups>
 constexpr int n_stages() {
-  constexpr int kFit = 88 * 1024 / stage_bytes<Format, kGroups>();
+  constexpr int kFit = 88 * 1024 / kTileStageBytes<Format, FewRows<kGroups>>;
   return kFit < 6 ? kFit : 6;
-}
-
-struct Block {  // what a thread block computes
-  const LinearPart* part;
-  int block;  // of the part
-  int first_chunk, end_chunk;
-  int first_row, n_rows;
-};
-
-__device__ Block block_at(const LinearArgs& a, int rows_per_tile) {
-  int i = 0;
-  while (i + 1 < a.n_parts && static_cast<int>(blockIdx.x) >= a.parts[i + 1].first_block) ++i;
-  const int split = static_cast<int>(blockIdx.y);
-  const int first_row = static_cast<int>(blockIdx.z) * rows_per_tile;
-  const int left = a.n_rows - first_row;
-  return {&a.parts[i],
-          static_cast<int>(blockIdx.x) - a.parts[i].first_block,
-          a.n_chunks * split / a.n_splits,
-          a.n_chunks * (split + 1) / a.n_splits,
-          first_row,
-          left < rows_per_tile ? left : rows_per_tile};
-}
-
-template <int kGroups>
-using Sums = float[kWarpTiles][kGroups][4];
-
-// Calls f(feature of the part, row of the tile, sum) for each of the thread's sums.
-template <int kGroups, typename F>
-__device__ void for_each_sum(const Block& b, Sums<kGroups>& sums, F f) {
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-#pragma unroll
-  for (int tile = 0; tile < kWarpTiles; ++tile) {
-#pragma unroll
-    for (int group = 0; group < kGroups; ++group) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int feature = b.block * kBlockFeatures + (warp * kWarpTiles + tile) * kTileFeatures +
-                            i / 2 * 8 + lane / 4;
-        const int row = group * kRowGroup + lane % 4 * 2 + i % 2;
-        if (feature < b.part->features && row < b.n_rows) f(feature, row, sums[tile][group][i]);
-      }
-    }
-  }
-}
-
-template <typename Format, int kGroups>
-__device__ void start_stage(const LinearArgs& a, const Block& b, int chunk, std::uint8_t* stage,
-                            bool weights, bool rows) {
-  if (weights) {
-    const std::uint8_t* from =
-        b.part->weight + (Index{b.block} * a.n_chunks + chunk) * Format::kStageBytes;
-    for (int i = threadIdx.x; i < Format::kStageBytes / 16; i += kThreads) {
-      copy_async(stage + i * 16, from + i * 16, true);
-    }
-  }
-  if (rows) {
-    std::uint8_t* to = stage + Format::kStageBytes;
-    const auto* x = static_cast<const std::uint8_t*>(a.x);
-    for (int i = threadIdx.x; i < kGroups * kRowGroup * kPieces; i += kThreads) {
-      const int row = i / kPieces, piece = i % kPieces;
-      const bool real = row < b.n_rows;
-      const Index source = b.first_row + (real ? row : 0);
-      copy_async(to + row * kRowPitch + piece * 16,
-                 x + (source * a.n_chunks + chunk) * (2 * kChunk) + piece * 16, real);
-    }
-  }
-}
-
-template <typename Format, int kGroups>
-__device__ void multiply_stage(const std::uint8_t* stage, Sums<kGroups>& sums) {
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const std::uint8_t* x = stage + Format::kStageBytes + lane / 4 * kRowPitch + lane % 4 * 16;
-#pragma unroll
-  for (int step = 0; step < kChunkSteps; ++step) {
-    uint4 rows[kGroups];
-#pragma unroll
-    for (int group = 0; group < kGroups; ++group) {
-      rows[group] = *reinterpret_cast<const uint4*>(x + group * kRowGroup * kRowPitch +
-                                                    step * kStepInputs * 2);
-    }
-#pragma unroll
-    for (int t = 0; t < kWarpTiles; ++t) {
-      const int tile = warp * kWarpTiles + t;
-      TileOperand weights;
-      Format::load(stage, tile, step, lane, weights);
-      float low = 1, high = 1;
-      if constexpr (Format::kScaled) {
-        const std::uint32_t scales = Format::scales(stage, tile, step, lane);
-        low = low_half(scales);
-        high = high_half(scales);
-      }
-#pragma unroll
-      for (int group = 0; group < kGroups; ++group) {
-        float (&sum)[4] = sums[t][group];
-        if constexpr (Format::kScaled) {
-          float products[4] = {};
-          Format::multiply(products, weights[0], rows[group].x, rows[group].y);
-          Format::multiply(products, weights[1], rows[group].z, rows[group].w);
-          sum[0] = fmaf(products[0], low, sum[0]);
-          sum[1] = fmaf(products[1], low, sum[1]);
-          sum[2] = fmaf(products[2], high, sum[2]);
-          sum[3] = fmaf(products[3], high, sum[3]);
-        } else {
-          Format::multiply(sum, weights[0], rows[group].x, rows[group].y);
-          Format::multiply(sum, weights[1], rows[group].z, rows[group].w);
-        }
-      }
-    }
-  }
-}
-
-__device__ void write_output(const LinearArgs& a, const Block& b, int feature, int row, float sum) {
-  const Index at = Index{b.first_row + row} * b.part->features + feature;
-  if (a.row_scale != nullptr) sum *= a.row_scale[b.first_row + row];
-  if (b.part->bias != nullptr) sum += b.part->bias[feature];
-  if (a.accumulate != 0) sum += b.part->out[at];
-  b.part->out[at] = sum;
 }
 
 // Blocks that share outputs leave their sums in memory; the last one of them adds all, in order.
 template <int kGroups>
-__device__ bool add_splits(const LinearArgs& a, Sums<kGroups>& sums) {
-  constexpr int kSums = kWarpTiles * kGroups * 4;
+__device__ bool add_splits(const LinearArgs& a, typename FewRows<kGroups>::Sums& sums) {
+  constexpr int kSums = sizeof(sums) / sizeof(float);
   const Index place = Index{blockIdx.z} * a.n_blocks + blockIdx.x;
   float* partials = a.partials + place * a.n_splits * kSums * kThreads + threadIdx.x;
   float* mine = partials + Index{blockIdx.y} * kSums * kThreads;
@@ -178,53 +56,67 @@ __device__ bool add_splits(const LinearArgs& a, Sums<kGroups>& sums) {
   __syncthreads();
   if (!*is_last) return false;
   __threadfence();
+  // Some 32 reads under way at a time: a round trip to L2 is as long as a tenth of a short kernel.
+  constexpr int kAtOnce = kSums < 32 ? 32 / kSums : 1;
 #pragma unroll
   for (int i = 0; i < kSums; ++i) flat[i] = 0;
-  for (int split = 0; split < a.n_splits; ++split) {
+  for (int first = 0; first < a.n_splits; first += kAtOnce) {
+    float parts[kAtOnce][kSums] = {};
 #pragma unroll
-    for (int i = 0; i < kSums; ++i) {
-      flat[i] += __ldcg(partials + (Index{split} * kSums + i) * kThreads);
+    for (int split = 0; split < kAtOnce; ++split) {
+      if (first + split >= a.n_splits) continue;
+#pragma unroll
+      for (int i = 0; i < kSums; ++i) {
+        parts[split][i] = __ldcg(partials + (Index{first + split} * kSums + i) * kThreads);
+      }
     }
+#pragma unroll
+    for (int i = 0; i < kAtOnce * kSums; ++i) flat[i % kSums] += parts[i / kSums][i % kSums];
   }
   return true;
 }
 
 template <typename Format, int kGroups>
 __global__ void __launch_bounds__(kThreads) linear_kernel(const __grid_constant__ LinearArgs a) {
+  using Shape = FewRows<kGroups>;
   constexpr int kStages = n_stages<Format, kGroups>();
-  constexpr int kStageBytes = stage_bytes<Format, kGroups>();
-  std::uint8_t* stages = shared_memory();
-  const Block b = block_at(a, kGroups * kRowGroup);
-  const auto start = [&](int chunk, bool weights, bool rows) {
-    const int slot = (chunk - b.first_chunk) % kStages;
-    if (chunk < b.end_chunk) {
-      start_stage<Format, kGroups>(a, b, chunk, stages + slot * kStageBytes, weights, rows);
-    }
+  constexpr int kStageBytes = kTileStageBytes<Format, Shape>;
+  const Tile tile = tile_at(a, static_cast<int>(blockIdx.x),
+                            static_cast<int>(blockIdx.z) * Shape::kRows, Shape::kRows);
+  const int split = static_cast<int>(blockIdx.y);
+  const int first_chunk = a.n_chunks * split / a.n_splits;
+  const int end_chunk = a.n_chunks * (split + 1) / a.n_splits;
+  const auto stage = [&](int chunk) {
+    return shared_memory() + (chunk - first_chunk) % kStages * kStageBytes;
   };
+  Copies<Format, Shape> copies(a, tile, first_chunk);
 
   // Weights change in no kernel: the first stages are on their way before the activations exist.
   let_next_kernel_start();
-  for (int i = 0; i < kStages - 1; ++i) start(b.first_chunk + i, true, false);
+  const int ahead = first_chunk + kStages - 1 < end_chunk ? first_chunk + kStages - 1 : end_chunk;
+  for (int chunk = first_chunk; chunk < ahead; ++chunk) copies.start_weights(stage(chunk));
   wait_for_previous_kernel();
-  for (int i = 0; i < kStages - 1; ++i) {
-    start(b.first_chunk + i, false, true);
+  for (int chunk = first_chunk; chunk < first_chunk + kStages - 1; ++chunk) {
+    if (chunk < ahead) copies.start_rows(stage(chunk));
     commit_copies();  // the first group holds the weights of all stages so far
   }
 
-  Sums<kGroups> sums = {};
-  for (int chunk = b.first_chunk; chunk < b.end_chunk; ++chunk) {
+  typename Shape::Sums sums = {};
+  for (int chunk = first_chunk; chunk < end_chunk; ++chunk) {
     wait_copies<kStages - 2>();
     __syncthreads();  // this stage is there for all, and none still reads the one before
-    start(chunk + kStages - 1, true, true);
+    const int next = chunk + kStages - 1;
+    if (next < end_chunk) {
+      copies.start_weights(stage(next));
+      copies.start_rows(stage(next));
+    }
     commit_copies();
-    const int slot = (chunk - b.first_chunk) % kStages;
-    multiply_stage<Format, kGroups>(stages + slot * kStageBytes, sums);
+    multiply_stage<Format, Shape>(stage(chunk), sums);
   }
   wait_copies<0>();
   __syncthreads();
   if (a.n_splits > 1 && !add_splits<kGroups>(a, sums)) return;
-  for_each_sum<kGroups>(
-      b, sums, [&](int feature, int row, float sum) { write_output(a, b, feature, row, sum); });
+  write_outputs<Shape>(a, tile, sums);
 }
 
 // float32 throughout, to check the other types against: a warp computes a feature for eight rows.
@@ -232,36 +124,50 @@ __global__ void __launch_bounds__(kThreads)
     linear_f32_kernel(const __grid_constant__ LinearArgs a) {
   let_next_kernel_start();
   wait_for_previous_kernel();
-  const Block b = block_at(a, kRowGroup);
-  const int lane = threadIdx.x % kWarp;
-  const auto* x = static_cast<const float*>(a.x) + Index{b.first_row} * a.cols;
-  for (int i = threadIdx.x / kWarp; i < kBlockFeatures; i += kThreads / kWarp) {
-    const int feature = b.block * kBlockFeatures + i;
-    if (feature >= b.part->features) return;
-    const float* w = reinterpret_cast<const float*>(b.part->weight) + Index{feature} * a.cols;
+  const Tile tile =
+      tile_at(a, static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.z) * kRowGroup, kRowGroup);
+  const LinearPart& part = *tile.part;
+  auto* logits = reinterpret_cast<float*>(shared_memory());
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const auto* x = static_cast<const float*>(a.x) + Index{tile.first_row} * a.cols;
+  for (int i = static_cast<int>(threadIdx.x) / kWarp; i < kBlockFeatures; i += kThreads / kWarp) {
+    const int feature = tile.block * kBlockFeatures + i;
+    if (feature >= part.features) break;
+    const float* w = reinterpret_cast<const float*>(part.weight) + Index{feature} * a.cols;
     float sums[kRowGroup] = {};
     for (int k = lane; k < a.cols; k += kWarp) {
       const float weight = w[k];
 #pragma unroll
       for (int row = 0; row < kRowGroup; ++row) {
-        if (row < b.n_rows) sums[row] = fmaf(weight, x[Index{row} * a.cols + k], sums[row]);
+        if (row < tile.n_rows) sums[row] = fmaf(weight, x[Index{row} * a.cols + k], sums[row]);
       }
     }
 #pragma unroll
-    for (int row = 0; row < kRowGroup; ++row) {
-      const float sum = warp_sum(sums[row]);
-      if (lane == 0 && row < b.n_rows) write_output(a, b, feature, row, sum);
+    for (int i_row = 0; i_row < kRowGroup; ++i_row) {
+      const float sum = warp_sum(sums[i_row]);
+      if (lane != 0 || i_row >= tile.n_rows) continue;
+      const float value = part.bias == nullptr ? sum : sum + part.bias[feature];
+      if (a.head.runs != nullptr) {
+        logits[i_row * kLogitPitch + i] = value;
+      } else {
+        float* to = part.out + Index{tile.first_row + i_row} * part.features + feature;
+        *to = a.accumulate != 0 ? *to + value : value;
+      }
     }
   }
+  if (a.head.runs == nullptr) return;
+  __syncthreads();
+  write_runs(a, tile, logits, 0, tile.n_rows);
 }
 
 template <typename Format, int kGroups>
 void add_launch(Tape& tape, const LinearArgs& args) {
-  const Grid grid{.x = args.n_blocks,
-                  .y = args.n_splits,
-                  .z = ceil_div(args.n_rows, kGroups * kRowGroup),
-                  .threads = kThreads,
-                  .shared_bytes = n_stages<Format, kGroups>() * stage_bytes<Format, kGroups>()};
+  const Grid grid{
+      .x = args.n_blocks,
+      .y = args.n_splits,
+      .z = ceil_div(args.n_rows, kGroups * kRowGroup),
+      .threads = kThreads,
+      .shared_bytes = n_stages<Format, kGroups>() * kTileStageBytes<Format, FewRows<kGroups>>};
   tape.add(linear_kernel<Format, kGroups>, grid, args);
 }
 
@@ -301,7 +207,11 @@ void linear(Tape& tape, DType dtype, const LinearArgs& args) {
     default: break;
   }
   tape.add(linear_f32_kernel,
-           {.x = args.n_blocks, .z = ceil_div(args.n_rows, kRowGroup), .threads = kThreads}, args);
+           {.x = args.n_blocks,
+            .z = ceil_div(args.n_rows, kRowGroup),
+            .threads = kThreads,
+            .shared_bytes = kRowGroup * kLogitPitch * static_cast<int>(sizeof(float))},
+           args);
 }
 
 }  // namespace sbd::cuda

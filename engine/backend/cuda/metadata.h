@@ -18,8 +18,10 @@ class Metadata {
   Metadata(const Metadata&) = delete;
   Metadata& operator=(const Metadata&) = delete;
 
-  // Room for so many bytes; false where the addresses have changed. Nothing may be under way that
-  // still reads what was added before.
+  std::size_t size() const { return host_.size(); }
+
+  // Empty, with room for so many bytes. Where that is more than before, nothing may be under way
+  // that reads what was added: its memory is freed.
   void clear(std::size_t bytes) {
     check(cudaEventSynchronize(sent_), "sending a forward's rows");
     used_ = 0;

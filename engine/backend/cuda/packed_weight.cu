@@ -179,8 +179,8 @@ __device__ float packed_value(const EmbedArgs& a, int row, int k) {
 __global__ void embed_kernel(EmbedArgs a) {  // a block: some columns of a row
   let_next_kernel_start();
   wait_for_previous_kernel();
-  const int row = static_cast<int>(blockIdx.y);
-  const int k = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  const int row = static_cast<int>(blockIdx.x);
+  const int k = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x);
   if (k >= a.cols) return;
   const int token = a.tokens[row];
   float value = 0;
@@ -235,7 +235,7 @@ PackedWeight::PackedWeight(const Tensor& tensor, cudaStream_t stream)
 }
 
 void embed(Tape& tape, const EmbedArgs& args, int n_rows) {
-  tape.add(embed_kernel, {.x = ceil_div(args.cols, kThreads), .y = n_rows, .threads = kThreads},
+  tape.add(embed_kernel, {.x = n_rows, .y = ceil_div(args.cols, kThreads), .threads = kThreads},
            args);
 }
 

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/units.h"
 #include "backend/cuda/warp.h"
 
 namespace sbd::cuda {
@@ -45,6 +46,33 @@ __global__ void peak_f32(DotsArgs a) {
   if (total < 0) *a.sink = total;
 }
 
+struct ReadArgs {
+  const uint4* from;
+  std::uint32_t* sink;
+  Index n_vectors;
+  bool operator==(const ReadArgs&) const = default;
+};
+
+constexpr int kReadsAtOnce = 8;
+
+// Nothing but reads, sixteen bytes each.
+__global__ void __launch_bounds__(kThreads) peak_read(ReadArgs a) {
+  const Index stride = Index{gridDim.x} * kThreads;
+  std::uint32_t all = 0;
+  for (Index first = Index{blockIdx.x} * kThreads + threadIdx.x; first < a.n_vectors;
+       first += kReadsAtOnce * stride) {
+    uint4 read[kReadsAtOnce];
+#pragma unroll
+    for (int i = 0; i < kReadsAtOnce; ++i) {
+      const Index at = first + i * stride;
+      read[i] = a.from[at < a.n_vectors ? at : first];
+    }
+#pragma unroll
+    for (const uint4& q : read) all |= q.x | q.y | q.z | q.w;
+  }
+  if (all == 1) *a.sink = all;  // never
+}
+
 class Events {
  public:
   Events() {
@@ -80,24 +108,23 @@ class Events {
 
 }  // namespace
 
-// What a forward can read is measured as a copy within the device, its reads and its writes.
 Peaks CudaBackend::measure_peaks() {
   finish();
   Events events;
   std::size_t available = 0, total = 0;
   check(cudaMemGetInfo(&available, &total), "asking for its free memory");
-  const std::size_t bytes = std::min<std::size_t>(std::size_t{1} << 30, available / 4);
-  const DeviceMemory from(bytes, "measuring"), to(bytes, "measuring");
-  check(cudaMemsetAsync(from.data(), 0x5a, bytes, stream_), "measuring");
+  const std::size_t bytes = std::min<std::size_t>(std::size_t{1} << 30, available / 2) / 16 * 16;
+  const DeviceMemory memory(bytes, "measuring");
+  check(cudaMemsetAsync(memory.data(), 0x5a, bytes, stream_), "measuring");
+  const Grid grid{.x = 4 * shape_.n_multiprocessors, .threads = kThreads};
+  const ReadArgs reads{memory.as<uint4>(), memory.as<std::uint32_t>(),
+                       static_cast<Index>(bytes / 16)};
   Peaks peaks;
-  peaks.read = events.best_rate(2.0 * static_cast<double>(bytes), stream_, [&] {
-    check(cudaMemcpyAsync(to.data(), from.data(), bytes, cudaMemcpyDeviceToDevice, stream_),
-          "measuring");
-  });
-  const Grid grid{.x = 4 * n_multiprocessors_, .threads = kThreads};
+  peaks.read = events.best_rate(static_cast<double>(bytes), stream_,
+                                [&] { launch(peak_read, grid, reads, stream_, false); });
   const double threads = static_cast<double>(grid.x) * grid.threads;
   constexpr double kProducts = 2.0 * 16 * 8 * 16 / kWarp;  // operations of a lane's share
-  const DotsArgs args{to.as<float>(), 2000};
+  const DotsArgs args{memory.as<float>(), 2000};
   const double rounds = static_cast<double>(args.rounds) * kChains * threads;
   peaks.bf16 = events.best_rate(kProducts * rounds, stream_,
                                 [&] { launch(peak_bf16, grid, args, stream_, false); });

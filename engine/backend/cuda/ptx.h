@@ -33,6 +33,11 @@ __device__ inline void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
+// Asks for a line of 128 bytes to be in L2, at once where it is weights.
+__device__ inline void prefetch_line(const void* global) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
+}
+
 // A kernel may start while the one before it in the stream still runs (from sm_90 on): before this
 // it may touch only what no kernel writes, the weights. The kernel before is finished behind it,
 // and by the same rule all before that one.

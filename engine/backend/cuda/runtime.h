@@ -89,6 +89,13 @@ void launch(void (*kernel)(Args), const Grid& grid, const Args& args, cudaStream
                                grid.shared_bytes),
           "asking for shared memory");
   }
+  // A multiprocessor divides its memory into L1 and shared memory anew where nothing runs on it: so
+  // kernels that overlap all ask for one division, that of those with the most shared memory.
+  if (overlap) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                               cudaSharedmemCarveoutMaxShared),
+          "asking for shared memory");
+  }
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;

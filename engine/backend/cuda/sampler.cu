@@ -2,8 +2,8 @@
 // u from a counter keyed by (seed, sample index, position, draw, token id).
 //
 // The cuts are found without sorting: a token's rank is one integer, its logit's bits in order and
-// below them its id, the lower the higher; eight rounds of a histogram find the last one kept.
-// Probabilities are counted in units of 2^-40, so that their sum has one value in any order.
+// below them its id, the lower the higher; six rounds of a histogram find the last one kept.
+// Probabilities are counted in units of 2^-38, so that their sum has one value in any order.
 #include "backend/cuda/head.h"
 
 #include "backend/cuda/units.h"
@@ -14,20 +14,31 @@ namespace sbd::cuda {
 
 namespace {
 
-constexpr int kThreads = 512;
-constexpr int kBins = 256;
-constexpr float kMassUnit = 0x1p40f;
+constexpr int kThreads = 1024;
+constexpr int kWarps = kThreads / kWarp;
+constexpr int kAtOnce = 8;  // logits that a thread reads before it uses any
+constexpr int kDigitBits = 11;
+constexpr int kBins = 1 << kDigitBits;
+static_assert(kBins == 2 * kThreads);
+// Shared memory adds 32 bits by itself, but 64 by trial and error, which thousands of threads at a
+// few bins would take milliseconds for: so sums are kept in three parts of 13 bits of each summand,
+// that as many as 2^19 do not overflow.
+constexpr int kParts = 3;
+constexpr int kPartBits = 13;
+constexpr float kMassUnit = 0x1p38f;
+// -log(-log(u)) of the largest u that uniform() returns, 1 - 2^-24, rounded up.
+constexpr float kHighestGumbel = 16.7f;
 
 using Rank = std::uint64_t;
-using Mass = unsigned long long;  // what atomicAdd takes
+using Mass = unsigned long long;
 
 struct Shared {
-  Mass bins[kBins];
+  unsigned bins[kBins][kParts];
+  Mass sums[kWarps];
   Mass remaining;
-  Mass total;
   Rank cut;
-  float scores[kThreads / kWarp];
-  int ids[kThreads / kWarp];
+  float scores[kWarps];
+  int ids[kWarps];
 };
 
 struct Row {
@@ -35,66 +46,108 @@ struct Row {
   int vocab, mask_token;
   float highest, inverse_temperature;
 
-  __device__ Rank rank(int id) const {
-    const unsigned bits = __float_as_uint(logits[id] + 0.0f);  // -0 becomes 0
+  __device__ static Rank rank(int id, float logit) {
+    const unsigned bits = __float_as_uint(logit + 0.0f);  // -0 becomes 0
     const unsigned ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
     return static_cast<Rank>(ordered) << 32 | (0xffffffffu - static_cast<unsigned>(id));
   }
-  __device__ float scaled(int id) const { return (logits[id] - highest) * inverse_temperature; }
-  __device__ Mass mass(int id) const { return static_cast<Mass>(expf(scaled(id)) * kMassUnit); }
+  __device__ float scaled(float logit) const { return (logit - highest) * inverse_temperature; }
+  __device__ Mass mass(float logit) const {
+    return static_cast<Mass>(expf(scaled(logit)) * kMassUnit);
+  }
 
-  // Calls f(id) for this thread's share of the tokens of at least the rank.
+  // Calls f(id, logit) for this thread's share of the tokens of at least the rank.
   template <typename F>
   __device__ void for_each(Rank lowest, F f) const {
-    for (int id = threadIdx.x; id < vocab; id += kThreads) {
-      if (id != mask_token && rank(id) >= lowest) f(id);
+    for (int first = threadIdx.x; first < vocab; first += kAtOnce * kThreads) {
+      float read[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int id = first + i * kThreads;
+        read[i] = logits[id < vocab ? id : vocab - 1];
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int id = first + i * kThreads;
+        if (id < vocab && id != mask_token && rank(id, read[i]) >= lowest) f(id, read[i]);
+      }
     }
   }
 };
 
 __device__ Mass total_mass(const Row& row, Rank lowest, Shared& shared) {
-  if (threadIdx.x == 0) shared.total = 0;
-  __syncthreads();
   Mass mine = 0;
-  row.for_each(lowest, [&](int id) { mine += row.mass(id); });
-  atomicAdd(&shared.total, mine);
+  row.for_each(lowest, [&](int, float logit) { mine += row.mass(logit); });
+  for (int step = kWarp / 2; step > 0; step /= 2) mine += __shfl_xor_sync(kAllLanes, mine, step);
+  if (threadIdx.x % kWarp == 0) shared.sums[threadIdx.x / kWarp] = mine;
   __syncthreads();
-  const Mass total = shared.total;
+  Mass total = 0;
+  for (int warp = 0; warp < kWarps; ++warp) total += shared.sums[warp];
   __syncthreads();
   return total;
 }
 
+__device__ Mass sum_of(const unsigned (&bin)[kParts]) {
+  Mass sum = 0;
+#pragma unroll
+  for (int part = kParts - 1; part >= 0; --part) sum = (sum << kPartBits) + bin[part];
+  return sum;
+}
+
+// The highest digit such that the bins from the last one down to it hold `remaining`. A thread has
+// two neighbouring bins, and finds the sum above them.
+__device__ void choose_digit(Shared& shared, int shift) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int digit = static_cast<int>(threadIdx.x) * 2;
+  const Mass lower = sum_of(shared.bins[digit]), upper = sum_of(shared.bins[digit + 1]);
+  Mass from_here = lower + upper;  // to the warp's last lane
+  for (int step = 1; step < kWarp; step *= 2) {
+    const Mass further = __shfl_sync(kAllLanes, from_here, (lane + step) % kWarp);
+    if (lane + step < kWarp) from_here += further;
+  }
+  if (lane == 0) shared.sums[warp] = from_here;
+  __syncthreads();
+  Mass above = from_here - lower - upper;
+  for (int i = warp + 1; i < kWarps; ++i) above += shared.sums[i];
+  const Mass remaining = shared.remaining;
+  __syncthreads();
+  if (above >= remaining || above + upper + lower < remaining) return;  // but for one thread
+  const bool in_upper = above + upper >= remaining;
+  shared.remaining = remaining - above - (in_upper ? 0 : upper);
+  shared.cut |= static_cast<Rank>(digit + in_upper) << shift;
+}
+
 // The rank at which the tokens of rank `lowest` and more, highest first, reach `target` in the sum
-// of weight(id).
+// of weight(logit); 0 where they do not.
 template <typename Weight>
 __device__ Rank cut(const Row& row, Rank lowest, Mass target, Shared& shared, Weight weight) {
   if (threadIdx.x == 0) {
     shared.remaining = target;
     shared.cut = 0;
   }
-  __syncthreads();
   Rank known = 0;  // bits of the rank that have been found
-  for (int shift = 56; shift >= 0; shift -= 8) {
-    for (int bin = threadIdx.x; bin < kBins; bin += kThreads) shared.bins[bin] = 0;
-    const Rank found = shared.cut;
+  for (int bits = 64; bits > 0;) {
+    const int width = bits < kDigitBits ? bits : kDigitBits;
+    bits -= width;
+    const Rank digits = (Rank{1} << width) - 1;
+    unsigned* bins = &shared.bins[0][0];
+    for (int i = threadIdx.x; i < kBins * kParts; i += kThreads) bins[i] = 0;
     __syncthreads();
-    row.for_each(lowest, [&](int id) {
-      const Rank rank = row.rank(id);
-      if ((rank & known) == found) atomicAdd(&shared.bins[rank >> shift & 255u], weight(id));
+    const Rank found = shared.cut;
+    row.for_each(lowest, [&](int id, float logit) {
+      const Rank rank = Row::rank(id, logit);
+      if ((rank & known) != found) return;
+      unsigned* bin = shared.bins[rank >> bits & digits];
+      Mass rest = weight(logit);
+      for (int part = 0; rest != 0; ++part, rest >>= kPartBits) {
+        atomicAdd(bin + part, static_cast<unsigned>(rest & ((1u << kPartBits) - 1)));
+      }
     });
     __syncthreads();
-    if (threadIdx.x == 0) {
-      int lowest_filled = 0, bin = kBins - 1;
-      for (; bin >= 0; --bin) {
-        if (shared.bins[bin] == 0) continue;
-        lowest_filled = bin;
-        if (shared.bins[bin] >= shared.remaining) break;
-        shared.remaining -= shared.bins[bin];
-      }
-      shared.cut = found | static_cast<Rank>(bin < 0 ? lowest_filled : bin) << shift;
-    }
-    known |= static_cast<Rank>(255) << shift;
+    choose_digit(shared, bits);
     __syncthreads();
+    known |= digits << bits;
   }
   const Rank result = shared.cut;
   __syncthreads();
@@ -121,24 +174,30 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(HeadArgs a) {
   Rank lowest = 0;
   if (sampling.top_k > 0 && sampling.top_k < a.vocab) {
     lowest =
-        cut(row, lowest, static_cast<Mass>(sampling.top_k), shared, [](int) { return Mass{1}; });
+        cut(row, lowest, static_cast<Mass>(sampling.top_k), shared, [](float) { return Mass{1}; });
   }
   Mass mass = total_mass(row, lowest, shared);
   if (sampling.top_p < 1.0f) {
     const auto target =
         static_cast<Mass>(static_cast<double>(sampling.top_p) * static_cast<double>(mass));
-    lowest =
-        cut(row, lowest, target > 0 ? target : 1, shared, [&](int id) { return row.mass(id); });
+    lowest = cut(row, lowest, target > 0 ? target : 1, shared,
+                 [&](float logit) { return row.mass(logit); });
     mass = total_mass(row, lowest, shared);
   }
 
   std::uint64_t key = combine(sampling.seed, sampling.sample_index);
   key = combine(key, static_cast<std::uint64_t>(output.position));
   key = combine(key, sampling.draw);
-  float best = -INFINITY;
-  int best_id = 0x7fffffff;
-  row.for_each(lowest, [&](int id) {
-    const float score = row.scaled(id) - logf(-logf(uniform(key, static_cast<std::uint64_t>(id))));
+  const auto gumbel = [&](int id) {
+    return -logf(-logf(uniform(key, static_cast<std::uint64_t>(id))));
+  };
+  // The most probable token is always kept; few others can beat its score.
+  int best_id = a.stats[at].argmax;
+  float best = row.scaled(row.logits[best_id]) + gumbel(best_id);
+  row.for_each(lowest, [&](int id, float logit) {
+    const float scaled = row.scaled(logit);
+    if (scaled + kHighestGumbel < best) return;
+    const float score = scaled + gumbel(id);
     if (beats(score, id, best, best_id)) best = score, best_id = id;
   });
   for (int step = kWarp / 2; step > 0; step /= 2) {
@@ -152,14 +211,14 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(HeadArgs a) {
   }
   __syncthreads();
   if (threadIdx.x != 0) return;
-  for (int i = 1; i < kThreads / kWarp; ++i) {
+  for (int i = 1; i < kWarps; ++i) {
     if (beats(shared.scores[i], shared.ids[i], best, best_id)) {
       best = shared.scores[i], best_id = shared.ids[i];
     }
   }
   a.stats[at].sampled = best_id;
   a.stats[at].sampled_probability =
-      expf(row.scaled(best_id)) / (static_cast<float>(mass) / kMassUnit);
+      expf(row.scaled(row.logits[best_id])) / (static_cast<float>(mass) / kMassUnit);
 }
 
 }  // namespace

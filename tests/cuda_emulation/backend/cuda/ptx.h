@@ -16,7 +16,8 @@ template <int N>
 void wait_copies() {
   emulation::wait_copies(N);
 }
-inline void wait_for_previous_kernel() {}
+inline void prefetch_line(const void*) {}
+inline void wait_for_previous_kernel() { emulation::wait_for_previous_kernel(); }
 inline void let_next_kernel_start() {}
 
 // The nearest half, ties to even, by its definition.
