@@ -256,7 +256,7 @@ static void linear_rows(const PanelTask& at, Tile tile, int n_rows, PrefetchStre
   }
 }
 
-// A lone pass streams along, prefetching a little ahead. Two are bound by memory, too: they share
+// A lone pass streams along, prefetching a little ahead. A few are bound by memory, too: they share
 // runs of steps, which stay in L1, while the next run, of the same length or nearly so, is
 // prefetched. More passes are bound by arithmetic: each takes all steps, while the next panel is
 // prefetched.
@@ -264,7 +264,6 @@ template <typename Format>
 static void linear_panel(const LinearTask& t, int panel, const std::uint8_t* next, float* out) {
   constexpr int kRun = 9216 / Format::kStepBytes;
   constexpr int kAhead = kRun / 2;
-  constexpr int kFewPasses = 2;
   alignas(64) float partial[kFewPasses * kRowTile * 2 * 16];
   const int passes = (t.n_rows + kRowTile - 1) / kRowTile;
   const int steps = (t.weight.cols + kStep - 1) / kStep;

@@ -20,6 +20,7 @@ struct W {  // 64 bytes of packed weights, 4 for each lane
 // 16 registers carry 2 x 3 integer and 2 x 3 float accumulators of half a panel.
 constexpr int kHalves = 1;
 constexpr int kRowTile = 3;
+constexpr int kFewPasses = 3;  // that share runs of steps in L1 (linear_inl.h)
 // Queries and vectors of keys or values an attention tile holds in registers.
 constexpr int kQueryTile = 6;
 constexpr int kVectorTile = 1;

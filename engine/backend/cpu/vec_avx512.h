@@ -15,6 +15,7 @@ using W = __m512i;  // 64 bytes of packed weights, 4 for each lane
 // 2 x 6 integer and 2 x 6 float accumulators.
 constexpr int kHalves = 2;
 constexpr int kRowTile = 6;
+constexpr int kFewPasses = 2;  // that share runs of steps in L1 (linear_inl.h)
 // Queries and vectors of keys or values an attention tile holds in registers.
 constexpr int kQueryTile = 4;
 constexpr int kVectorTile = 4;

@@ -22,6 +22,7 @@ struct W {  // 64 bytes of packed weights, 4 for each lane
 // has 16 float sums besides: some wait in memory, as they are needed once in its 8 steps.
 constexpr int kHalves = 1;
 constexpr int kRowTile = 4;
+constexpr int kFewPasses = 3;  // that share runs of steps in L1 (linear_inl.h)
 // Queries and vectors of keys or values an attention tile holds in registers: 24 sums, 4 of keys.
 constexpr int kQueryTile = 6;
 constexpr int kVectorTile = 1;

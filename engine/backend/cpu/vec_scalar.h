@@ -18,6 +18,7 @@ struct W {  // 64 bytes of packed weights, 4 for each lane
 
 constexpr int kHalves = 1;
 constexpr int kRowTile = 2;
+constexpr int kFewPasses = 3;  // that share runs of steps in L1 (linear_inl.h)
 // Queries and vectors of keys or values an attention tile holds in registers.
 constexpr int kQueryTile = 2;
 constexpr int kVectorTile = 1;
