@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "decode_defaults.h"
 #include "engine.h"
 #include "format/gguf.h"
 #include "metadata.h"

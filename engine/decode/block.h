@@ -7,6 +7,8 @@
 
 namespace sbd {
 
+inline constexpr int kBlockSize = 16;  // where nothing says another
+
 class Block {
  public:
   // `size` positions from `begin` on (0 is the first after the prompt), all masked; those from

@@ -4,8 +4,8 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/names.h"
 #include "decode/lossless.h"
-#include "decode/names.h"
 #include "decode/ntp.h"
 
 namespace sbd {
@@ -76,16 +76,20 @@ Made make_speculation(const std::string& name, DecodeTask task, const DecoderOpt
 }
 
 Made make_dmtd(const std::string& name, DecodeTask task, const DecoderOptions& options) {
-  SBD_CHECK(options.dmtd.has_value(),
+  SBD_CHECK(options.has_layer_cut,
             "decoder \"{}\" needs a cut of the layers and the model file has none: convert the "
             "model with --set sbd.dmtd.layers=E,T,D, or use decoder \"ntp\"",
             name);
-  return std::make_unique<DmtdDecoder>(std::move(task), *options.dmtd);
+  return std::make_unique<DmtdDecoder>(std::move(task), options.dmtd);
 }
 
 Made make_d2f(const std::string& name, DecodeTask task, const DecoderOptions& options) {
   check_mask_token(name, options);
-  return std::make_unique<D2fDecoder>(std::move(task), options.d2f);
+  D2fMethod method = options.d2f;
+  method.mask_token_id = options.block.mask_token_id;
+  method.block_size = options.block.block_size;
+  method.logit_shift = options.block.logit_shift;
+  return std::make_unique<D2fDecoder>(std::move(task), method);
 }
 
 constexpr Named<Made (*)(const std::string&, DecodeTask, const DecoderOptions&)> kDecoders[] = {
@@ -111,11 +115,8 @@ std::unique_ptr<Decoder> make_decoder(const std::string& name, DecodeTask task,
 }
 
 std::vector<std::string> decoder_names() {
-  std::vector<std::string> names;
-  for (const auto& entry : kDecoders) {
-    names.emplace_back(entry.name);
-  }
-  return names;
+  const auto names = names_of(kDecoders);
+  return {names.begin(), names.end()};
 }
 
 }  // namespace sbd

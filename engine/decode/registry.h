@@ -2,7 +2,6 @@
 #pragma once
 
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,14 +12,16 @@
 
 namespace sbd {
 
-// What the methods need beyond the task; each takes and checks what it uses.
+// What the methods need beyond the task: a model file's, or these with a request's in their place.
+// Each decoder takes and checks what it uses.
 struct DecoderOptions {
-  BlockMethod block;
+  std::vector<std::string> named = {"ntp"};  // by the model file: `auto` takes the first
   bool has_mask_token = false;
-  std::optional<DmtdMethod> dmtd;  // where the model's layers are cut
-  D2fMethod d2f;
+  bool has_layer_cut = false;
   bool has_adapter = false;
-  std::vector<std::string> named;  // the decoders that the model file names
+  BlockMethod block;
+  DmtdMethod dmtd;
+  D2fMethod d2f;  // its thresholds: the rest is the block's
 };
 
 // Errors: a name that is not there (lists the names), a model without what the method needs.
