@@ -163,11 +163,18 @@ py::dict read_gguf(const std::filesystem::path& path) {
   contents["tensors"] = tensors;
   contents["model_config"] = py::none();
   contents["defaults"] = py::none();
-  contents["problem"] = py::none();  // why the engine cannot run it
+  contents["able_decoders"] = py::none();
+  contents["problem"] = py::none();  // why the engine cannot run it, or a decoder it names
   try {
     const ModelConfig config = read_model_config(file.metadata());
     contents["model_config"] = to_dict(config);
-    contents["defaults"] = to_dict(read_decode_defaults(file.metadata(), config));
+    const DecoderOptions defaults = read_decode_defaults(file.metadata(), config);
+    contents["defaults"] = to_dict(defaults);
+    const int n_ctx = config.max_position_embeddings;
+    contents["able_decoders"] = able_decoders(defaults, n_ctx);
+    for (const std::string& decoder : defaults.named) {
+      if (contents["problem"].is_none()) contents["problem"] = refusal(decoder, defaults, n_ctx);
+    }
   } catch (const Error& error) {
     contents["problem"] = error.what();
   }

@@ -72,13 +72,6 @@ std::vector<std::string> read_decoders(const KeyReader& reader, const ModelConfi
     reader.check_one_of(*decoder, kDecoders, known);
     reader.check(std::find(decoders.begin(), decoder, *decoder) == decoder, kDecoders,
                  format("{} twice", quote(*decoder)), "each name once");
-    const bool masks = *decoder != "ntp" && *decoder != "dmtd";
-    reader.check(!masks || config.mask_token_id.has_value(), kDecoders, quote(*decoder),
-                 "'ntp', as there is no mask token",
-                 "convert the checkpoint again with --mask-token");
-    reader.check(*decoder != "dmtd" || reader.has("dmtd.layers"), kDecoders, "'dmtd'",
-                 "'ntp', as there is no cut of the layers",
-                 "convert the checkpoint again with --set sbd.dmtd.layers=E,T,D");
   }
   return decoders;
 }

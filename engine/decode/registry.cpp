@@ -24,6 +24,12 @@ void check_mask_token(const std::string& name, const DecoderOptions& options) {
             name);
 }
 
+std::string named_others(const std::string& name, const DecoderOptions& options) {
+  std::vector<std::string> others = options.named;
+  std::erase(others, name);
+  return others.empty() ? "ntp" : joined(others);
+}
+
 // Fused, whatever a family's own loop does.
 Made make_sbd(const std::string& name, DecodeTask task, const DecoderOptions& options) {
   check_mask_token(name, options);
@@ -31,7 +37,7 @@ Made make_sbd(const std::string& name, DecodeTask task, const DecoderOptions& op
   SBD_CHECK(method.logit_shift == 0 || method.commit_attention == CommitAttention::none,
             "decoder \"{}\" fuses a block's commit with the next block, whose first token this "
             "model predicts from that commit: use {}",
-            name, joined(options.named));
+            name, named_others(name, options));
   method.seed_slot = false;
   return std::make_unique<SetBlockDecoder>(std::move(task), method);
 }
@@ -117,6 +123,25 @@ std::unique_ptr<Decoder> make_decoder(const std::string& name, DecodeTask task,
 std::vector<std::string> decoder_names() {
   const auto names = names_of(kDecoders);
   return {names.begin(), names.end()};
+}
+
+std::optional<std::string> refusal(const std::string& name, const DecoderOptions& options,
+                                   int n_ctx) {
+  DecodeTask task;
+  task.prompt = {0};
+  task.n_ctx = n_ctx;
+  try {
+    make_decoder(name, std::move(task), options);
+    return std::nullopt;
+  } catch (const Error& error) {
+    return error.what();
+  }
+}
+
+std::vector<std::string> able_decoders(const DecoderOptions& options, int n_ctx) {
+  std::vector<std::string> able = decoder_names();
+  std::erase_if(able, [&](const std::string& name) { return refusal(name, options, n_ctx); });
+  return able;
 }
 
 }  // namespace sbd

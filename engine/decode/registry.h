@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -29,5 +30,10 @@ std::unique_ptr<Decoder> make_decoder(const std::string& name, DecodeTask task,
                                       const DecoderOptions& options);
 
 std::vector<std::string> decoder_names();
+
+// Why the decoder cannot run with these options, whatever the prompt; nothing where it can.
+std::optional<std::string> refusal(const std::string& name, const DecoderOptions& options,
+                                   int n_ctx);
+std::vector<std::string> able_decoders(const DecoderOptions& options, int n_ctx);
 
 }  // namespace sbd

@@ -313,9 +313,6 @@ TEST(defaults_choose_sbd_where_block_size_and_mask_are_there) {
   CHECK_EQ(read_defaults({{"sbd.block_size", 8_i}}).named, (Strings{"sbd", "ntp"}));
   const Metadata no_mask = metadata({{"sbd.block_size", 8_i}});
   CHECK_EQ(read_decode_defaults(no_mask, read_model_config(no_mask)).named, Strings{"ntp"});
-  const Metadata impossible = metadata({{"sbd.decoders", Strings{"sbd"}}});
-  CHECK_THROWS_WITH(read_decode_defaults(impossible, read_model_config(impossible)),
-                    "key 'sbd.decoders' is 'sbd', expected 'ntp', as there is no mask token");
 }
 
 TEST(defaults_check_ranges) {
@@ -340,7 +337,6 @@ TEST(defaults_check_ranges) {
                     "key 'sbd.proxy' is 'x', expected one of: entropy, confidence, margin");
   CHECK_THROWS_WITH(read_defaults({{"sbd.decoders", Strings{"beam"}}}),
                     "key 'sbd.decoders' is 'beam', expected one of: ntp, sbd, sbd_lossless, dmtd");
-  CHECK_THROWS_WITH(read_defaults({{"sbd.decoders", Strings{"dmtd"}}}), "no cut of the layers");
   for (const char* key : {"logit_shift", "seed_slot"}) {
     CHECK_THROWS_WITH(read_defaults({{std::string("sbd.") + key, 2_i}}), "is 2, expected 0 to 1");
   }

@@ -181,10 +181,35 @@ TEST(request_sbd_of_shifted_logits) {
   CHECK_THROWS_WITH(make_decoder("sbd", task({1}, 9), file),
                     "fuses a block's commit with the next block, whose first token this model "
                     "predicts from that commit: use fast_dllm_v2, ntp");
+  file.named = {"sbd", "sdar"};
+  CHECK_THROWS_WITH(make_decoder("sbd", task({1}, 9), file), "from that commit: use sdar");
+  file.named = {"sbd"};
+  CHECK_THROWS_WITH(make_decoder("sbd", task({1}, 9), file), "from that commit: use ntp");
   file.block.seed_slot = false;
   file.block.prompt_attention = PromptAttention::full;
   file.block.commit_attention = CommitAttention::none;
   CHECK(make_decoder("sbd", task({1}, 9), file) != nullptr);
+}
+
+TEST(request_able_decoders) {
+  using Names = std::vector<std::string>;
+  CHECK_EQ(able_decoders({}, 100), Names{"ntp"});
+  DecoderOptions cut;
+  cut.has_layer_cut = true;
+  CHECK_EQ(able_decoders(cut, 100), (Names{"ntp", "dmtd"}));
+  DecoderOptions file = with_mask();
+  file.named = {"sdar", "ntp"};
+  CHECK_EQ(able_decoders(file, 100),
+           (Names{"ntp", "sbd", "sbd_lossless", "d2f", "nemotron_spec", "sdar"}));
+  CHECK_EQ(able_decoders(file, kBlockSize - 1), Names{"ntp"});
+  file.block.commit_attention = CommitAttention::block;
+  CHECK_EQ(able_decoders(file, 100), (Names{"ntp", "sbd", "d2f", "sdar"}));
+  CHECK(!refusal("sbd", file, 100));
+  CHECK_EQ(
+      refusal("sbd_lossless", file, 100).value(),
+      "decoder \"sbd_lossless\" verifies by causal rows, and this model's cache is not causal");
+  file.block.logit_shift = 1;
+  CHECK_EQ(able_decoders(file, 100), (Names{"ntp", "d2f"}));
 }
 
 }  // namespace
