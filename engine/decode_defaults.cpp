@@ -87,7 +87,8 @@ void read_block(const KeyReader& reader, const ModelConfig& config, BlockMethod&
   block.seed_slot = reader.integer("seed_slot", 0, 1, block.seed_slot) == 1;
 
   const int most = std::min(config.max_position_embeddings, kMostBlockSize);
-  const int missing = block.prompt_attention == PromptAttention::full ? 0 : block.block_size;
+  const int missing =
+      block.prompt_attention == PromptAttention::full ? 0 : std::min(block.block_size, most);
   block.block_size = reader.integer("block_size", 1, most, missing);
   block.sub_block_size = reader.integer("sub_block_size", 1, most, block.sub_block_size);
   reader.check(block.sub_block_size == 0 || block.block_size % block.sub_block_size == 0,

@@ -103,6 +103,8 @@ void Engine::configure(const Metadata& metadata, int n_ctx) {
   config_ = read_model_config(metadata_);
   defaults_ = read_decode_defaults(metadata_, config_);
   n_ctx_ = choose_n_ctx(config_, n_ctx);
+  // The file's block may be more than the context that the user chose; a request's may not.
+  defaults_.block.block_size = std::min(defaults_.block.block_size, n_ctx_);
 }
 
 Engine::~Engine() = default;

@@ -34,7 +34,7 @@ struct ModelConfig {
   double attention_temperature_scale = 0;
   int attention_temperature_length = 0;
   bool rope_interleaved = false;  // pairs (2i, 2i+1), GGUF's llama; else (i, i + head_dim/2)
-  bool attention_bias = false;    // q, k, v have biases
+  bool attention_bias = false;    // q, k, v must have biases; else they may
   bool qk_norm = false;           // RMSNorm of each q and k head before RoPE
 
   std::array<int, kLayerRuns> layer_runs{};  // layers in each; without such a cut all in the last

@@ -254,6 +254,7 @@ TEST(defaults_without_keys_are_ntp) {
   const DecoderOptions defaults = read_defaults();
   CHECK_EQ(defaults.named, Strings{"ntp"});
   CHECK_EQ(defaults.block.block_size, 16);
+  CHECK_EQ(read_defaults({{"*.context_length", 9_i}}).block.block_size, 9);
   CHECK_EQ(defaults.block.unmask.rule, UnmaskRule::entropy_bounded);
   CHECK(!defaults.block.unmask.proxy);  // the rule's own
   CHECK_EQ(defaults.block.unmask.gamma, 0.35f);
