@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/dtype.h"
 #include "core/error.h"
 #include "decode_defaults.h"
 #include "engine.h"
@@ -49,15 +50,17 @@ const char* error_class(ErrorKind kind) {
   return "SbdError";
 }
 
+std::vector<std::string> dtype_names() {
+  std::vector<std::string> names;
+  for (const DType type : kDTypes) names.emplace_back(name(type));
+  return names;
+}
+
 DType dtype_named(const std::string& wanted) {
-  for (const DType type :
-       {DType::f32, DType::f16, DType::bf16, DType::q8_0, DType::q4_0, DType::q4_k, DType::q6_k}) {
-    if (wanted == name(type)) {
-      return type;
-    }
+  for (const DType type : kDTypes) {
+    if (wanted == name(type)) return type;
   }
-  fail(ErrorKind::value,
-       "unknown type \"{}\": expected one of f32, f16, bf16, q8_0, q4_0, q4_k, q6_k", wanted);
+  fail(ErrorKind::value, "unknown type \"{}\": expected one of {}", wanted, joined(dtype_names()));
 }
 
 EngineOptions options(std::string device, int n_threads, int n_ctx, const std::string& kv_dtype) {
@@ -261,5 +264,6 @@ PYBIND11_MODULE(_core, module) {
            py::arg("repeats"), py::call_guard<py::gil_scoped_release>())
       .def("measure_peaks", &peaks);
 
+  module.attr("DTYPES") = py::tuple(py::cast(dtype_names()));
   module.def("read_gguf", &read_gguf, py::arg("path"));
 }

@@ -21,7 +21,6 @@ from .options import print_json
 if TYPE_CHECKING:
     from .._core import Engine
 
-_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_k", "q6_k")  # the engine's
 _PEAK_SAMPLES = 3  # before and behind every context; their median counts
 
 
@@ -41,9 +40,7 @@ def bench(
     ] = None,
     type: Annotated[
         str | None,
-        typer.Option(
-            help="Of --config's weights: f32, f16, bf16, q8_0 (the default), q4_0, q4_k or q6_k."
-        ),
+        typer.Option(help="Of --config's weights, as inspect names them; q8_0 by default."),
     ] = None,
     rows: Annotated[str, typer.Option(help="Rows per forward.")] = "1,2,4,8,16,32,64",
     context: Annotated[str, typer.Option(help="Positions in the KV cache before them.")] = "256",
@@ -162,8 +159,8 @@ def _from_config(path: Path, dtype: str, settings: dict[str, Any]) -> Subject:
         raise SbdValueError(f"{path}: expected a config.json, got no JSON: {error}") from None
     if not isinstance(config, dict):
         raise SbdValueError(f"{path}: expected a config.json, got no JSON object")
-    if dtype not in _TYPES:
-        raise SbdValueError(f"expected --type as one of {', '.join(_TYPES)}, got {dtype!r}")
+    if dtype not in _core.DTYPES:
+        raise SbdValueError(f"expected --type as one of {', '.join(_core.DTYPES)}, got {dtype!r}")
     wanted = GGMLQuantizationType[dtype.upper()]
     tied = bool(config.get("tie_word_embeddings", False))
     try:

@@ -13,7 +13,7 @@ namespace {
 
 // Finite, small, the same every time.
 TEST(random_weights_of_every_type_are_small_and_repeatable) {
-  for (const DType dtype : test::kAllTypes) {
+  for (const DType dtype : kDTypes) {
     cpu::CpuBackend backend(1);
     RandomTensors source(dtype, /*tie_word_embeddings=*/false);
     CHECK(source.has("output.weight") && !source.has("rope_freqs.weight"));
