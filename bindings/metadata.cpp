@@ -119,7 +119,8 @@ py::dict to_dict(const DecoderOptions& defaults) {
   values["decoders"] = defaults.named;
   values["block_size"] = block.block_size;
   values["unmask"] = name_of(kUnmaskRules, unmask.rule);
-  values["proxy"] = unmask.proxy ? name_of(kProxies, *unmask.proxy) : "";
+  values["proxy"] = py::none();  // the rule's own
+  if (unmask.proxy) values["proxy"] = name_of(kProxies, *unmask.proxy);
   values["gamma"] = shortest(unmask.gamma);
   values["factor"] = shortest(unmask.factor);
   values["confidence_threshold"] = shortest(unmask.confidence_threshold);

@@ -87,14 +87,20 @@ void read_block(const KeyReader& reader, const ModelConfig& config, BlockMethod&
   block.seed_slot = reader.integer("seed_slot", 0, 1, block.seed_slot) == 1;
 
   const int most = std::min(config.max_position_embeddings, kMostBlockSize);
-  const int missing =
-      block.prompt_attention == PromptAttention::full ? 0 : std::min(block.block_size, most);
-  block.block_size = reader.integer("block_size", 1, most, missing);
-  block.sub_block_size = reader.integer("sub_block_size", 1, most, block.sub_block_size);
-  reader.check(block.sub_block_size == 0 || block.block_size % block.sub_block_size == 0,
-               "sub_block_size", block.sub_block_size,
-               format("a divisor of block_size {}", block.block_size));
-  block.steps = reader.integer("steps", 1, INT_MAX, block.steps);
+  if (reader.has("block_size")) {
+    block.block_size = reader.integer("block_size", 1, most);
+  } else if (block.prompt_attention == PromptAttention::full) {
+    block.block_size.reset();
+  } else {
+    block.block_size = std::min(kBlockSize, most);
+  }
+  if (reader.has("sub_block_size")) {
+    block.sub_block_size = reader.integer("sub_block_size", 1, most);
+    reader.check(block.block_size.value_or(0) % *block.sub_block_size == 0, "sub_block_size",
+                 *block.sub_block_size,
+                 format("a divisor of block_size {}", block.block_size.value_or(0)));
+  }
+  if (reader.has("steps")) block.steps = reader.integer("steps", 1, INT_MAX);
   block.schedule = reader.named("schedule", kSchedules, block.schedule);
 }
 

@@ -104,7 +104,8 @@ void Engine::configure(const Metadata& metadata, int n_ctx) {
   defaults_ = read_decode_defaults(metadata_, config_);
   n_ctx_ = choose_n_ctx(config_, n_ctx);
   // The file's block may be more than the context that the user chose; a request's may not.
-  defaults_.block.block_size = std::min(defaults_.block.block_size, n_ctx_);
+  std::optional<int>& block_size = defaults_.block.block_size;
+  if (block_size) block_size = std::min(*block_size, n_ctx_);
 }
 
 Engine::~Engine() = default;

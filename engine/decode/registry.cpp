@@ -54,31 +54,39 @@ Made make_family(const std::string& name, DecodeTask task, const DecoderOptions&
   return std::make_unique<SetBlockDecoder>(std::move(task), method);
 }
 
-Made make_lossless(const std::string& name, DecodeTask task, const DecoderOptions& options,
-                   const LosslessMethod& how) {
+int needed_block_size(const std::string& name, const DecoderOptions& options) {
+  SBD_CHECK(options.block.block_size.has_value(),
+            "decoder \"{}\" needs a block size and the model file names none: give block_size",
+            name);
+  return *options.block.block_size;
+}
+
+void check_lossless(const std::string& name, const DecoderOptions& options) {
   check_mask_token(name, options);
   const BlockMethod& block = options.block;
   SBD_CHECK(block.prompt_attention == PromptAttention::causal &&
                 block.commit_attention == CommitAttention::causal && block.logit_shift == 0,
             "decoder \"{}\" verifies by causal rows, and this model's cache is not causal", name);
-  return std::make_unique<LosslessDecoder>(std::move(task), how);
 }
 
 Made make_sbd_lossless(const std::string& name, DecodeTask task, const DecoderOptions& options) {
-  return make_lossless(name, std::move(task), options,
-                       {.mask_token_id = options.block.mask_token_id,
-                        .block_size = options.block.block_size,
-                        .unmask = options.block.unmask});
+  check_lossless(name, options);
+  return std::make_unique<LosslessDecoder>(
+      std::move(task), LosslessMethod{.mask_token_id = options.block.mask_token_id,
+                                      .block_size = needed_block_size(name, options),
+                                      .unmask = options.block.unmask});
 }
 
 // Every mask is drafted in one forward.
 Made make_speculation(const std::string& name, DecodeTask task, const DecoderOptions& options) {
-  return make_lossless(name, std::move(task), options,
-                       {.mask_token_id = options.block.mask_token_id,
-                        .block_size = options.block.block_size,
-                        .unmask = {.rule = UnmaskRule::top_n, .top_n = options.block.block_size},
-                        .fused = false,
-                        .adapted = options.has_adapter});
+  check_lossless(name, options);
+  const int block_size = needed_block_size(name, options);
+  return std::make_unique<LosslessDecoder>(
+      std::move(task), LosslessMethod{.mask_token_id = options.block.mask_token_id,
+                                      .block_size = block_size,
+                                      .unmask = {.rule = UnmaskRule::top_n, .top_n = block_size},
+                                      .fused = false,
+                                      .adapted = options.has_adapter});
 }
 
 Made make_dmtd(const std::string& name, DecodeTask task, const DecoderOptions& options) {
@@ -93,7 +101,7 @@ Made make_d2f(const std::string& name, DecodeTask task, const DecoderOptions& op
   check_mask_token(name, options);
   D2fMethod method = options.d2f;
   method.mask_token_id = options.block.mask_token_id;
-  method.block_size = options.block.block_size;
+  method.block_size = needed_block_size(name, options);
   method.logit_shift = options.block.logit_shift;
   return std::make_unique<D2fDecoder>(std::move(task), method);
 }

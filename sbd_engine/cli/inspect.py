@@ -79,7 +79,7 @@ def _decoders(contents: dict[str, Any]) -> dict[str, dict[str, Any]]:
             for read in (key, *RULES[defaults["unmask"]]) if key == "unmask" else (key,):
                 option = _OPTIONS.get(read, read.split(".")[-1])
                 value = defaults.get(option, metadata.get(f"sbd.{read}"))
-                if value not in (None, "") and (value != 0 or option not in _UNSET_AT_0):
+                if value is not None:
                     values[option] = value
         decoders[name] = values
     return decoders
@@ -87,7 +87,6 @@ def _decoders(contents: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 # Keys that the call has under another name.
 _OPTIONS = {"threshold": "confidence_threshold"}
-_UNSET_AT_0 = ("block_size", "sub_block_size", "steps")
 
 
 def _tokenizer(metadata: dict[str, Any]) -> str | None:

@@ -253,8 +253,10 @@ TEST(config_refuses_operations_the_forward_lacks) {
 TEST(defaults_without_keys_are_ntp) {
   const DecoderOptions defaults = read_defaults();
   CHECK_EQ(defaults.named, Strings{"ntp"});
-  CHECK_EQ(defaults.block.block_size, 16);
-  CHECK_EQ(read_defaults({{"*.context_length", 9_i}}).block.block_size, 9);
+  CHECK_EQ(defaults.block.block_size.value(), 16);
+  CHECK(!defaults.block.sub_block_size && !defaults.block.steps);
+  CHECK(!read_defaults({{"sbd.prompt_attention", std::string("full")}}).block.block_size);
+  CHECK_EQ(read_defaults({{"*.context_length", 9_i}}).block.block_size.value(), 9);
   CHECK_EQ(defaults.block.unmask.rule, UnmaskRule::entropy_bounded);
   CHECK(!defaults.block.unmask.proxy);  // the rule's own
   CHECK_EQ(defaults.block.unmask.gamma, 0.35f);
@@ -286,15 +288,15 @@ TEST(defaults_read_every_key) {
                                                  {"sbd.d2f.decoded_token_threshold", 1_i},
                                                  {"sbd.d2f.skip_threshold", 0.75}});
   CHECK_EQ(defaults.named, (Strings{"ntp", "sbd"}));
-  CHECK_EQ(defaults.block.block_size, 8);
+  CHECK_EQ(defaults.block.block_size.value(), 8);
   CHECK_EQ(defaults.block.unmask.rule, UnmaskRule::top_n);
   CHECK(defaults.block.unmask.proxy == Proxy::margin);
   CHECK_EQ(defaults.block.unmask.gamma, HUGE_VALF);
   CHECK_EQ(defaults.block.unmask.factor, 2.0f);
   CHECK_EQ(defaults.block.unmask.confidence_threshold, 0.5f);
   CHECK_EQ(defaults.block.unmask.top_n, 3);
-  CHECK_EQ(defaults.block.sub_block_size, 4);
-  CHECK_EQ(defaults.block.steps, 5);
+  CHECK_EQ(defaults.block.sub_block_size.value(), 4);
+  CHECK_EQ(defaults.block.steps.value(), 5);
   CHECK_EQ(defaults.block.schedule, Schedule::linear);
   CHECK_EQ(defaults.block.logit_shift, 1);
   CHECK(defaults.block.seed_slot);

@@ -61,8 +61,8 @@ TEST(request_options_stand_over_the_files) {
   const DecoderOptions own = decoder_options({}, file);
   CHECK(own.has_mask_token);
   CHECK_EQ(own.block.mask_token_id, kMask);
-  CHECK_EQ(own.block.block_size, 4);
-  CHECK_EQ(own.block.steps, 3);
+  CHECK_EQ(own.block.block_size.value(), 4);
+  CHECK_EQ(own.block.steps.value(), 3);
   CHECK(own.block.unmask.proxy == Proxy::margin);
   CHECK_EQ(own.block.unmask.gamma, 0.5f);
   CHECK_EQ(own.block.unmask.factor, 2.0f);
@@ -86,8 +86,8 @@ TEST(request_options_stand_over_the_files) {
                                                 .decoded_token_threshold = 0.5f,
                                                 .skip_threshold = 1.0f},
                                                file);
-  CHECK_EQ(asked.block.block_size, 8);
-  CHECK_EQ(asked.block.steps, 6);
+  CHECK_EQ(asked.block.block_size.value(), 8);
+  CHECK_EQ(asked.block.steps.value(), 6);
   CHECK(asked.block.unmask.proxy == Proxy::position);
   CHECK_EQ(asked.block.unmask.gamma, 0.75f);
   CHECK_EQ(asked.block.unmask.factor, 3.0f);
@@ -189,6 +189,10 @@ TEST(request_sbd_of_shifted_logits) {
   file.block.prompt_attention = PromptAttention::full;
   file.block.commit_attention = CommitAttention::none;
   CHECK(make_decoder("sbd", task({1}, 9), file) != nullptr);
+  file.block.block_size.reset();
+  CHECK(make_decoder("sbd", task({1}, 9), file) != nullptr);
+  CHECK_THROWS_WITH(make_decoder("d2f", task({1}, 9), file),
+                    "decoder \"d2f\" needs a block size and the model file names none");
 }
 
 TEST(request_able_decoders) {

@@ -314,7 +314,8 @@ def test_inspect_shows_what_a_file_can_run(name: str, tmp_path: Path) -> None:
     assert [*summary["decoders"]] == [*expected]
     with Engine(tmp_path / "model.bin") as engine:
         for decoder in expected:
-            assert engine.generate(token_ids(5), decoder=decoder, max_tokens=2, ignore_eos=True).tokens
+            done = engine.generate(token_ids(5), decoder=decoder, max_tokens=2, ignore_eos=True)
+            assert len(done.tokens) == 2
 
 
 def test_inspect_lists_no_decoder_that_cannot_start(tmp_path: Path) -> None:
