@@ -149,6 +149,7 @@ py::dict peaks(Engine& engine) {
   result["read"] = measured.read;
   result["int8"] = measured.int8;
   result["bf16"] = measured.bf16;
+  result["f16"] = measured.f16;
   result["f32"] = measured.f32;
   return result;
 }
@@ -261,7 +262,7 @@ PYBIND11_MODULE(_core, module) {
       .def("step", &step, py::arg("inboxes"))
       .def("forward", &forward, py::arg("tokens"), py::arg("block"))
       .def("time_forwards", &Engine::time_forwards, py::arg("rows"), py::arg("context"),
-           py::arg("repeats"), py::call_guard<py::gil_scoped_release>())
+           py::arg("repeats"), py::arg("n_sequences") = 1, py::call_guard<py::gil_scoped_release>())
       .def("measure_peaks", &peaks);
 
   module.attr("DTYPES") = py::tuple(py::cast(dtype_names()));

@@ -5,10 +5,13 @@
 #endif
 
 #include <algorithm>
+#include <charconv>
 #include <chrono>
+#include <optional>
 #include <thread>
 
 #include "backend/cpu/cpu_backend.h"
+#include "backend/cuda/cuda.h"
 #include "core/error.h"
 #include "core/random.h"
 #include "decode_defaults.h"
@@ -32,13 +35,28 @@ int available_cores() {
   return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 }
 
+// N of "cuda:N"; 0 for "cuda", nothing for another device.
+std::optional<int> gpu_index(const std::string& device) {
+  if (device == "cuda") return 0;
+  int index = 0;
+  if (!device.starts_with("cuda:")) return std::nullopt;
+  const char* end = device.data() + device.size();
+  const auto [rest, error] = std::from_chars(device.data() + 5, end, index);
+  if (error != std::errc() || rest != end || index < 0) return std::nullopt;
+  return index;
+}
+
+// "auto" is the first GPU where one can be used.
 std::unique_ptr<Backend> make_backend(const EngineOptions& options) {
-  SBD_CHECK(options.device == "auto" || options.device == "cpu",
-            "device \"{}\": expected auto or cpu, this build has no other backend", options.device);
+  const std::optional<int> gpu = gpu_index(options.device);
+  SBD_CHECK(gpu || options.device == "auto" || options.device == "cpu",
+            "device \"{}\": expected auto, cpu, cuda or cuda:N", options.device);
   SBD_CHECK(options.n_threads >= 0 && options.n_threads <= kMaxThreads,
             "n_threads must be between 1 and {}, got {}", kMaxThreads, options.n_threads);
-  SBD_CHECK(options.kv_dtype == DType::f16 || options.kv_dtype == DType::f32,
-            "kv_dtype {}: expected f16 or f32", name(options.kv_dtype));
+  SBD_CHECK(values_per_block(options.kv_dtype) == 1, "kv_dtype {}: expected f16, bf16 or f32",
+            name(options.kv_dtype));
+  if (gpu) return cuda::make_backend(*gpu);
+  if (options.device == "auto" && cuda::why_unavailable().empty()) return cuda::make_backend(0);
   return std::make_unique<cpu::CpuBackend>(options.n_threads > 0 ? options.n_threads
                                                                  : available_cores());
 }
@@ -220,7 +238,8 @@ std::vector<float> Engine::forward(const std::vector<TokenId>& tokens, int block
 }
 
 std::vector<std::vector<double>> Engine::time_forwards(const std::vector<int>& row_counts,
-                                                       int context, int repeats) {
+                                                       int context, int repeats, int n_sequences) {
+  SBD_CHECK(n_sequences >= 1, "n_sequences must be at least 1, got {}", n_sequences);
   const auto random_tokens = [&](int n, Kv kv_use, Attention attention) {
     Segment segment;
     segment.kv = kv_use;
@@ -233,7 +252,8 @@ std::vector<std::vector<double>> Engine::time_forwards(const std::vector<int>& r
     }
     return segment;
   };
-  KvCache kv = model_->make_kv(n_ctx_, kv_dtype_);
+  std::vector<KvCache> kvs;
+  for (int i = 0; i < n_sequences; ++i) kvs.push_back(model_->make_kv(n_ctx_, kv_dtype_));
   std::vector<Batch> batches;
   for (const int rows : row_counts) {
     SBD_CHECK(rows >= 1 && context >= 0 && rows <= n_ctx_ && context <= n_ctx_ - rows,
@@ -241,11 +261,14 @@ std::vector<std::vector<double>> Engine::time_forwards(const std::vector<int>& r
               n_ctx_);
     Segment block = random_tokens(rows, Kv::scratch, Attention::block);
     for (int i = 0; i < rows; ++i) block.outputs.push_back(i);
-    batches.push_back({{{&kv, {{block}}}}});
+    batches.emplace_back();
+    for (KvCache& kv : kvs) batches.back().sequences.push_back({&kv, {{block}}});
   }
-  while (kv.length() < context) {
-    const int n = std::min(kMostRows, context - kv.length());
-    model_->forward({{{&kv, {{random_tokens(n, Kv::commit, Attention::causal)}}}}});
+  for (KvCache& kv : kvs) {
+    while (kv.length() < context) {
+      const int n = std::min(kMostRows, context - kv.length());
+      model_->forward({{{&kv, {{random_tokens(n, Kv::commit, Attention::causal)}}}}});
+    }
   }
   for (const Batch& batch : batches) model_->forward(batch);  // warms caches and grows buffers
   std::vector<std::vector<double>> milliseconds(batches.size());

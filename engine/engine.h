@@ -23,10 +23,10 @@ class Backend;
 class Transformer;
 
 struct EngineOptions {
-  std::string device = "auto";                           // "auto", "cpu"
+  std::string device = "auto";                           // "auto", "cpu", "cuda", "cuda:N"
   int n_threads = 0;                                     // 0: one per core this process may use
   int n_ctx = 0;                                         // 0: the model's
-  DType kv_dtype = DType::f16;                           // f16 or f32
+  DType kv_dtype = DType::f16;                           // f16, bf16 or f32
   std::optional<std::filesystem::path> draft_lora = {};  // an adapter for decoders that draft
 };
 
@@ -70,11 +70,11 @@ class Engine {
   // the rest causal.
   std::vector<float> forward(const std::vector<TokenId>& tokens, int block);
 
-  // Times forwards of one block behind a KV cache of `context` positions, statistics wanted on
-  // every row: `repeats` rounds over the row counts, so that all see the same state of the machine.
-  // Milliseconds [row count][repeat].
+  // Times forwards of one block of each of n_sequences, behind a KV cache of `context` positions,
+  // statistics wanted on every row: `repeats` rounds over the row counts, so that all see the same
+  // state of the machine. Milliseconds [row count][repeat].
   std::vector<std::vector<double>> time_forwards(const std::vector<int>& row_counts, int context,
-                                                 int repeats);
+                                                 int repeats, int n_sequences);
   Peaks measure_peaks();
 
  private:

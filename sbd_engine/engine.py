@@ -54,17 +54,18 @@ def engine_options(
         "device": device,
         "n_threads": 0 if n_threads is None else integer("n_threads", n_threads, 1),
         "n_ctx": 0 if n_ctx is None else integer("n_ctx", n_ctx, 1),
-        "kv_dtype": one_of("kv_dtype", kv_dtype, ("f16", "f32")),
+        "kv_dtype": one_of("kv_dtype", kv_dtype, ("f16", "bf16", "f32")),
     }
 
 
 class Engine:
     """A loaded model.
 
-    path: a model file; None is the embedded demo model. device: "auto" or "cpu". n_threads: None is
-    one per available core. n_ctx: positions of the KV cache of each sequence; None is the model's.
-    kv_dtype: "f16" or "f32". draft_lora: a file with an adapter for decoders that draft, as
-    `sbd-engine convert --draft-lora` writes it.
+    path: a model file; None is the embedded demo model. device: "auto" (a GPU where one can be
+    used), "cpu", "cuda" or "cuda:N". n_threads: of the CPU; None is one per available core. n_ctx:
+    positions of the KV cache of each sequence; None is the model's. kv_dtype: "f16", "bf16" or
+    "f32". draft_lora: a file with an adapter for decoders that draft, as `sbd-engine convert
+    --draft-lora` writes it.
 
     Safe to use from several threads: sequences that are alive at the same time share forwards, and
     the result of one does not depend on the others.

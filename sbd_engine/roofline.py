@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ._core import Engine
 
 # What a weight's type multiplies with: the integers of quantised groups, else itself.
-_OPERANDS = {"f32": "f32_gflop_s", "f16": "f32_gflop_s", "bf16": "bf16_gflop_s"}
+_OPERANDS = {"f32": "f32_gflop_s", "f16": "f16_gflop_s", "bf16": "bf16_gflop_s"}
 
 
 class Work(NamedTuple):
@@ -52,14 +52,22 @@ def work(
     )
 
 
-def floor_ms(work: Work, rows: int, context: int, machine: Mapping[str, float]) -> float:
-    """The larger of reading and multiplying. An F16 cache may be multiplied in bf16."""
+def bytes_read(work: Work, context: int, sequences: int = 1) -> int:
+    """By a forward: the weights, and the cache of every sequence."""
+    return work.weight_bytes + sequences * context * work.kv_bytes
+
+
+def floor_ms(
+    work: Work, rows: int, context: int, machine: Mapping[str, float], sequences: int = 1
+) -> float:
+    """The larger of reading and multiplying, for `rows` rows of each of the sequences. An F16 cache
+    may be multiplied in bf16."""
     f32, bf16 = machine["f32_gflop_s"], machine["bf16_gflop_s"]
-    read = (work.weight_bytes + context * work.kv_bytes) / machine["read_gb_s"]
+    read = bytes_read(work, context, sequences) / machine["read_gb_s"]
     matmul = sum(rows * n / machine[peak] for peak, n in work.operations.items())
     products = f32 if work.kv_dtype == "f32" else max(f32, bf16)
     attention = rows * (context + rows) * work.attention / products
-    return float(max(read, matmul + attention)) / 1e6
+    return float(max(read, sequences * (matmul + attention))) / 1e6
 
 
 def measure(core: Engine) -> dict[str, float]:
@@ -69,6 +77,7 @@ def measure(core: Engine) -> dict[str, float]:
         "read_gb_s": peaks["read"] / 1e9,
         "int8_gop_s": peaks["int8"] / 1e9,
         "bf16_gflop_s": peaks["bf16"] / 1e9,
+        "f16_gflop_s": peaks["f16"] / 1e9,
         "f32_gflop_s": peaks["f32"] / 1e9,
     }
 

@@ -15,6 +15,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 
+_SKIPPED = "sbd/skipped"  # in pytest's cache: what the last run skipped, tests and whole files
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  # type: ignore[no-untyped-def]
     """With SBD_NO_SKIPS set, as in CI where everything is installed, a skipped test has failed."""
@@ -22,3 +25,22 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  
     if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("SBD_NO_SKIPS"):
         report.outcome = "failed"
     return report
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With SBD_ONLY_SKIPPED set, what the last run skipped is all that runs."""
+    if not os.environ.get("SBD_ONLY_SKIPPED"):
+        return
+    assert config.cache is not None
+    skipped = set(config.cache.get(_SKIPPED, []))
+    out = [i for i in items if not {i.nodeid, i.nodeid.split("::")[0]} & skipped]
+    config.hook.pytest_deselected(items=out)
+    items[:] = [i for i in items if i not in set(out)]
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    assert config.cache is not None
+    skipped = [report.nodeid for report in terminalreporter.stats.get("skipped", [])]
+    config.cache.set(_SKIPPED, skipped)

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
@@ -102,6 +103,9 @@ class Backend {
 
   // Memory. A weight that holds NaN or infinity is an error that names the tensor.
   virtual std::unique_ptr<Weight> load_weight(const Tensor& tensor) = 0;
+  // A weight of random_block()s, in whole blocks, made in the backend's memory.
+  virtual std::unique_ptr<Weight> random_weight(DType dtype, int rows, int cols,
+                                                std::uint64_t key) = 0;
   virtual Buffer allocate(std::size_t n_floats) = 0;
   virtual Buffer upload(std::span<const float> values) = 0;
   virtual std::unique_ptr<KvStorage> allocate_kv(int n_layers, const HeadShape& heads, int n_ctx,

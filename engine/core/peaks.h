@@ -8,6 +8,7 @@ struct Peaks {
   double read;
   double int8;
   double bf16;
+  double f16;
   double f32;
 };
 

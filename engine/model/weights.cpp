@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstddef>
 #include <cstring>
 
 #include "core/error.h"
@@ -27,7 +26,7 @@ class Loader {
   bool has(const std::string& name) { return source_.has(name); }
 
   WeightPtr matrix(const std::string& name, std::int64_t rows, std::int64_t cols) {
-    return backend_.load_weight(source_.get(name, {rows, cols}));
+    return source_.matrix(name, rows, cols, backend_);
   }
 
   std::vector<float> values(const std::string& name, std::int64_t n) {
@@ -111,6 +110,11 @@ ModelWeights load_weights(const ModelConfig& config, TensorSource& source, Backe
   return weights;
 }
 
+WeightPtr TensorSource::matrix(const std::string& name, std::int64_t rows, std::int64_t cols,
+                               Backend& backend) {
+  return backend.load_weight(get(name, {rows, cols}));
+}
+
 Tensor FileTensors::get(const std::string& name, const std::vector<std::int64_t>& shape) {
   release();
   const Tensor* tensor = file_.find(name);
@@ -138,44 +142,19 @@ void FileTensors::check_all_used() const {
   }
 }
 
-// Bytes from a counter; the bits that decide a value's size are set so that values stay near 0.02.
-Tensor RandomTensors::get(const std::string& name, const std::vector<std::int64_t>& shape) {
-  const DType dtype = shape.size() == 1 ? DType::f32 : dtype_;
-  std::size_t n = 1;
-  for (const std::int64_t dim : shape) n *= static_cast<std::size_t>(dim);
-  SBD_CHECK(shape.back() % values_per_block(dtype) == 0,
-            "tensor {}: {} needs rows of a multiple of {} values, got {}", name, sbd::name(dtype),
-            values_per_block(dtype), shape.back());
-  data_.resize(n / static_cast<std::size_t>(values_per_block(dtype)) * bytes_per_block(dtype));
-
+WeightPtr RandomTensors::matrix(const std::string& name, std::int64_t rows, std::int64_t cols,
+                                Backend& backend) {
+  SBD_CHECK(cols % values_per_block(dtype_) == 0,
+            "tensor {}: {} needs rows of a multiple of {} values, got {}", name, sbd::name(dtype_),
+            values_per_block(dtype_), cols);
   const std::uint64_t key = combine(0, std::hash<std::string>{}(name));
-  for (std::size_t i = 0; i < data_.size(); i += 8) {
-    const std::uint64_t bits = mix64(key + i);
-    std::memcpy(data_.data() + i, &bits, std::min<std::size_t>(8, data_.size() - i));
-  }
-  const auto set = [&](std::size_t offset, auto value) {
-    std::memcpy(data_.data() + offset, &value, sizeof(value));
-  };
-  const auto get16 = [&](std::size_t offset) {
-    std::uint16_t value;
-    std::memcpy(&value, data_.data() + offset, sizeof(value));
-    return value;
-  };
-  for (std::size_t i = 0; i < data_.size(); i += bytes_per_block(dtype)) {
-    switch (dtype) {
-      case DType::f32: set(i, shape.size() == 1 ? 1.0f : (uniform(key, i) - 0.5f) * 0.04f); break;
-      case DType::f16: set(i, static_cast<std::uint16_t>((get16(i) & 0x83ffu) | 0x2000u)); break;
-      case DType::bf16: set(i, static_cast<std::uint16_t>((get16(i) & 0x807fu) | 0x3c00u)); break;
-      case DType::q8_0: set(i, std::uint16_t{0x0a00}); break;  // scale 1.8e-4
-      case DType::q4_0: set(i, std::uint16_t{0x1a00}); break;  // scale 2.9e-3
-      case DType::q4_k:                                        // 0 in the mean: min = 7.5 scale
-        set(i + offsetof(BlockQ4_K, scale), std::uint16_t{0x068e});  // 1e-4
-        set(i + offsetof(BlockQ4_K, min), std::uint16_t{0x1225});    // 7.5e-4
-        break;
-      case DType::q6_k: set(i + offsetof(BlockQ6_K, scale), std::uint16_t{0x0150}); break;  // 2e-5
-    }
-  }
-  return {name, dtype, shape, data_};
+  return backend.random_weight(dtype_, static_cast<int>(rows), static_cast<int>(cols), key);
+}
+
+// What is no matrix is a norm's weight or a bias.
+Tensor RandomTensors::get(const std::string& name, const std::vector<std::int64_t>& shape) {
+  ones_.assign(static_cast<std::size_t>(shape[0]), 1.0f);
+  return {name, DType::f32, shape, std::as_bytes(std::span(ones_))};
 }
 
 }  // namespace sbd

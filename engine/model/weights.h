@@ -45,6 +45,9 @@ class TensorSource {
   virtual bool has(const std::string& name) = 0;
   // A tensor that is missing or has another shape is an error that names it.
   virtual Tensor get(const std::string& name, const std::vector<std::int64_t>& shape) = 0;
+  // The tensor in the backend's memory.
+  virtual WeightPtr matrix(const std::string& name, std::int64_t rows, std::int64_t cols,
+                           Backend& backend);
 };
 
 ModelWeights load_weights(const ModelConfig& config, TensorSource& source, Backend& backend);
@@ -67,18 +70,20 @@ class FileTensors : public TensorSource {
   std::set<const Tensor*> used_;
 };
 
-// Random weights of any shape, for timing; matrices are in `dtype`.
+// Weights of any shape, for timing: matrices are random, in `dtype`; vectors are ones.
 class RandomTensors : public TensorSource {
  public:
   RandomTensors(DType dtype, bool tie_word_embeddings)
       : dtype_(dtype), tied_(tie_word_embeddings) {}
   bool has(const std::string& name) override { return name == "output.weight" && !tied_; }
   Tensor get(const std::string& name, const std::vector<std::int64_t>& shape) override;
+  WeightPtr matrix(const std::string& name, std::int64_t rows, std::int64_t cols,
+                   Backend& backend) override;
 
  private:
   DType dtype_;
   bool tied_;
-  std::vector<std::byte> data_;
+  std::vector<float> ones_;
 };
 
 }  // namespace sbd

@@ -13,7 +13,8 @@ import typer
 from .. import roofline
 from ..errors import SbdValueError
 from ..parameters import integer
-from ..roofline import Work, floor_ms, implied_speedup, work
+from ..random_model import ShapeError, random_model
+from ..roofline import Work, bytes_read, floor_ms, implied_speedup, work
 from ..text_file import read_text
 from . import options
 from .options import print_json
@@ -44,6 +45,9 @@ def bench(
     ] = None,
     rows: Annotated[str, typer.Option(help="Rows per forward.")] = "1,2,4,8,16,32,64",
     context: Annotated[str, typer.Option(help="Positions in the KV cache before them.")] = "256",
+    batch: Annotated[
+        int, typer.Option(help="Sequences in every forward, each with those rows.")
+    ] = 1,
     repeats: Annotated[int, typer.Option(help="Forwards timed; their median counts.")] = 9,
     nfe_reduction: Annotated[
         float, typer.Option(help="Tokens per forward that the implied speedup assumes.")
@@ -57,7 +61,8 @@ def bench(
     """Time forwards of one to many rows, statistics wanted on every row.
 
     The floor of a forward is what this machine cannot beat, measured in the same run: the time to
-    read the weights and the KV cache, or to do the operations, whichever is longer.
+    read the weights and the KV cache, or to do the operations, whichever is longer. GB/s is what
+    the forward reads over its time.
 
     The implied speedup is the Set Block Decoding paper's: k time(1) / (time(2k) + (l-1) time(k))
     for blocks of k positions, decided in l = k / nfe-reduction forwards each, two at least.
@@ -65,6 +70,7 @@ def bench(
     from ..engine import engine_options
 
     repeats = integer("--repeats", repeats, 1)
+    batch = integer("--batch", batch, 1)
     row_counts = _integers("--rows", rows, 1)
     contexts = _integers("--context", context, 0)
     if not 0 < nfe_reduction < math.inf:  # NaN too
@@ -79,7 +85,7 @@ def bench(
         subject = _from_config(config, type or "q8_0", engine_settings)
     else:
         raise SbdValueError("expected a model file or --config, got both")
-    report = measure(subject, row_counts, contexts, repeats, nfe_reduction)
+    report = measure(subject, row_counts, contexts, batch, repeats, nfe_reduction)
     if json:
         print_json(report)
     else:
@@ -90,6 +96,7 @@ def measure(
     subject: Subject,
     rows: list[int],
     contexts: list[int],
+    batch: int,
     repeats: int,
     nfe_reduction: float,
 ) -> dict[str, Any]:
@@ -98,7 +105,7 @@ def measure(
     samples = _peaks(core)
     times = {}
     for context in contexts:
-        milliseconds = core.time_forwards(rows, context, repeats)
+        milliseconds = core.time_forwards(rows, context, repeats, batch)
         times[context] = {n: median(ms) for n, ms in zip(rows, milliseconds, strict=True)}
         samples += _peaks(core)
     machine = {name: median(sample[name] for sample in samples) for name in samples[0]}
@@ -108,7 +115,8 @@ def measure(
             "context": context,
             "ms_per_forward": ms[n],
             "ratio_to_one_row": ms[n] / ms[1] if 1 in ms else None,
-            "floor_ms": floor_ms(subject.work, n, context, machine),
+            "floor_ms": floor_ms(subject.work, n, context, machine, batch),
+            "read_gb_s": bytes_read(subject.work, context, batch) / ms[n] / 1e6,
         }
         for context, ms in times.items()
         for n in rows
@@ -122,6 +130,7 @@ def measure(
     return {
         "model": subject.name,
         "device": core.device,
+        "batch": batch,
         "n_threads": core.n_threads,
         "machine": machine,
         "weight_bytes": subject.work.weight_bytes,
@@ -145,12 +154,7 @@ def _from_model(model: Path | None, settings: dict[str, Any]) -> Subject:
 
 
 def _from_config(path: Path, dtype: str, settings: dict[str, Any]) -> Subject:
-    from gguf import GGMLQuantizationType
-
     from .. import _core
-    from ..convert.architectures import model_metadata, tensor_specs
-    from ..convert.errors import ConvertError
-    from ..convert.quantize import stored_bytes, stored_type
 
     text = read_text(path)
     try:
@@ -161,20 +165,11 @@ def _from_config(path: Path, dtype: str, settings: dict[str, Any]) -> Subject:
         raise SbdValueError(f"{path}: expected a config.json, got no JSON object")
     if dtype not in _core.DTYPES:
         raise SbdValueError(f"expected --type as one of {', '.join(_core.DTYPES)}, got {dtype!r}")
-    wanted = GGMLQuantizationType[dtype.upper()]
-    tied = bool(config.get("tie_word_embeddings", False))
     try:
-        metadata = dict(model_metadata(config))
-        tensors = []
-        for spec in tensor_specs(config, tied=tied):
-            stored = stored_type(spec.shape, wanted)
-            size = stored_bytes(spec.shape, stored)
-            tensors.append((spec.name, stored.name.lower(), spec.shape, size))
-    except ConvertError as error:
+        core, work = random_model(config, dtype, settings)
+    except ShapeError as error:
         raise SbdValueError(f"{path}: {error}") from None
-    core = _core.Engine.random(metadata, dtype, tied, **settings)
-    name = f"{path.name} ({dtype}, random weights)"
-    return Subject(name, core, work(tensors, core.model_config(), settings["kv_dtype"]))
+    return Subject(f"{path.name} ({dtype}, random weights)", core, work)
 
 
 def _integers(name: str, text: str, low: int) -> list[int]:
@@ -188,14 +183,32 @@ def _integers(name: str, text: str, low: int) -> list[int]:
     return values
 
 
+def _machine_text(report: dict[str, Any]) -> str:
+    machine = report["machine"]
+    if not report["device"].startswith("cpu"):  # quants are multiplied as halves
+        return (
+            f"{machine['read_gb_s']:.0f} GB/s read, {machine['bf16_gflop_s'] / 1e3:.0f} "
+            f"TFLOP/s in 16 bits, {machine['f32_gflop_s'] / 1e3:.1f} in f32"
+        )
+    return (
+        f"{machine['read_gb_s']:.1f} GB/s read, {machine['int8_gop_s']:.0f} GOP/s in int8, "
+        f"{machine['bf16_gflop_s']:.0f} GFLOP/s in bf16, {machine['f32_gflop_s']:.0f} in f32"
+    )
+
+
 def _print_report(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False)
-    console.print(f"{report['model']} on {report['device']}, {report['n_threads']} threads")
+    on = f"{report['model']} on {report['device']}"
+    if report["device"].startswith("cpu"):
+        on += f", {report['n_threads']} threads"
+    if report["batch"] > 1:
+        on += f", {report['batch']} sequences"
+    console.print(on)
     table = Table(
-        *("context", "rows", "ms/forward", "x one row", "floor ms", "x floor"),
+        *("context", "rows", "ms/forward", "x one row", "floor ms", "x floor", "GB/s"),
         box=None,
         padding=(0, 2, 0, 0),
     )
@@ -210,13 +223,10 @@ def _print_report(report: dict[str, Any]) -> None:
             "" if ratio is None else f"{ratio:.2f}",
             f"{result['floor_ms']:.3f}",
             f"{result['ms_per_forward'] / result['floor_ms']:.2f}",
+            f"{result['read_gb_s']:.1f}",
         )
     console.print(table)
-    machine = report["machine"]
-    console.print(
-        f"this machine: {machine['read_gb_s']:.1f} GB/s read, {machine['int8_gop_s']:.0f} GOP/s in "
-        f"int8, {machine['bf16_gflop_s']:.0f} GFLOP/s in bf16, {machine['f32_gflop_s']:.0f} in f32"
-    )
+    console.print(f"this machine: {_machine_text(report)}")
     implied = report["implied_speedup"]
     for context in dict.fromkeys(result["context"] for result in implied["results"]):
         speedups = [result for result in implied["results"] if result["context"] == context]

@@ -120,7 +120,7 @@ TopP = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Same seed, same text.", rich_help_panel=_SAMPLING)]
 
-Device = Annotated[str, typer.Option(help="auto or cpu.", rich_help_panel="Engine")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel="Engine")]
 Threads = Annotated[
     int | None,
     typer.Option(help="Without: one per available core.", rich_help_panel="Engine"),
@@ -137,7 +137,7 @@ DraftLora = Annotated[
     Path | None,
     typer.Option(help="An adapter file that nemotron_spec drafts with.", rich_help_panel="Engine"),
 ]
-KvDtype = Annotated[str, typer.Option(help="f16 or f32.", rich_help_panel="Engine")]
+KvDtype = Annotated[str, typer.Option(help="f16, bf16 or f32.", rich_help_panel="Engine")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 Debug = Annotated[
     bool, typer.Option("--debug", help="Show tracebacks of errors.", callback=_set_debug)

@@ -79,21 +79,32 @@ struct Expected {
   std::vector<double> tolerance;
 };
 
-// Half a unit in the last place of a bf16 in [1, 2).
+// Half a unit in the last place of a bf16 in [0.5, 1).
 constexpr double kBf16Eps = 0x1p-9;
 
-// Does the table multiply an F16 cache as bf16?
-bool multiplies_bf16(const Kernels* kernels, DType dtype) {
-  return dtype == DType::f16 && kernels->half_interleave == 2;
+// What is rounded to bf16: keys and values, as the cache has them or as they are multiplied, and
+// then queries and probabilities too.
+struct Rounded {
+  bool cache;
+  bool products;
+};
+
+Rounded rounded_by(const Kernels* kernels, DType dtype) {
+  const bool products = dtype != DType::f32 && kernels->short_interleave == 2;
+  return {dtype == DType::bf16 || products, products};
 }
 
+constexpr DType kCacheTypes[] = {DType::f32, DType::f16, DType::bf16};
+
 // The bound: a score is off by its roundings, so a probability by twice that and exp's own error;
-// sums over n keys by n roundings, of terms that are at most the sum of magnitudes. In bf16, that
-// of queries, keys and values rounded to it, whose probabilities are rounded too: the weight of a
-// value, one of them divided by the sum of all, is then off by twice that.
+// sums over n keys by n roundings, of terms that are at most the sum of magnitudes. What is rounded
+// to bf16 is taken so; rounded probabilities: the weight of a value, one of them divided by the sum
+// of all, is then off by twice that.
 Expected expected_attention(const Cache& cache, const std::vector<int>& kv_end,
-                            const std::vector<float>& q, bool bf16) {
-  const auto as_read = [&](float x) { return bf16 ? rounded_to_bf16(x) : static_cast<double>(x); };
+                            const std::vector<float>& q, Rounded rounded) {
+  const auto as_read = [](float x, bool bf16) {
+    return bf16 ? rounded_to_bf16(x) : static_cast<double>(x);
+  };
   const int dim = cache.heads.head_dim;
   const int kv_heads = cache.heads.num_key_value_heads;
   const int group = cache.heads.num_attention_heads / kv_heads;
@@ -107,7 +118,7 @@ Expected expected_attention(const Cache& cache, const std::vector<int>& kv_end,
         const float* k = cache.keys.data() + (key * kv_heads + head / group) * dim;
         double score = 0, magnitudes = 0;
         for (int d = 0; d < dim; ++d) {
-          const double product = as_read(query[d]) * as_read(k[d]);
+          const double product = as_read(query[d], rounded.products) * as_read(k[d], rounded.cache);
           score += product;
           magnitudes += std::abs(product);
         }
@@ -117,12 +128,13 @@ Expected expected_attention(const Cache& cache, const std::vector<int>& kv_end,
       const double top = *std::max_element(p.begin(), p.end());
       double sum = 0;
       for (double& x : p) sum += x = std::exp(x - top);
-      const double relative =
-          2 * score_error + 4e-7 + (kv_end[row] + 40) * kEps + (bf16 ? 1.01 * kBf16Eps : 0);
+      const double relative = 2 * score_error + 4e-7 + (kv_end[row] + 40) * kEps +
+                              (rounded.products ? 1.01 * kBf16Eps : 0);
       for (int d = 0; d < dim; ++d) {
         double value = 0, magnitudes = 0;
         for (int key = 0; key < kv_end[row]; ++key) {
-          const double v = as_read(cache.values[(key * kv_heads + head / group) * dim + d]);
+          const double v =
+              as_read(cache.values[(key * kv_heads + head / group) * dim + d], rounded.cache);
           value += p[key] / sum * v;
           magnitudes += p[key] / sum * std::abs(v);
         }
@@ -143,18 +155,18 @@ std::string place(const Kernels* kernels, const HeadShape& heads, DType dtype) {
 // Every table and cache type against one reference, and each row alone against all together.
 void check_attention(const HeadShape& heads, const std::vector<int>& kv_end) {
   const int n_ctx = *std::max_element(kv_end.begin(), kv_end.end());
-  Expected expected[2];  // in float32, in bf16
+  Expected expected[3];  // in float32, of a cache in bf16, all in bf16
   for (const Kernels* kernels : all_kernels()) {
     const ForcedIsa forced(kernels->name);
     CpuBackend backend(2);
-    for (const DType dtype : {DType::f32, DType::f16}) {
+    for (const DType dtype : kCacheTypes) {
       Random random(static_cast<std::uint64_t>(heads.num_attention_heads * 1000 + heads.head_dim));
       Cache cache(backend, heads, n_ctx, dtype, random);
       const auto q = random.floats(kv_end.size() * cache.q_size(), -1.5, 1.5);
-      const bool bf16 = multiplies_bf16(kernels, dtype);
-      auto& [values, tolerance] = expected[bf16];
+      const Rounded rounded = rounded_by(kernels, dtype);
+      auto& [values, tolerance] = expected[rounded.cache + rounded.products];
       if (values.empty()) {
-        Expected worked_out = expected_attention(cache, kv_end, q, bf16);
+        Expected worked_out = expected_attention(cache, kv_end, q, rounded);
         values = worked_out.values;
         tolerance = worked_out.tolerance;
       }
@@ -230,7 +242,7 @@ TEST(attention_ignores_what_lies_behind_kv_end) {
   for (const Kernels* kernels : all_kernels()) {
     const ForcedIsa forced(kernels->name);
     CpuBackend backend(2);
-    for (const DType dtype : {DType::f32, DType::f16}) {
+    for (const DType dtype : kCacheTypes) {
       for (const int end : {1, 15, 17, 64, 1000, 1024, 1030}) {
         Random random(2);
         Cache cache(backend, {4, 2, 24}, 1100, dtype, random);
@@ -259,7 +271,7 @@ TEST(attention_in_bf16_is_near_float64) {
     Cache cache(backend, {4, 2, 128}, 700, DType::f16, random);
     const std::vector<int> kv_end = {1, 2, 30, 300, 600, 700};
     const auto q = random.floats(kv_end.size() * cache.q_size(), -1.5, 1.5);
-    const Expected exact = expected_attention(cache, kv_end, q, false);
+    const Expected exact = expected_attention(cache, kv_end, q, {});
     const auto out = run_attention(backend, {{&cache, kv_end}}, q);
     double errors = 0, squares = 0;
     for (std::size_t i = 0; i < out.size(); ++i) {
@@ -267,7 +279,7 @@ TEST(attention_in_bf16_is_near_float64) {
       squares += exact.values[i] * exact.values[i];
     }
     const double error = std::sqrt(errors / squares);
-    const bool bf16 = multiplies_bf16(kernels, DType::f16);
+    const bool bf16 = rounded_by(kernels, DType::f16).products;
     CHECK_IN(std::string(kernels->name) + ": " + std::to_string(error),
              error < (bf16 ? 4 * kBf16Eps / std::sqrt(3.0) : 1e-6));
   }
@@ -302,7 +314,7 @@ TEST(attention_passes_on_what_is_not_finite) {
   for (const Kernels* kernels : all_kernels()) {
     const ForcedIsa forced(kernels->name);
     CpuBackend backend(1);
-    for (const DType dtype : {DType::f32, DType::f16}) {
+    for (const DType dtype : kCacheTypes) {
       for (const int at : {0, 7, 70}) {
         Random random(5);
         Cache cache(backend, {2, 1, 16}, 80, dtype, random);
@@ -331,7 +343,7 @@ TEST(rotate_and_cache_norms_turns_and_stores) {
       for (const bool normed : {false, true}) {
         constexpr int dim = 24;
         const HeadShape heads{6, 2, dim};
-        for (const DType dtype : {DType::f32, DType::f16}) {
+        for (const DType dtype : kCacheTypes) {
           const auto kv_storage = backend.allocate_kv(2, heads, 50, dtype);
           const auto& kv = static_cast<const CpuKv&>(*kv_storage);
           Random random(7);
@@ -381,10 +393,11 @@ TEST(rotate_and_cache_norms_turns_and_stores) {
           CHECK_CLOSE(place(kernels, heads, dtype), q, expected_q, tolerance);
           std::vector<float> stored_k, stored_v;
           const int u = kv.interleave();
-          CHECK_EQ(u, dtype == DType::f16 ? kernels->half_interleave : 1);
+          CHECK_EQ(u, dtype == DType::f32 ? 1 : kernels->short_interleave);
           const auto element = [&](const std::uint8_t* base, int at) {
             if (dtype == DType::f32) return reinterpret_cast<const float*>(base)[at];
-            return half_to_float(reinterpret_cast<const std::uint16_t*>(base)[at]);
+            const std::uint16_t bits = reinterpret_cast<const std::uint16_t*>(base)[at];
+            return dtype == DType::f16 ? half_to_float(bits) : bf16_to_float(bits);
           };
           for (int row = 0; row < 3; ++row) {
             for (int head = 0; head < 2; ++head) {
@@ -399,7 +412,9 @@ TEST(rotate_and_cache_norms_turns_and_stores) {
               CHECK(element(kv.keys(0, head), position % 16 * u) == 0.0f);
             }
           }
-          const double rounding = dtype == DType::f16 ? 0x1p-11 : 0;
+          double rounding = 0;
+          if (dtype == DType::f16) rounding = 0x1p-11;
+          if (dtype == DType::bf16) rounding = 0x1p-8;
           std::vector<double> stored_tolerance, value_tolerance;
           for (const double x : expected_k) {
             stored_tolerance.push_back(tolerance[0] + std::abs(x) * rounding);

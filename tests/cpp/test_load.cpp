@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "backend/cuda/cuda.h"
 #include "check.h"
 #include "complete_model.h"
 #include "engine.h"
@@ -230,6 +231,26 @@ TEST(load_refuses_rope_divisors_that_are_not_positive) {
         load(builder),
         format("tensor rope_freqs.weight holds {}, expected numbers above 0", divisor));
   }
+}
+
+TEST(load_on_a_device) {
+  const auto device = [](const char* name) {
+    EngineOptions options;
+    options.device = name;
+    return load(model(kLlama), options).device();
+  };
+  CHECK(device("cpu").starts_with("cpu ("));
+  CHECK_THROWS_WITH(device("gpu"), "device \"gpu\": expected auto, cpu, cuda or cuda:N");
+  const std::string why = cuda::why_unavailable();
+  if (why.empty()) {  // a GPU: tests/cuda has more
+    CHECK(device("auto").starts_with("cuda:0 ("));
+    return;
+  }
+  CHECK(device("auto").starts_with("cpu ("));
+  CHECK(why.starts_with("device cuda: ") && why.ends_with("use device cpu"));
+  CHECK(why.find('\n') == std::string::npos);
+  CHECK_THROWS_WITH(device("cuda"), why);
+  CHECK_THROWS_WITH(device("cuda:1"), why);
 }
 
 TEST(load_bounds_the_context) {

@@ -74,7 +74,7 @@ TEST(transformer_agrees_with_float64) {
         const ForcedIsa forced(kernels->name);
         cpu::CpuBackend backend(2);
         Transformer model(config, source, backend);
-        for (const DType kv_dtype : {DType::f32, DType::f16}) {
+        for (const DType kv_dtype : {DType::f32, DType::f16, DType::bf16}) {
           KvCache kv = model.make_kv(40, kv_dtype);
           const auto logits = model.forward_logits(
               {{{&kv,
@@ -84,9 +84,10 @@ TEST(transformer_agrees_with_float64) {
           // Float32 alone: 2e-6. Activations are rounded eleven times on the way: to bf16 by about
           // 2^-9 in the mean, to int8 by 1/500 of their group's largest; F16 keys by 2^-12. Layers
           // let these grow to 0.011, 0.026 and 0.0012. Where attention over F16 keys multiplies in
-          // bf16, queries, keys, values and probabilities are rounded to it: 0.012.
-          double tolerance = kv_dtype == DType::f16 ? 3e-3 : 1e-5;
-          if (kv_dtype == DType::f16 && kernels->half_interleave == 2) tolerance = 3e-2;
+          // bf16, queries, keys, values and probabilities are rounded to it: 0.012. So they are in
+          // a BF16 cache.
+          double tolerance = kv_dtype == DType::f32 ? 1e-5 : kv_dtype == DType::f16 ? 3e-3 : 3e-2;
+          if (kv_dtype == DType::f16 && kernels->short_interleave == 2) tolerance = 3e-2;
           if (dtype == DType::bf16) tolerance = 3e-2;
           if (values_per_block(dtype) > 1) tolerance = 6e-2;
           const double error = relative_error(logits, expected);
@@ -141,7 +142,8 @@ TEST(transformer_rows_are_the_same_bits_however_they_are_computed) {
   for (const cpu::Kernels* kernels : all_kernels()) {
     const ForcedIsa forced(kernels->name);
     for (const DType dtype : kDTypes) {
-      const DType kv_dtype = round % 2 ? DType::f32 : DType::f16;
+      constexpr DType kCacheTypes[] = {DType::f16, DType::f32, DType::bf16};
+      const DType kv_dtype = kCacheTypes[round / 3 % 3];
       const std::string architecture = architectures[round++ % 3];
       const std::string where = std::string(kernels->name) + ", " + std::string(name(dtype));
       std::vector<float> whole, blocked;  // logits of the text and of the block behind it

@@ -24,7 +24,13 @@ from peers.process import PeerError  # noqa: E402
 from replay import Phase, phases, seconds_of_phase, tokens_per_forward  # noqa: E402
 from report import docs_section, tables, write_docs  # noqa: E402
 
-MACHINE = {"read_gb_s": 51.25, "int8_gop_s": 2103.4, "bf16_gflop_s": 977.0, "f32_gflop_s": 529.0}
+MACHINE = {
+    "read_gb_s": 51.25,
+    "int8_gop_s": 2103.4,
+    "bf16_gflop_s": 977.0,
+    "f16_gflop_s": 529.0,
+    "f32_gflop_s": 529.0,
+}
 
 
 # Replayed acceptance

@@ -323,6 +323,21 @@ class TestBench:
             dots = max(machine["f32_gflop_s"], machine["bf16_gflop_s"])  # of an F16 cache
             multiply = rows * 2 * matrices / machine["f32_gflop_s"] + attention / dots
             assert result["floor_ms"] == pytest.approx(max(read, multiply) / 1e6)
+            bandwidth = read * machine["read_gb_s"] / result["ms_per_forward"] / 1e6
+            assert result["read_gb_s"] == pytest.approx(bandwidth)
+
+    def test_batch(self, model: Path) -> None:
+        """Each sequence reads its own cache, all of them read the weights once."""
+        call = ("bench", model, "--rows", "1,4", "--context", 16, "--repeats", 1, "--json")
+        caches = []
+        for batch in (1, 3):
+            report = json.loads(run(*call, "--batch", batch).stdout)
+            assert report["batch"] == batch
+            for result in report["results"]:
+                n_bytes = result["read_gb_s"] * result["ms_per_forward"] * 1e6
+                caches.append(n_bytes - report["weight_bytes"])
+        assert caches[0] > 0
+        assert caches == pytest.approx([caches[0], caches[0], 3 * caches[0], 3 * caches[0]])
 
     def test_model(self, model: Path) -> None:
         done = run("bench", model, "--rows", "1,2", "--context", "16", "--repeats", 1)
@@ -355,7 +370,7 @@ class TestBadInput:
             (["-p", "x", "--threads", 0], "n_threads >= 1, got 0"),
             (["-p", "x", "--n-ctx", 0], "n_ctx >= 1, got 0"),
             (["-p", "x", "--n-ctx", 10**6], "n_ctx"),
-            (["-p", "x", "--device", "cuda"], "cuda"),
+            (["-p", "x", "--device", "gpu"], "expected auto, cpu, cuda or cuda:N"),
             (["-p", "x", "--decoder", "sdb"], "sdb"),
             (["-p", "x", "--unmask", "all"], "entropy_bounded"),
             (["-p", "x", "--kv-dtype", "f64"], "kv_dtype"),
@@ -393,6 +408,14 @@ class TestBadInput:
         self.check(run("run", model, stdin=b""), "empty")
         self.check(run("run", model, stdin=b"ab\xff"), "byte 0xff at offset 2")
 
+    def test_no_gpu(self, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        call = ("run", model, "-p", "x", "--max-tokens", 1, "--device")
+        if run_here(capsys, *call, "cuda").returncode == 0:
+            return  # there is one
+        for device in ("cuda", "cuda:1"):
+            self.check(run_here(capsys, *call, device), "device cuda: ")
+        assert run_here(capsys, *call, "auto").returncode == 0
+
     def test_what_a_model_lacks(
         self, plain_model: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -407,6 +430,7 @@ class TestBadInput:
             (["--rows", "1,x"], "'1,x'"),
             (["--context", "-1"], "--context"),
             (["--repeats", "0"], "--repeats >= 1, got 0"),
+            (["--batch", "0"], "--batch >= 1, got 0"),
             (["--nfe-reduction", "nan"], "--nfe-reduction"),
             (["--context", "600"], "600"),
             (["--config", "config.json"], "got both"),

@@ -19,7 +19,7 @@ def binaries() -> Path:
     # Kept between runs: building again takes seconds.
     build = ROOT / "build" / "tests"
     configure = ["-S", ROOT, "-B", build, "-G", "Ninja"]
-    options = ["-DSBD_PYTHON=OFF", "-DSBD_TESTS=ON", "-DSBD_WERROR=ON"]
+    options = ["-DSBD_PYTHON=OFF", "-DSBD_TESTS=ON", "-DSBD_WERROR=ON", "-DSBD_CUDA=OFF"]
     # cmake and ninja of the environment the tests run in come first.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     for command in (["cmake", *configure, *options], ["cmake", "--build", build]):
@@ -39,6 +39,23 @@ def test_cpp(isa: str, binaries: Path) -> None:
     if "this CPU does not support it" in done.stderr:
         pytest.skip(f"this CPU has no {isa}")
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+
+
+def test_cuda_emulated(binaries: Path) -> None:
+    """The CUDA backend's own sources on a GPU in software, its threads in either order at once."""
+    runs = [
+        subprocess.Popen(
+            [binaries / "tests" / "cuda_emulation" / "sbd_cuda_emulated_tests"],
+            env={**os.environ, "SBD_EMULATION_ORDER": order},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for order in ("ascending", "descending")
+    ]
+    output = [run.communicate()[0] for run in runs]
+    for run, said in zip(runs, output, strict=True):
+        assert run.returncode == 0, said[-5000:]
 
 
 def test_cpp_refuses_an_unknown_test(binaries: Path) -> None:

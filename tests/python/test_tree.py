@@ -18,7 +18,7 @@ ENGINE = ROOT / "engine"
 SOURCES = [
     file
     for folder in (ENGINE, ROOT / "bindings")
-    for pattern in ("*.cpp", "*.h")
+    for pattern in ("*.cpp", "*.h", "*.cu")
     for file in folder.rglob(pattern)
 ]
 
@@ -28,6 +28,7 @@ DOORS = {
     "engine/format/": ["core/", "format/"],
     "engine/backend/backend.h": ["core/", "format/gguf.h", "model/batch.h"],
     "engine/backend/cpu/": ["core/", "backend/backend.h", "backend/cpu/", "model/batch.h"],
+    "engine/backend/cuda/": ["core/", "backend/backend.h", "backend/cuda/", "model/batch.h"],
     "engine/model/": ["core/", "format/", "model/", "backend/backend.h"],
     "engine/decode/": ["core/", "model/batch.h", "decode/"],
     "engine/engine.cpp": [

@@ -32,21 +32,22 @@ void scatter(const T* x, int n, T* out, int stride) {
 
 // The same, in the cache's type.
 void store_kv(DType dtype, std::uint8_t* base, Index at, int width, int stride, const float* x,
-              int n, void (*to_half)(const float*, int, std::uint16_t*)) {
+              int n, const Kernels& kernels) {
   if (dtype == DType::f32) {
     scatter<1>(x, n, reinterpret_cast<float*>(base) + at, stride);
     return;
   }
   constexpr int kChunk = 128;
-  std::uint16_t halves[kChunk];
+  const auto to_short = dtype == DType::f16 ? kernels.to_half : kernels.to_bf16;
+  std::uint16_t shorts[kChunk];
   auto* out = reinterpret_cast<std::uint16_t*>(base) + at;
   for (int i = 0; i < n; i += kChunk, out += kChunk / width * stride) {
     const int count = std::min(kChunk, n - i);
-    to_half(x + i, count, halves);
+    to_short(x + i, count, shorts);
     if (width == 2) {
-      scatter<2>(halves, count, out, stride);
+      scatter<2>(shorts, count, out, stride);
     } else {
-      scatter<1>(halves, count, out, stride);
+      scatter<1>(shorts, count, out, stride);
     }
   }
 }
@@ -87,9 +88,9 @@ void CpuBackend::rotate_and_cache(int layer, const HeadShape& heads, const float
         const Index key_at = position / kLanes * dim * kLanes + position % kLanes * u;
         const Index value_at = position / u * kv.padded_dim() * u + position % u;
         store_kv(kv.dtype(), kv.keys(layer, head), key_at, u, kLanes * u, k + at, heads.head_dim,
-                 kernels_.to_half);
+                 kernels_);
         store_kv(kv.dtype(), kv.values(layer, head), value_at, 1, u, v + at, heads.head_dim,
-                 kernels_.to_half);
+                 kernels_);
       }
     });
   }

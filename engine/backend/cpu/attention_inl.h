@@ -3,9 +3,9 @@
 // (scores = K q and out += V p) have the same inner loop: a vector times one word of a query, added
 // to 16 float32 sums. A word and a lane hold one float, or two bf16 where the CPU multiplies pairs.
 //
-// A step of an F16 cache is converted once, into scratch that stays in L1, for all queries. A key
-// that a query does not see gets probability exactly 0, and every sum runs in the order of its keys
-// or dimensions: a query's result has the same bits whatever shares its task.
+// A step of a cache that holds another type is converted once, into scratch that stays in L1, for
+// all queries. A key that a query does not see gets probability exactly 0, and every sum runs in
+// the order of its keys or dimensions: a query's result has the same bits whatever shares its task.
 
 // A call per tile would cost a tenth of its time.
 #define SBD_INLINE __attribute__((always_inline))
@@ -56,18 +56,22 @@ static inline void tiles(int n_queries, int vector, int n_vectors, const Tile& t
   if constexpr (J > 1) tiles<(Q < 8 ? 2 * Q : Q), J / 2>(n_queries, vector, n_vectors, tile);
 }
 
-// Halves [0, n) to words
-template <typename Products>
-static inline void convert_step(const std::uint8_t* halves, Index n, std::uint8_t* words) {
+// Elements [0, n) to words
+template <typename Products, DType kCache>
+static inline void convert_step(const std::uint8_t* elements, Index n, std::uint8_t* words) {
   constexpr int kPerVector = 16 * Products::kPerWord;
-  const auto* in = reinterpret_cast<const std::uint16_t*>(halves);
+  const auto* in = reinterpret_cast<const std::uint16_t*>(elements);
   for (Index i = 0; i < n; i += kPerVector, words += 64) {
-    Products::store_vector(words, Products::load_halves(in + i));
+    Products::store_vector(words, Products::template load_cached<kCache>(in + i));
   }
 }
 
 template <typename Products, DType kCache>
 struct AttentionRun {
+  static constexpr int kElement = kCache == DType::f32 ? 4 : 2;
+  static constexpr bool kConverts = kElement * Products::kPerWord != 4 || kCache == DType::f16;
+  using Cached = Converted<Products, kCache>;
+
   const AttentionTask& t;
   int n_queries = t.n_rows * t.group;
   int query_slots = round_up(n_queries);
@@ -217,23 +221,21 @@ struct AttentionRun {
     return {next, bytes / (n_tiles * n_words) + 1};
   }
 
-  // A step of an F16 cache each vector of which serves one tile, as that holds all queries: there
-  // is no need of scratch.
+  // A step each vector of which serves one tile, as that holds all queries: there is no need of
+  // scratch.
   template <int Q, int J>
-  void step_of_halves(const std::uint8_t* keys, const std::uint8_t* values, int key) const {
+  void converted_step(const std::uint8_t* keys, const std::uint8_t* values, int key) const {
     const bool last = key + 2 * kKeysPerStep > t.key_end;
     const auto ahead = [&](const std::uint8_t* here, int width, const void* next) {
       return last ? static_cast<const std::uint8_t*>(next) - here : Index{kKeysPerStep} * 2 * width;
     };
-    score<Q, J>(Halves<Products>{ahead(keys, t.head_dim, t.next_keys)}, keys, key, kKeysPerStep);
+    score<Q, J>(Cached{ahead(keys, t.head_dim, t.next_keys)}, keys, key, kKeysPerStep);
     softmax(key);
-    add_values<Q, J>(Halves<Products>{ahead(values, t.padded_dim, t.next_values)}, values, key,
-                     kKeysPerStep);
+    add_values<Q, J>(Cached{ahead(values, t.padded_dim, t.next_values)}, values, key, kKeysPerStep);
   }
 
   void run() const {
     start();
-    constexpr int kElement = kCache == DType::f32 ? 4 : 2;
     constexpr int kHalfTile = kVectorTile > 1 ? kVectorTile / 2 : 1;
     constexpr int kMoreQueries = kQueryTile * kVectorTile / kHalfTile;
     for (int key = t.key_begin; key < t.key_end; key += kKeysPerStep) {
@@ -242,12 +244,12 @@ struct AttentionRun {
           static_cast<const std::uint8_t*>(t.keys) + Index{key} * t.head_dim * kElement;
       const auto* values =
           static_cast<const std::uint8_t*>(t.values) + Index{key} * t.padded_dim * kElement;
-      if constexpr (kCache == DType::f16) {
+      if constexpr (kConverts) {
         if (n_keys == kKeysPerStep && n_queries <= kMoreQueries) {
           if (n_queries <= kQueryTile) {
-            step_of_halves<kQueryTile, kVectorTile>(keys, values, key);
+            converted_step<kQueryTile, kVectorTile>(keys, values, key);
           } else {
-            step_of_halves<kMoreQueries, kHalfTile>(keys, values, key);
+            converted_step<kMoreQueries, kHalfTile>(keys, values, key);
           }
           continue;
         }
@@ -261,16 +263,18 @@ struct AttentionRun {
       const auto to_keys =
           words(last ? static_cast<const std::uint8_t*>(t.next_keys) : keys + step_bytes,
                 step_bytes, dim_vectors, n_words);
-      if (kCache == DType::f16) {
-        convert_step<Products>(keys, Index{key_vectors} * 16 * t.head_dim, step);
+      if constexpr (kConverts) {
+        convert_step<Products, kCache>(keys, Index{key_vectors} * 16 * t.head_dim, step);
         keys = step;
       }
       score<kQueryTile, kVectorTile>(to_values, keys, key, n_keys);
       softmax(key);
-      if (kCache == DType::f16) {
-        convert_step<Products>(values, Index{n_words} * Products::kPerWord * t.padded_dim, step);
+      const bool odd = n_keys % Products::kPerWord != 0;
+      if (kConverts || odd) {
+        convert_step<Products, kCache>(values, Index{n_words} * Products::kPerWord * t.padded_dim,
+                                       step);
         values = step;
-        if (n_keys % Products::kPerWord != 0) {
+        if (odd) {
           // Nobody sees the last pair's second key, and 0 times what lies there need not be 0.
           std::uint8_t* last_word = step + Index{n_words - 1} * t.padded_dim * 4;
           for (int i = 0; i < t.padded_dim; ++i) last_word[i * 4 + 2] = last_word[i * 4 + 3] = 0;
@@ -282,10 +286,10 @@ struct AttentionRun {
 };
 
 static void attention(const AttentionTask& t) {
-  if (t.kv_dtype == DType::f16) {
-    AttentionRun<HalfProducts, DType::f16>{t}.run();
-  } else {
-    AttentionRun<FloatProducts, DType::f32>{t}.run();
+  switch (t.kv_dtype) {
+    case DType::f16: return AttentionRun<ShortProducts, DType::f16>{t}.run();
+    case DType::bf16: return AttentionRun<ShortProducts, DType::bf16>{t}.run();
+    default: return AttentionRun<FloatProducts, DType::f32>{t}.run();
   }
 }
 

@@ -10,7 +10,10 @@ struct FloatProducts {
   static Vector load_vector(const std::uint8_t* p) {
     return load(reinterpret_cast<const float*>(p));
   }
-  static Vector load_halves(const std::uint16_t* p) { return load_half(p); }
+  template <DType kCache>
+  static Vector load_cached(const std::uint16_t* p) {
+    return kCache == DType::f16 ? load_half(p) : load_bf16(p);
+  }
   static Word spread(const std::uint8_t* p) { return set1(*reinterpret_cast<const float*>(p)); }
   static F multiply_add(F sum, Vector v, Word w) { return fma(v, w, sum); }
 
@@ -35,7 +38,10 @@ struct Bf16Products {
   using Vector = W;
   using Word = I;
   static Vector load_vector(const std::uint8_t* p) { return load_weights(p); }
-  static Vector load_halves(const std::uint16_t* p) {
+  template <DType kCache>
+  static Vector load_cached(const std::uint16_t* p) {
+    if constexpr (kCache == DType::bf16)
+      return load_weights(reinterpret_cast<const std::uint8_t*>(p));
     return pack_bf16(load_half(p), load_half(p + 16));
   }
   static Word spread(const std::uint8_t* p) {
@@ -69,13 +75,13 @@ struct Bf16Products {
     return sum;
   }
 };
-using HalfProducts = Bf16Products;
+using ShortProducts = Bf16Products;
 #else
-using HalfProducts = FloatProducts;
+using ShortProducts = FloatProducts;
 #endif
 
-// Where vectors come from. Words: an F32 cache, or scratch; what the next half step reads is
-// brought into L2 in even portions, one at each word.
+// Where vectors come from. Words: a cache that holds what is multiplied, or scratch; what the next
+// half step reads is prefetched in even portions, one at each word.
 template <typename Products>
 struct Words {
   static constexpr int kBytes = 64;  // of a vector
@@ -88,14 +94,15 @@ struct Words {
   static typename Products::Vector load(const std::uint8_t* p) { return Products::load_vector(p); }
 };
 
-// An F16 cache, converted on the way; what is needed a step later is prefetched.
-template <typename Products>
-struct Halves {
+// A cache of another type, two bytes an element, converted on the way; what is needed a step later
+// is prefetched.
+template <typename Products, DType kCache>
+struct Converted {
   static constexpr int kBytes = 32 * Products::kPerWord;
   Index ahead;  // bytes from this step to the next one
   void step() {}
   typename Products::Vector load(const std::uint8_t* p) const {
     prefetch(p + ahead);
-    return Products::load_halves(reinterpret_cast<const std::uint16_t*>(p));
+    return Products::template load_cached<kCache>(reinterpret_cast<const std::uint16_t*>(p));
   }
 };

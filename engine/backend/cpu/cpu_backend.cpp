@@ -8,6 +8,7 @@
 #include "backend/cpu/packed_weight.h"
 #include "core/bytes.h"
 #include "core/error.h"
+#include "core/random_weight.h"
 
 namespace sbd::cpu {
 
@@ -52,6 +53,20 @@ std::unique_ptr<Weight> CpuBackend::load_weight(const Tensor& tensor) {
   return std::make_unique<PackedWeight>(tensor, weight_memory_, pool_);
 }
 
+std::unique_ptr<Weight> CpuBackend::random_weight(DType dtype, int rows, int cols,
+                                                  std::uint64_t key) {
+  const auto row_blocks = static_cast<std::size_t>(cols / values_per_block(dtype));
+  const std::size_t block_bytes = bytes_per_block(dtype);
+  std::vector<std::byte> file(static_cast<std::size_t>(rows) * row_blocks * block_bytes);
+  pool_.run(rows, [&](int row, int) {
+    const std::size_t first = static_cast<std::size_t>(row) * row_blocks;
+    for (std::size_t i = first; i < first + row_blocks; ++i) {
+      random_block(dtype, key, i, reinterpret_cast<std::uint8_t*>(file.data() + i * block_bytes));
+    }
+  });
+  return load_weight({"random weights", dtype, {rows, cols}, file});
+}
+
 Buffer CpuBackend::allocate(std::size_t n_floats) {
   constexpr std::align_val_t kAlign{64};
   auto* data = static_cast<float*>(::operator new(n_floats * sizeof(float), kAlign));
@@ -66,7 +81,7 @@ Buffer CpuBackend::upload(std::span<const float> values) {
 
 std::unique_ptr<KvStorage> CpuBackend::allocate_kv(int n_layers, const HeadShape& heads, int n_ctx,
                                                    DType dtype) {
-  const int interleave = dtype == DType::f16 ? kernels_.half_interleave : 1;
+  const int interleave = dtype == DType::f32 ? 1 : kernels_.short_interleave;
   return std::make_unique<CpuKv>(n_layers, heads, n_ctx, dtype, interleave);
 }
 

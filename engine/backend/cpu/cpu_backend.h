@@ -11,7 +11,7 @@
 namespace sbd::cpu {
 
 // Per layer and key-value head: keys [n_ctx / 16][head_dim / u][16][u], then values
-// [n_ctx / u][padded_dim][u]. u, the interleave, is 1, or 2 where the kernels multiply halves in
+// [n_ctx / u][padded_dim][u]. u, the interleave, is 1, or 2 where the kernels multiply bf16 in
 // pairs.
 class CpuKv : public KvStorage {
  public:
@@ -52,6 +52,8 @@ class CpuBackend : public Backend {
   Peaks measure_peaks() override;
 
   std::unique_ptr<Weight> load_weight(const Tensor& tensor) override;
+  std::unique_ptr<Weight> random_weight(DType dtype, int rows, int cols,
+                                        std::uint64_t key) override;
   Buffer allocate(std::size_t n_floats) override;
   Buffer upload(std::span<const float> values) override;
   std::unique_ptr<KvStorage> allocate_kv(int n_layers, const HeadShape& heads, int n_ctx,

@@ -65,7 +65,7 @@ struct LinearTask {
 
 // Queries of one key-value head in rows of one sequence against the keys [key_begin, key_end); a
 // row sees those below its kv_end. Keys and values have u elements side by side in a lane, u being
-// 1 for F32 and Kernels::half_interleave for F16.
+// 1 for F32 and Kernels::short_interleave for F16 and BF16.
 struct AttentionTask {
   const float* queries;  // [n_rows][group][head_dim], rows row_stride apart
   const int* kv_end;     // [n_rows]
@@ -114,7 +114,7 @@ struct RunStats {
 
 struct Kernels {
   const char* name;
-  int half_interleave;  // 2 where an F16 cache is multiplied as pairs of bf16, else 1
+  int short_interleave;  // 2 where an F16 or BF16 cache is multiplied as pairs of bf16, else 1
   void (*linear)(const LinearTask&, int panel_begin, int panel_end);
   void (*attention)(const AttentionTask&);
   void (*merge_attention)(const MergeTask&);

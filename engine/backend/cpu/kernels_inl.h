@@ -27,7 +27,7 @@ namespace {
 
 const Kernels kernels = {
     SBD_STRING(SBD_ISA),
-    HalfProducts::kPerWord,
+    ShortProducts::kPerWord,
     linear,
     attention,
     merge_attention,

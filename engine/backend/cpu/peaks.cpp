@@ -55,6 +55,7 @@ Peaks CpuBackend::measure_peaks() {
   peaks.int8 = operations(DType::q8_0);
   peaks.bf16 = operations(DType::bf16);
   peaks.f32 = operations(DType::f32);
+  peaks.f16 = peaks.f32;  // halves are multiplied as floats
   return peaks;
 }
 

@@ -71,6 +71,12 @@ static inline F load_half(const std::uint16_t* p) {
   const uint16x8_t high = vld1q_u16(p + 8);
   return {widen_low(low), widen_high(low), widen_low(high), widen_high(high)};
 }
+static inline F load_bf16(const std::uint16_t* p) {
+  const auto quarter = [&](int i) {
+    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + i * 4), 16));
+  };
+  return {quarter(0), quarter(1), quarter(2), quarter(3)};
+}
 static inline F load_bytes(const std::uint8_t* p) {
   const uint8x16_t bytes = vld1q_u8(p);
   const uint16x8_t low = vmovl_u8(vget_low_u8(bytes));

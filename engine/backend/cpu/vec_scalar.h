@@ -76,6 +76,9 @@ static inline void store(float* p, const F& a) { __builtin_memcpy(p, a.v, sizeof
 static inline F load_half(const std::uint16_t* p) {
   return lanes([&](int i) { return half_to_float(p[i]); });
 }
+static inline F load_bf16(const std::uint16_t* p) {
+  return lanes([&](int i) { return bits<float>(std::uint32_t{p[i]} << 16); });
+}
 static inline F load_bytes(const std::uint8_t* p) {
   return lanes([&](int i) { return static_cast<float>(p[i]); });
 }

@@ -1,0 +1,378 @@
+// Attention in two kernels: partial softmax over each split of the keys, then their merge.
+//
+// A block holds 64 queries of one key-value head, 16 a warp, and passes over a split's keys in
+// steps of 64 that travel to shared memory while the step before is computed. Scores and
+// probabilities stay in registers: what a product leaves in a lane is what the next one wants
+// there. The floor is the time to read the cache; at 64 rows and groups of four it is read four
+// times, of which the L2 serves three.
+#include "backend/cuda/attention.h"
+
+#include "backend/cuda/warp.h"
+
+namespace sbd::cuda {
+
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int kMergeThreads = 128;
+constexpr int kStepKeys = 64;
+constexpr float kLog2E = 1.44269504f;
+
+// Where a query's share of a split lies: [padded dim] of sum 2^(s - m) v, then m and the sum of
+// 2^(s - m), s = q.k / sqrt(head_dim) / ln(2).
+__device__ float* partial_at(const AttentionArgs& a, int padded_dim, int split, int row, int head) {
+  const Index query = (Index{split} * a.n_rows + (row - a.first_row)) * a.heads + head;
+  return a.partials + query * (padded_dim + 2);
+}
+
+struct Tile {
+  QueryTileInfo info;
+  SequenceInfo sequence;
+  int split;
+  int kv_head;
+  int group;
+  int key_begin, key_end;  // of the split
+
+  __device__ int row(int query) const { return sequence.first_row + query / group; }
+  __device__ int head(int query) const { return kv_head * group + query % group; }
+};
+
+__device__ Tile tile_at(const AttentionArgs& a) {
+  const QueryTileInfo info = a.tiles[a.first_tile + blockIdx.x / a.kv_heads];
+  const int split = a.n_splits - 1 - static_cast<int>(blockIdx.y);  // the long ones first
+  const int end = split_begin(split + 1);
+  return {info,
+          a.sequences[info.sequence],
+          split,
+          static_cast<int>(blockIdx.x) % a.kv_heads,
+          a.heads / a.kv_heads,
+          split_begin(split),
+          end < info.key_end ? end : info.key_end};
+}
+
+__device__ const std::uint8_t* cache_of(const AttentionArgs& a, const Tile& tile, bool values) {
+  const Index head = (Index{a.layer} * 2 + values) * a.kv_heads + tile.kv_head;
+  return tile.sequence.kv + head * tile.sequence.capacity * a.stride * (a.half_kv ? 2 : 4);
+}
+
+// Shared memory's rows of halves: 16 bytes modulo 128 apart, so that eight rows of 16 bytes lie in
+// different banks.
+template <int kDim>
+constexpr int kPitch = kDim * 2 + 16;
+
+// Steps of keys and values in shared memory: one where two would be more than the 99 KB that every
+// device has, or where no split has two; a multiprocessor then holds more blocks, of this kernel or
+// of the matmul behind it, whose weights are on their way meanwhile.
+constexpr int n_buffers(int dim, bool long_splits) { return long_splits && dim <= 128 ? 2 : 1; }
+
+// Keys or values of one step; zeros behind head_dim and key_end, so that nothing there is read.
+template <int kDim>
+__device__ void start_step(const AttentionArgs& a, const Tile& tile, const std::uint8_t* from,
+                           int first_key, std::uint8_t* to) {
+  constexpr int kPieces = kDim / 8;
+  const int real_pieces = a.stride / 8;
+  for (int i = threadIdx.x; i < kStepKeys * kPieces; i += kThreads) {
+    const int key = i / kPieces, piece = i % kPieces;
+    const bool real = first_key + key < tile.key_end && piece < real_pieces;
+    const Index at = real ? Index{first_key + key} * real_pieces + piece : 0;
+    copy_async(to + key * kPitch<kDim> + piece * 16, from + at * 16, real);
+  }
+}
+
+template <int kDim>
+__device__ void store_queries(const AttentionArgs& a, const Tile& tile, std::uint8_t* to) {
+  for (int i = threadIdx.x; i < kTileQueries * kDim / 2; i += kThreads) {
+    const int query = i / (kDim / 2), d = i % (kDim / 2) * 2;
+    float low = 0, high = 0;
+    if (query < tile.info.n_queries && d < a.head_dim) {  // head_dim is even
+      const int packed = tile.info.first_query + query;
+      const float* q =
+          a.q + (Index{tile.row(packed)} * a.heads + tile.head(packed)) * a.head_dim + d;
+      low = q[0], high = q[1];
+    }
+    *reinterpret_cast<std::uint32_t*>(to + query * kPitch<kDim> + d * 2) = to_halves(low, high);
+  }
+}
+
+// A lane's two queries (g and g + 8 of the warp's 16): running maximum and sum.
+struct Running {
+  float highest = -INFINITY;
+  float sum = 0;
+};
+
+// A score that is not finite makes its reader NaN: infinity times 0.
+__device__ float checked(float score) { return fmaf(score, 0.0f, score); }
+
+template <int kDim, int kBuffers>
+__global__ void __launch_bounds__(kThreads)
+    attention_kernel(const __grid_constant__ AttentionArgs a) {
+  let_next_kernel_start();
+  wait_for_previous_kernel();
+  const Tile tile = tile_at(a);
+  if (tile.key_begin >= tile.key_end) return;
+  constexpr int kTileBytes = kStepKeys * kPitch<kDim>;
+  std::uint8_t* queries = shared_memory();
+  std::uint8_t* keys = queries + kTileQueries * kPitch<kDim>;
+  std::uint8_t* values = keys + kBuffers * kTileBytes;
+  const std::uint8_t* cached_keys = cache_of(a, tile, false);
+  const std::uint8_t* cached_values = cache_of(a, tile, true);
+  const int n_steps = ceil_div(tile.key_end - tile.key_begin, kStepKeys);
+  const auto start = [&](int step) {
+    const int first_key = tile.key_begin + step * kStepKeys;
+    if (step < n_steps) {
+      const int at = step % kBuffers * kTileBytes;
+      start_step<kDim>(a, tile, cached_keys, first_key, keys + at);
+      start_step<kDim>(a, tile, cached_values, first_key, values + at);
+    }
+    commit_copies();
+  };
+  start(0);
+  store_queries<kDim>(a, tile, queries);
+
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int g = lane / 4, t = lane % 4;
+  const int first_query = warp * 16;
+  int key_end[2];
+  for (int i = 0; i < 2; ++i) {
+    const int query = first_query + g + i * 8;
+    key_end[i] =
+        query < tile.info.n_queries ? a.kv_end[tile.row(tile.info.first_query + query)] : 0;
+  }
+  const float scale = kLog2E / sqrtf(static_cast<float>(a.head_dim));
+  Running running[2];
+  float out[kDim / 8][4] = {};
+
+  for (int step = 0; step < n_steps; ++step) {
+    if constexpr (kBuffers == 2) start(step + 1);
+    wait_copies<kBuffers - 1>();
+    __syncthreads();
+    const std::uint8_t* k = keys + step % kBuffers * kTileBytes;
+    const std::uint8_t* v = values + step % kBuffers * kTileBytes;
+    float scores[kStepKeys / 8][4] = {};
+#pragma unroll
+    for (int d = 0; d < kDim; d += 16) {
+      std::uint32_t q[4];
+      load_matrices<false>(
+          queries + (first_query + lane % 16) * kPitch<kDim> + d * 2 + lane / 16 * 16, q);
+#pragma unroll
+      for (int n = 0; n < kStepKeys; n += 16) {
+        std::uint32_t b[4];
+        load_matrices<false>(
+            k + (n + lane / 16 * 8 + lane % 8) * kPitch<kDim> + d * 2 + lane / 8 % 2 * 16, b);
+        multiply_halves(scores[n / 8], q, b[0], b[1]);
+        multiply_halves(scores[n / 8 + 1], q, b[2], b[3]);
+      }
+    }
+
+    const int first_key = tile.key_begin + step * kStepKeys + 2 * t;
+    float highest[2] = {running[0].highest, running[1].highest};
+#pragma unroll
+    for (int n = 0; n < kStepKeys / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const bool seen = first_key + n * 8 + i % 2 < key_end[i / 2];
+        scores[n][i] = seen ? checked(scores[n][i] * scale) : -INFINITY;
+        highest[i / 2] = fmaxf(highest[i / 2], scores[n][i]);
+      }
+    }
+    float shift[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      highest[i] = fmaxf(highest[i], __shfl_xor_sync(kAllLanes, highest[i], 1));
+      highest[i] = fmaxf(highest[i], __shfl_xor_sync(kAllLanes, highest[i], 2));
+      shift[i] = highest[i] == -INFINITY ? 0.0f : highest[i];  // nothing seen yet
+      const float factor = exp2_fast(running[i].highest - shift[i]);
+      running[i].highest = highest[i];
+      running[i].sum *= factor;
+#pragma unroll
+      for (int n = 0; n < kDim / 8; ++n) {
+        out[n][2 * i] *= factor;
+        out[n][2 * i + 1] *= factor;
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kStepKeys / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        scores[n][i] = exp2_fast(scores[n][i] - shift[i / 2]);
+        running[i / 2].sum += scores[n][i];
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kStepKeys; n += 16) {
+      const float (&low)[4] = scores[n / 8];
+      const float (&high)[4] = scores[n / 8 + 1];
+      const std::uint32_t p[4] = {to_halves(low[0], low[1]), to_halves(low[2], low[3]),
+                                  to_halves(high[0], high[1]), to_halves(high[2], high[3])};
+#pragma unroll
+      for (int d = 0; d < kDim; d += 16) {
+        std::uint32_t b[4];
+        load_matrices<true>(v + (n + lane % 16) * kPitch<kDim> + d * 2 + lane / 16 * 16, b);
+        multiply_halves(out[d / 8], p, b[0], b[1]);
+        multiply_halves(out[d / 8 + 1], p, b[2], b[3]);
+      }
+    }
+    __syncthreads();  // the step's memory is free again
+    if constexpr (kBuffers == 1) start(step + 1);
+  }
+
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    float sum = running[i].sum;
+    sum += __shfl_xor_sync(kAllLanes, sum, 1);
+    sum += __shfl_xor_sync(kAllLanes, sum, 2);
+    const int query = first_query + g + i * 8;
+    if (query >= tile.info.n_queries) continue;
+    const int packed = tile.info.first_query + query;
+    float* partial = partial_at(a, kDim, tile.split, tile.row(packed), tile.head(packed));
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n) {
+      partial[n * 8 + 2 * t] = out[n][2 * i];
+      partial[n * 8 + 2 * t + 1] = out[n][2 * i + 1];
+    }
+    if (t == 0) {
+      partial[kDim] = running[i].highest;
+      partial[kDim + 1] = sum;
+    }
+  }
+}
+
+// A float32 cache, to check against: a warp takes one query at a time, a lane one key at a time for
+// its score and every 32nd dimension of the sum.
+__global__ void __launch_bounds__(kThreads)
+    attention_f32_kernel(const __grid_constant__ AttentionArgs a) {
+  let_next_kernel_start();
+  wait_for_previous_kernel();
+  const Tile tile = tile_at(a);
+  const auto* keys = reinterpret_cast<const float*>(cache_of(a, tile, false));
+  const auto* values = reinterpret_cast<const float*>(cache_of(a, tile, true));
+  const int lane = threadIdx.x % kWarp;
+  const float scale = kLog2E / sqrtf(static_cast<float>(a.head_dim));
+  for (int i = threadIdx.x / kWarp; i < tile.info.n_queries; i += kThreads / kWarp) {
+    const int packed = tile.info.first_query + i;
+    const int row = tile.row(packed), head = tile.head(packed);
+    const int row_end = a.kv_end[row];
+    const int key_end = row_end < tile.key_end ? row_end : tile.key_end;
+    if (tile.key_begin >= key_end) continue;
+    const float* q = a.q + (Index{row} * a.heads + head) * a.head_dim;
+    Running running;
+    float out[kMostHeadDim / kWarp] = {};
+    for (int first = tile.key_begin; first < key_end; first += kWarp) {
+      const int key = first + lane;
+      float score = -INFINITY;
+      if (key < key_end) {
+        float sum = 0;
+        for (int d = 0; d < a.head_dim; ++d) sum = fmaf(q[d], keys[Index{key} * a.stride + d], sum);
+        score = checked(sum * scale);
+      }
+      const float highest = fmaxf(running.highest, warp_max(score));
+      const float shift = highest == -INFINITY ? 0.0f : highest;
+      const float factor = exp2f(running.highest - shift);
+      const float p = exp2f(score - shift);
+      running.sum = running.sum * factor + warp_sum(p);
+      running.highest = highest;
+      const int n_keys = key_end - first < kWarp ? key_end - first : kWarp;
+#pragma unroll
+      for (int j = 0; j < kMostHeadDim / kWarp; ++j) out[j] *= factor;
+      for (int n = 0; n < n_keys; ++n) {
+        const float weight = __shfl_sync(kAllLanes, p, n);
+        const float* v = values + Index{first + n} * a.stride;
+#pragma unroll
+        for (int j = 0; j < kMostHeadDim / kWarp; ++j) {
+          const int d = lane + j * kWarp;
+          if (d < a.head_dim) out[j] = fmaf(weight, v[d], out[j]);
+        }
+      }
+    }
+    float* partial = partial_at(a, kMostHeadDim, tile.split, row, head);
+#pragma unroll
+    for (int j = 0; j < kMostHeadDim / kWarp; ++j) partial[lane + j * kWarp] = out[j];
+    if (lane == 0) {
+      partial[kMostHeadDim] = running.highest;
+      partial[kMostHeadDim + 1] = running.sum;
+    }
+  }
+}
+
+// A block: a head of a row. The splits' factors are found side by side, then their sums are added
+// in order, a thread for a dimension.
+template <int kDim>
+__global__ void __launch_bounds__(kMergeThreads)
+    merge_kernel(const __grid_constant__ AttentionArgs a) {
+  let_next_kernel_start();
+  wait_for_previous_kernel();
+  auto* factors = reinterpret_cast<float*>(shared_memory());  // [splits]
+  float* scratch = factors + a.n_splits;
+  const int row = a.first_row + static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
+  const int n_splits = splits_of(a.kv_end[row]);
+  const float* first = partial_at(a, kDim, 0, row, head);
+  const Index pitch = Index{a.n_rows} * a.heads * (kDim + 2);  // from a split to the next
+  const int thread = static_cast<int>(threadIdx.x);
+  float highest = -INFINITY;
+  for (int split = thread; split < n_splits; split += kMergeThreads) {
+    highest = fmaxf(highest, first[split * pitch + kDim]);
+  }
+  highest = block_reduce(warp_max(highest), scratch, -INFINITY,
+                         [](float x, float y) { return fmaxf(x, y); });
+  float sum = 0;
+  for (int split = thread; split < n_splits; split += kMergeThreads) {
+    const float* partial = first + split * pitch;
+    // Equal maxima are factor 1, also where all scores were NaN and both are -infinity.
+    factors[split] = partial[kDim] == highest ? 1.0f : exp2f(partial[kDim] - highest);
+    sum = fmaf(factors[split], partial[kDim + 1], sum);
+  }
+  sum = block_sum(sum, scratch);  // and the factors are there for all
+  for (int d = thread; d < a.head_dim; d += kMergeThreads) {
+    float value = 0;
+#pragma unroll 8
+    for (int split = 0; split < n_splits; ++split) {
+      value = fmaf(factors[split], first[split * pitch + d], value);
+    }
+    a.out[(Index{row} * a.heads + head) * a.head_dim + d] = value / sum;
+  }
+}
+
+template <int kDim, bool kLongSplits>
+void add_half_launch(Tape& tape, const AttentionArgs& args) {
+  constexpr int kBuffers = n_buffers(kDim, kLongSplits);
+  tape.add(attention_kernel<kDim, kBuffers>,
+           {.x = args.n_tiles * args.kv_heads,
+            .y = args.n_splits,
+            .threads = kThreads,
+            .shared_bytes = (kTileQueries + 2 * kBuffers * kStepKeys) * kPitch<kDim>},
+           args);
+}
+
+template <int kDim>
+void add_half_launches(Tape& tape, const AttentionArgs& args, const Grid& merge) {
+  static_assert(kShortSplit <= kStepKeys);
+  if (args.n_splits > kShortSplits) {
+    add_half_launch<kDim, true>(tape, args);
+  } else {
+    add_half_launch<kDim, false>(tape, args);
+  }
+  tape.add(merge_kernel<kDim>, merge, args);
+}
+
+}  // namespace
+
+void attention(Tape& tape, const AttentionArgs& args) {
+  const Grid merge{
+      .x = args.n_rows,
+      .y = args.heads,
+      .threads = kMergeThreads,
+      .shared_bytes = (args.n_splits + kMergeThreads / kWarp) * static_cast<int>(sizeof(float))};
+  if (args.half_kv == 0) {
+    tape.add(attention_f32_kernel,
+             {.x = args.n_tiles * args.kv_heads, .y = args.n_splits, .threads = kThreads}, args);
+    tape.add(merge_kernel<kMostHeadDim>, merge, args);
+  } else if (args.head_dim <= 64) {
+    add_half_launches<64>(tape, args, merge);
+  } else if (args.head_dim <= 128) {
+    add_half_launches<128>(tape, args, merge);
+  } else {
+    add_half_launches<256>(tape, args, merge);
+  }
+}
+
+}  // namespace sbd::cuda

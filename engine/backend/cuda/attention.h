@@ -1,0 +1,107 @@
+// Keys and values into the cache, and attention over it.
+#pragma once
+
+#include "backend/backend.h"
+#include "backend/cuda/tape.h"
+#include "backend/cuda/units.h"
+
+namespace sbd::cuda {
+
+inline constexpr int kMostHeadDim = 256;
+
+// Of one sequence: [layers][keys, values][kv_heads][capacity][stride] in halves or floats, stride
+// being head_dim in whole 16 bytes, zeros behind head_dim.
+struct SequenceInfo {
+  std::uint8_t* kv;
+  int capacity;  // positions
+  int first_row;
+};
+
+// Queries of one sequence that a block works on: those of its rows, GQA-packed (query i of a
+// key-value head is head i % group of row i / group).
+struct QueryTileInfo {
+  int sequence;
+  int first_query;
+  int n_queries;
+  int key_end;  // the most keys any of them sees
+};
+
+struct CacheArgs {  // rotate_and_cache
+  const SequenceInfo* sequences;
+  const int* row_sequence;   // [rows]
+  const int* positions;      // [rows]
+  const float* query_scale;  // [rows], or null
+  const float* angles;       // [rows][head_dim / 2] cosine, sine
+  const float* q_norm;       // [head_dim], or null
+  const float* k_norm;       // likewise
+  float* q;                  // [rows, heads * head_dim]
+  const float* k;            // [rows, kv_heads * head_dim]
+  const float* v;
+  float eps;
+  int layer;
+  int n_rows;
+  int heads;
+  int kv_heads;
+  int head_dim;
+  int stride;
+  int half_kv;
+  int interleaved;
+  bool operator==(const CacheArgs&) const = default;
+};
+void rotate_and_cache(Tape& tape, const CacheArgs& args);
+
+// angles [rows][n_frequencies] of cosine and sine of position * frequency
+struct AnglesArgs {
+  const int* positions;
+  const float* frequencies;
+  float* angles;
+  int n_frequencies;
+  int n_angles;
+  bool operator==(const AnglesArgs&) const = default;
+};
+void angles(Tape& tape, const AnglesArgs& args);
+
+struct AttentionArgs {
+  const SequenceInfo* sequences;
+  const QueryTileInfo* tiles;
+  const int* row_sequence;  // [rows]
+  const int* kv_end;        // [rows]
+  const float* q;           // [rows, heads * head_dim]
+  float* out;               // likewise
+  float* partials;          // [splits][rows of this launch][heads][padded dim + 2]
+  int first_tile;
+  int n_tiles;
+  int first_row;  // of the launch
+  int n_rows;
+  int n_splits;  // at least what the longest row needs
+  int layer;
+  int heads;
+  int kv_heads;
+  int head_dim;
+  int stride;
+  int half_kv;
+  bool operator==(const AttentionArgs&) const = default;
+};
+void attention(Tape& tape, const AttentionArgs& args);
+
+// Keys are cut at fixed places, whatever rows or sequences share the forward, so that a row's
+// result is always summed in the same order: in runs of 64 up to 2048 keys, so that one row of a
+// short context is work for many blocks, then of 1024, so that the partial results of a long one
+// stay few.
+inline constexpr int kShortSplit = 64;
+inline constexpr int kLongSplit = 1024;
+inline constexpr int kShortSplits = 32;
+inline constexpr int kShortKeys = kShortSplit * kShortSplits;
+
+__host__ __device__ constexpr int splits_of(int keys) {
+  return keys <= kShortKeys ? ceil_div(keys, kShortSplit)
+                            : kShortSplits + ceil_div(keys - kShortKeys, kLongSplit);
+}
+__host__ __device__ constexpr int split_begin(int split) {
+  return split <= kShortSplits ? split * kShortSplit
+                               : kShortKeys + (split - kShortSplits) * kLongSplit;
+}
+
+inline constexpr int kTileQueries = 64;
+
+}  // namespace sbd::cuda

@@ -1,0 +1,335 @@
+#include "backend/cuda/cuda_backend.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "backend/cuda/cuda.h"
+#include "backend/cuda/kv.h"
+#include "core/error.h"
+
+namespace sbd::cuda {
+
+namespace {
+
+// Rows up to which a forward's graph is kept: decoding's. A prompt's shapes hardly come twice.
+constexpr int kMostGraphRows = 128;
+constexpr std::size_t kRowMetadataBytes = 512;  // with room to spare
+
+__global__ void code_probe() {}
+
+std::string why_unusable(int device) {
+  cudaDeviceProp properties;
+  const cudaError_t status = cudaGetDeviceProperties(&properties, device);
+  if (status != cudaSuccess) {
+    return format("device cuda:{}: {}; use device cpu", device, cudaGetErrorString(status));
+  }
+  if (properties.major >= 8) return "";
+  return format(
+      "device cuda:{}: {} has compute capability {}.{}, expected 8.0 or higher; use device cpu",
+      device, properties.name, properties.major, properties.minor);
+}
+
+// The device, made current: before anything is made on it.
+int chosen(int device) {
+  int n = 0;
+  const cudaError_t status = cudaGetDeviceCount(&n);
+  SBD_CHECK(status == cudaSuccess && n > 0, "{}", why_unavailable());
+  SBD_CHECK(device >= 0 && device < n, "device cuda:{}: expected an index below the {} GPUs here",
+            device, n);
+  const std::string why = why_unusable(device);
+  SBD_CHECK(why.empty(), "{}", why);
+  check(cudaSetDevice(device), "choosing the device");
+  return device;
+}
+
+// A kernel may start before the last one's end where its code waits for it (ptx.h): what it was
+// compiled for decides, not the device, which also runs code of 8.0. Graphs know of it from CUDA
+// 12.3 on.
+bool may_overlap(const cudaDeviceProp& properties) {
+  cudaFuncAttributes code;
+  const cudaError_t status = cudaFuncGetAttributes(&code, code_probe);
+  cudaGetLastError();
+  SBD_CHECK(status == cudaSuccess,
+            "this build has no code for {} (compute capability {}.{}): {}; build with "
+            "CMAKE_CUDA_ARCHITECTURES={}{}, or use device cpu",
+            properties.name, properties.major, properties.minor, cudaGetErrorString(status),
+            properties.major, properties.minor);
+  int driver = 0;
+  check(cudaDriverGetVersion(&driver), "asking for the driver's version");
+  return code.ptxVersion >= 90 && driver >= 12030;
+}
+
+}  // namespace
+
+std::string why_unavailable() {
+  int n = 0;
+  const cudaError_t status = cudaGetDeviceCount(&n);
+  cudaGetLastError();
+  if (status == cudaSuccess && n > 0) return why_unusable(0);
+  return format("device cuda: no usable NVIDIA GPU: {}; use device cpu",
+                status == cudaSuccess ? "none found" : cudaGetErrorString(status));
+}
+
+std::unique_ptr<Backend> make_backend(int device) { return std::make_unique<CudaBackend>(device); }
+
+CudaBackend::CudaBackend(int device) : device_(chosen(device)) {
+  cudaDeviceProp properties;
+  check(cudaGetDeviceProperties(&properties, device), "asking for its properties");
+  name_ = properties.name;
+  overlap_ = may_overlap(properties);
+  shape_ = {properties.multiProcessorCount, static_cast<int>(properties.sharedMemPerMultiprocessor),
+            static_cast<int>(properties.sharedMemPerBlockOptin)};
+  check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
+}
+
+CudaBackend::~CudaBackend() {
+  cudaSetDevice(device_);
+  cudaStreamSynchronize(stream_);
+  graphs_.clear();
+  cudaStreamDestroy(stream_);
+}
+
+std::string CudaBackend::description() const { return format("cuda:{} ({})", device_, name_); }
+
+// The current device belongs to the calling thread, and any thread may call.
+void CudaBackend::use_device() const { check(cudaSetDevice(device_), "choosing the device"); }
+
+std::unique_ptr<Weight> CudaBackend::load_weight(const Tensor& tensor) {
+  use_device();
+  return std::make_unique<PackedWeight>(tensor, stream_);
+}
+
+Buffer CudaBackend::allocate(std::size_t n_floats) {
+  use_device();
+  auto memory = std::make_shared<DeviceMemory>(n_floats * sizeof(float), "a buffer");
+  auto* data = memory->as<float>();
+  return {data, [this, memory](float*) mutable {
+            settle();
+            memory.reset();
+          }};
+}
+
+Buffer CudaBackend::upload(std::span<const float> values) {
+  Buffer buffer = allocate(values.size());
+  check(cudaMemcpyAsync(buffer.get(), values.data(), values.size_bytes(), cudaMemcpyHostToDevice,
+                        stream_),
+        "uploading values");
+  check(cudaStreamSynchronize(stream_), "uploading values");
+  return buffer;
+}
+
+std::vector<float> CudaBackend::download(const float* values, std::size_t n) {
+  finish();
+  std::vector<float> result(n);
+  check(cudaMemcpy(result.data(), values, n * sizeof(float), cudaMemcpyDeviceToHost),
+        "downloading values");
+  return result;
+}
+
+std::unique_ptr<KvStorage> CudaBackend::allocate_kv(int n_layers, const HeadShape& heads, int n_ctx,
+                                                    DType dtype) {
+  use_device();
+  SBD_CHECK(heads.head_dim <= kMostHeadDim && heads.head_dim % 2 == 0,
+            "head_dim {}: the CUDA backend computes even ones up to {}; use device cpu",
+            heads.head_dim, kMostHeadDim);
+  const int group = heads.num_attention_heads / heads.num_key_value_heads;
+  SBD_CHECK(group <= kTileQueries,
+            "{} attention heads share a key-value head: the CUDA backend computes up to {}; use "
+            "device cpu",
+            group, kTileQueries);
+  return std::make_unique<CudaKv>(*this, n_layers, heads, n_ctx, dtype, stream_);
+}
+
+void CudaBackend::flush() {
+  if (tape_.empty()) return;
+  use_device();
+  metadata_.send(stream_);
+  const struct Emptied {  // even where it fails
+    Tape& tape;
+    ~Emptied() { tape.clear(); }
+  } emptied{tape_};
+  if (keep_graph_) {
+    graphs_.run(tape_, stream_, overlap_);
+  } else {
+    tape_.run(stream_, overlap_);
+  }
+}
+
+void CudaBackend::finish() {
+  use_device();
+  flush();
+  check(cudaStreamSynchronize(stream_), "computing a forward");
+}
+
+void CudaBackend::settle() noexcept {
+  try {
+    finish();
+  } catch (...) {  // an error that sticks is met again by the next forward
+  }
+}
+
+// Cleared: the counters of linear.cu are 0 between two kernels.
+void* CudaBackend::grown_bytes(Scratch& scratch, std::size_t bytes) {
+  if (scratch.memory.size() < bytes) {
+    finish();
+    scratch.memory = DeviceMemory();  // the old one is given back first
+    scratch.memory = DeviceMemory(bytes, scratch.purpose);
+    check(cudaMemsetAsync(scratch.memory.data(), 0, bytes, stream_), "clearing memory");
+  }
+  return scratch.memory.data();
+}
+
+void CudaBackend::begin(const ForwardRows& rows, std::span<const float> inverse_frequencies,
+                        bool rope_interleaved) {
+  use_device();
+  flush();
+  n_rows_ = static_cast<int>(rows.tokens.size());
+  keep_graph_ = n_rows_ <= kMostGraphRows;
+  rope_interleaved_ = rope_interleaved;
+  sequence_rows_.assign(rows.sequences.begin(), rows.sequences.end());
+  kv_end_.assign(rows.kv_end.begin(), rows.kv_end.end());
+  last_mixes_.clear();
+  tile_infos_.clear();
+  tiles_ = nullptr;
+
+  std::vector<SequenceInfo> sequences;
+  std::vector<int> row_sequence(static_cast<std::size_t>(n_rows_));
+  for (const SequenceRows& sequence : rows.sequences) {
+    auto& kv = static_cast<CudaKv&>(*sequence.kv);
+    int n_positions = 0;
+    for (int row = sequence.first_row; row < sequence.first_row + sequence.n_rows; ++row) {
+      const auto at = static_cast<std::size_t>(row);
+      n_positions = std::max({n_positions, rows.kv_end[at], rows.positions[at] + 1});
+    }
+    kv.reserve(n_positions, stream_);
+    std::fill_n(row_sequence.begin() + sequence.first_row, sequence.n_rows,
+                static_cast<int>(sequences.size()));
+    sequences.push_back(kv.info(sequence.first_row));
+  }
+  const std::size_t metadata_bytes = (rows.tokens.size() + 16) * kRowMetadataBytes;
+  if (metadata_.size() < metadata_bytes) finish();  // what is under way reads the old one
+  metadata_.clear(metadata_bytes);
+  tokens_ = metadata_.add(rows.tokens);
+  positions_ = metadata_.add(rows.positions);
+  row_kv_end_ = metadata_.add(rows.kv_end);
+  row_sequence_ = metadata_.add(std::span<const int>(row_sequence));
+  sequences_ = metadata_.add(std::span<const SequenceInfo>(sequences));
+  query_scale_ = rows.query_scale.empty() ? nullptr : metadata_.add(rows.query_scale);
+  frequencies_ = metadata_.add(inverse_frequencies);
+  const int n_frequencies = static_cast<int>(inverse_frequencies.size());
+  if (n_frequencies == 0) return;
+  const int n_angles = n_rows_ * n_frequencies;
+  auto* table = grown<float>(angles_, 2 * static_cast<std::size_t>(n_angles));
+  angles(tape_, {positions_, frequencies_, table, n_frequencies, n_angles});
+  angle_table_ = table;
+}
+
+void CudaBackend::embed(const Weight& table, float* out) {
+  const PackedWeight& weight = PackedWeight::of(table);
+  cuda::embed(tape_, {weight.data(), weight.dtype(), weight.cols(), tokens_, out}, n_rows());
+}
+
+// The same rows often come again, once for each layer.
+void CudaBackend::mix(std::span<const Mix> rows, const float* x, const float* y, int cols,
+                      float* out) {
+  const auto same = [](const Mix& a, const Mix& b) {
+    return a.x_row == b.x_row && a.a == b.a && a.y_row == b.y_row && a.b == b.b;
+  };
+  if (!std::ranges::equal(rows, last_mixes_, same)) {
+    last_mixes_.assign(rows.begin(), rows.end());
+    mixes_ = metadata_.add(rows);
+  }
+  cuda::mix(tape_, {mixes_, x, y, out, cols}, static_cast<int>(rows.size()));
+}
+
+CudaBackend::Activations CudaBackend::prepare(const Input& input, std::span<const Linear> linears,
+                                              int n_rows, const int* source_rows) {
+  PrepareArgs args{};
+  args.x = input.x;
+  args.up = input.up;
+  args.norm_weight = input.norm_weight;
+  args.eps = input.eps;
+  args.source_rows = source_rows;
+  args.cols = linears[0].weight->cols();
+  args.padded_cols = round_up(args.cols, kChunk);
+  const auto rows = static_cast<std::size_t>(n_rows);
+  const std::size_t n = rows * static_cast<std::size_t>(args.padded_cols);
+  const bool as_it_is =
+      source_rows == nullptr && input.norm_weight == nullptr && input.up == nullptr;
+  Activations x{input.x, nullptr, nullptr};
+  for (const Linear& l : linears) {
+    switch (l.weight->dtype()) {
+      case DType::f32:
+        if (!as_it_is) x.values = args.values = grown<float>(values_, n);
+        break;
+      case DType::bf16: x.bf16 = args.bf16 = grown<std::uint16_t>(bf16_, n); break;
+      default:
+        x.halves = args.halves = grown<std::uint16_t>(halves_, n);
+        args.half_scale = grown<float>(half_scales_, rows);
+        break;
+    }
+  }
+  if (args.values != nullptr || args.bf16 != nullptr || args.halves != nullptr) {
+    cuda::prepare(tape_, args, n_rows);
+  }
+  return x;
+}
+
+void CudaBackend::launch_parts(DType dtype, LinearArgs& args) {
+  if (args.n_parts == 0) return;
+  if (prefill_pays(dtype, args, shape_)) {
+    prefill(tape_, dtype, args, shape_);
+  } else {
+    args.n_splits = dtype == DType::f32
+                        ? 1
+                        : choose_splits(args.n_blocks, args.n_chunks, shape_.n_multiprocessors);
+    const auto [partial_floats, counters] = linear_scratch(args);
+    if (args.n_splits > 1) {
+      args.partials = grown<float>(linear_partials_, partial_floats);
+      args.counters = grown<unsigned>(linear_counters_, counters);
+    }
+    cuda::linear(tape_, dtype, args);
+  }
+  args = {};
+}
+
+void CudaBackend::multiply_type(DType dtype, const Activations& x, std::span<const Linear> linears,
+                                int n_rows, bool accumulate, const HeadRuns& runs) {
+  LinearArgs args{};
+  for (const Linear& l : linears) {
+    const PackedWeight& weight = PackedWeight::of(*l.weight);
+    if (weight.dtype() != dtype) continue;
+    if (args.n_parts == kMostParts) launch_parts(dtype, args);
+    args.parts[args.n_parts++] = {weight.data(), l.bias, l.out, weight.rows(), args.n_blocks};
+    args.n_blocks += weight.n_blocks();
+    args.n_chunks = weight.n_chunks();
+    args.cols = weight.cols();
+    args.n_rows = n_rows;
+    args.accumulate = accumulate;
+    args.head = runs;
+    if (dtype == DType::f32) {
+      args.x = x.values;
+    } else if (dtype == DType::bf16) {
+      args.x = x.bf16;
+    } else {
+      args.x = x.halves;
+      args.row_scale = half_scales_.memory.as<float>();
+    }
+  }
+  launch_parts(dtype, args);
+}
+
+// Weights of one type share a launch.
+void CudaBackend::multiply(const Activations& x, std::span<const Linear> linears, int n_rows,
+                           bool accumulate, const HeadRuns& runs) {
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16, DType::q8_0, DType::q4_0}) {
+    multiply_type(dtype, x, linears, n_rows, accumulate, runs);
+  }
+}
+
+void CudaBackend::linear(const Input& input, std::span<const Linear> linears, bool accumulate,
+                         std::span<const Linear>) {
+  multiply(prepare(input, linears, n_rows(), nullptr), linears, n_rows(), accumulate, {});
+}
+
+}  // namespace sbd::cuda

@@ -1,0 +1,136 @@
+// The CUDA backend: operations put kernels on a tape (tape.h), which runs when a result is wanted.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "backend/backend.h"
+#include "backend/cuda/attention.h"
+#include "backend/cuda/head.h"
+#include "backend/cuda/linear.h"
+#include "backend/cuda/metadata.h"
+#include "backend/cuda/packed_weight.h"
+#include "backend/cuda/prepare.h"
+#include "backend/cuda/tape.h"
+
+namespace sbd::cuda {
+
+class CudaBackend : public Backend {
+ public:
+  explicit CudaBackend(int device);
+  ~CudaBackend() override;
+
+  std::string description() const override;
+  int n_threads() const override { return 1; }
+  Peaks measure_peaks() override;
+
+  std::unique_ptr<Weight> load_weight(const Tensor& tensor) override;
+  std::unique_ptr<Weight> random_weight(DType dtype, int rows, int cols,
+                                        std::uint64_t key) override;
+  Buffer allocate(std::size_t n_floats) override;
+  Buffer upload(std::span<const float> values) override;
+  std::unique_ptr<KvStorage> allocate_kv(int n_layers, const HeadShape& heads, int n_ctx,
+                                         DType dtype) override;
+
+  void begin(const ForwardRows& rows, std::span<const float> inverse_frequencies,
+             bool rope_interleaved) override;
+  void embed(const Weight& table, float* out) override;
+  void mix(std::span<const Mix> rows, const float* x, const float* y, int cols,
+           float* out) override;
+  void linear(const Input& input, std::span<const Linear> linears, bool accumulate,
+              std::span<const Linear> then) override;
+  void rotate_and_cache(int layer, const HeadShape& heads, const float* q_norm, const float* k_norm,
+                        float eps, float* q, float* k, const float* v) override;
+  void attention(int layer, const HeadShape& heads, const float* q, float* out) override;
+  void head_stats(const Input& input, const Weight& head, std::span<const OutputRow> outputs,
+                  TokenId mask_token, std::span<RowStats> stats) override;
+  void head_logits(const Input& input, const Weight& head, std::span<const OutputRow> outputs,
+                   float* logits) override;
+
+  // Runs what is on the tape and waits for it.
+  void finish();
+  // The same, before memory is freed that the tape may use.
+  void settle() noexcept;
+  // Of a buffer, for tests.
+  std::vector<float> download(const float* values, std::size_t n);
+  int n_graph_replays() const { return graphs_.n_replays(); }
+
+ private:
+  // Device memory that operations share, grown to the largest forward seen.
+  struct Scratch {
+    const char* purpose;
+    DeviceMemory memory = {};
+  };
+  // Input rows in the forms that weights' types need.
+  struct Activations {
+    const float* values;
+    std::uint16_t* bf16;
+    std::uint16_t* halves;
+  };
+
+  int n_rows() const { return n_rows_; }
+  void use_device() const;
+  void flush();
+  template <typename T>
+  T* grown(Scratch& scratch, std::size_t n) {
+    return static_cast<T*>(grown_bytes(scratch, n * sizeof(T)));
+  }
+  void* grown_bytes(Scratch& scratch, std::size_t bytes);
+  Activations prepare(const Input& input, std::span<const Linear> linears, int n_rows,
+                      const int* source_rows);
+  void multiply(const Activations& x, std::span<const Linear> linears, int n_rows, bool accumulate,
+                const HeadRuns& runs);
+  // Adds the launch of what was gathered, and empties it.
+  void launch_parts(DType dtype, LinearArgs& args);
+  void multiply_type(DType dtype, const Activations& x, std::span<const Linear> linears, int n_rows,
+                     bool accumulate, const HeadRuns& runs);
+  // The head's product with the wanted rows, to its `out` and to `runs`, where they are not null.
+  void head(const Input& input, const Linear& head, std::span<const OutputRow> outputs,
+            const HeadRuns& runs);
+  float* room_for_logits(const Weight& head, std::size_t n_rows);
+  void end_of_layers();
+
+  int device_;
+  std::string name_;
+  bool overlap_;  // a kernel may start before the last one's end
+  DeviceShape shape_;
+  cudaStream_t stream_ = nullptr;
+  Tape tape_;
+  GraphCache graphs_;
+  Metadata metadata_;
+
+  // The rows at hand, on the host and on the device.
+  int n_rows_ = 0;
+  bool keep_graph_ = false;
+  std::vector<SequenceRows> sequence_rows_;
+  std::vector<int> kv_end_;
+  std::vector<Mix> last_mixes_;
+  const Mix* mixes_ = nullptr;
+  std::vector<QueryTileInfo> tile_infos_;
+  const QueryTileInfo* tiles_ = nullptr;
+  const TokenId* tokens_ = nullptr;
+  const int* positions_ = nullptr;
+  const int* row_sequence_ = nullptr;
+  const int* row_kv_end_ = nullptr;
+  const float* query_scale_ = nullptr;
+  const float* frequencies_ = nullptr;
+  const SequenceInfo* sequences_ = nullptr;
+  const float* angle_table_ = nullptr;
+  bool rope_interleaved_ = false;
+
+  Scratch angles_{"RoPE's angles"};
+  Scratch values_{"activations"};
+  Scratch bf16_{"activations"};
+  Scratch halves_{"activations"};
+  Scratch half_scales_{"activations"};
+  Scratch linear_partials_{"partial sums"};
+  Scratch linear_counters_{"partial sums"};
+  Scratch attention_partials_{"partial attention"};
+  Scratch logits_{"logits"};
+  Scratch head_runs_{"statistics"};
+  Scratch head_highest_{"statistics"};
+  Scratch head_stats_{"statistics"};
+  PinnedMemory host_stats_;
+};
+
+}  // namespace sbd::cuda

@@ -1,0 +1,37 @@
+// Behind the LM head: the statistics of runs of logits, which its matmul leaves (linear_tile.h), to
+// those of rows; and tokens drawn.
+#pragma once
+
+#include <cstdint>
+
+#include "backend/cuda/tape.h"
+#include "model/batch.h"
+
+namespace sbd::cuda {
+
+struct RunStats;  // run_stats.h
+
+struct HeadRow {
+  int position;
+  Sampling sampling;
+};
+
+struct HeadArgs {
+  const RunStats* runs;  // [rows][runs]
+  const float* logits;   // [rows, vocab], for rows that are sampled
+  const HeadRow* rows;
+  float* highest;  // [rows]
+  RowStats* stats;
+  int n_runs;
+  int vocab;
+  int mask_token;  // -1: none
+  bool operator==(const HeadArgs&) const = default;
+};
+
+// RowStats of each row; an entropy that is NaN says that a logit was not finite.
+void head_stats(Tape& tape, const HeadArgs& args, int n_rows);
+
+// Tokens drawn at the rows that have a temperature (sampler.cu).
+void sample(Tape& tape, const HeadArgs& args, int n_rows);
+
+}  // namespace sbd::cuda

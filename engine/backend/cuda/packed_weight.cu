@@ -1,0 +1,242 @@
+#include "backend/cuda/packed_weight.h"
+
+#include <algorithm>
+#include <cstddef>
+
+#include "backend/cuda/formats.h"
+#include "core/error.h"
+
+namespace sbd::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+constexpr std::size_t kUploadBytes = 64
+                                     << 20;  // of a file's rows that are in device memory at once
+
+std::size_t block_bytes(DType dtype, int cols) {  // of 128 features
+  const auto chunks = static_cast<std::size_t>(ceil_div(cols, kChunk));
+  switch (dtype) {
+    case DType::f16:
+    case DType::bf16: return chunks * HalfLayout::kStageBytes;
+    case DType::q8_0: return chunks * Q8Format::kStageBytes;
+    case DType::q4_0: return chunks * Q4Format::kStageBytes;
+    default: return static_cast<std::size_t>(cols) * kBlockFeatures * sizeof(float);
+  }
+}
+
+// Some rows of a tensor as they stand in the file, on the device.
+struct PackArgs {
+  const std::uint8_t* source;
+  std::uint8_t* out;  // of the first row
+  int first_row;      // in the tensor
+  int n_rows;
+  int cols;
+  Index row_bytes;
+  Index n_threads;  // that have something to pack
+  int* bad_row;     // the highest that holds NaN or infinity
+};
+
+__device__ bool exponent_is_full(std::uint32_t bits, std::uint32_t mask) {
+  return (bits & mask) == mask;
+}
+
+__device__ std::uint32_t bits_at(const std::uint8_t* p, int n_bytes) {  // of any alignment
+  std::uint32_t bits = 0;
+  for (int i = 0; i < n_bytes; ++i) bits |= static_cast<std::uint32_t>(p[i]) << (8 * i);
+  return bits;
+}
+
+__global__ void pack_f32(PackArgs a) {  // a thread: a value
+  const Index i = Index{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= a.n_threads) return;
+  const std::uint32_t bits = bits_at(a.source + i * 4, 4);
+  if (exponent_is_full(bits, 0x7f800000u)) {
+    atomicMax(a.bad_row, a.first_row + static_cast<int>(i / a.cols));
+  }
+  reinterpret_cast<std::uint32_t*>(a.out)[i] = bits;
+}
+
+__device__ void store_half(const PackArgs& a, int row, int k, std::uint32_t bits) {
+  const Index stage = Index{row / kBlockFeatures} * ceil_div(a.cols, kChunk) + k / kChunk;
+  std::uint8_t* out = a.out + stage * HalfLayout::kStageBytes;
+  *reinterpret_cast<std::uint16_t*>(out + HalfLayout::offset(place_of(row, k))) =
+      static_cast<std::uint16_t>(bits);
+}
+
+template <std::uint32_t kExponent>
+__global__ void pack_halves(PackArgs a) {  // a thread: a value
+  const Index i = Index{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= a.n_threads) return;
+  const int row = static_cast<int>(i / a.cols), k = static_cast<int>(i % a.cols);
+  const std::uint32_t bits = bits_at(a.source + i * 2, 2);
+  if (exponent_is_full(bits, kExponent)) atomicMax(a.bad_row, a.first_row + row);
+  store_half(a, row, k, bits);
+}
+
+__device__ float half_at(const std::uint8_t* p) {
+  return half_to_float(static_cast<std::uint16_t>(bits_at(p, 2)));
+}
+
+// Value i of a block, as core/dtype.h says it is stored.
+__device__ float q4_k_value(const std::uint8_t* block, int i) {
+  const std::uint8_t* six = block + offsetof(BlockQ4_K, six_bits);
+  const int g = i / kGroupSize;
+  const int scale = g < 4 ? six[g] & 63 : (six[g + 4] & 15) | six[g - 4] >> 6 << 4;
+  const int min = g < 4 ? six[g + 4] & 63 : six[g + 4] >> 4 | six[g] >> 6 << 4;
+  const int byte = block[offsetof(BlockQ4_K, nibbles) + g / 2 * kGroupSize + i % kGroupSize];
+  const int quant = g % 2 ? byte >> 4 : byte & 15;
+  return half_at(block) * static_cast<float>(scale * quant) -
+         half_at(block + offsetof(BlockQ4_K, min)) * static_cast<float>(min);
+}
+
+__device__ float q6_k_value(const std::uint8_t* block, int i) {
+  const int half = i / 128, j = i % 128;
+  const int low = block[offsetof(BlockQ6_K, lows) + half * 64 + j % 64] >> (j < 64 ? 0 : 4) & 15;
+  const int high = block[offsetof(BlockQ6_K, highs) + half * 32 + j % 32] >> (j / 32 * 2) & 3;
+  const auto scale =
+      static_cast<std::int8_t>(block[offsetof(BlockQ6_K, scales) + i / kHalfGroupSize]);
+  return half_at(block + offsetof(BlockQ6_K, scale)) *
+         static_cast<float>(scale * ((low | high << 4) - 32));
+}
+
+// K-quants become halves: exact enough (2^-12), and several times the memory.
+template <bool kSixBits>
+__global__ void pack_k_quants(PackArgs a) {  // a thread: a value
+  const Index i = Index{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= a.n_threads) return;
+  const int row = static_cast<int>(i / a.cols), k = static_cast<int>(i % a.cols);
+  constexpr int kBlockBytes = kSixBits ? sizeof(BlockQ6_K) : sizeof(BlockQ4_K);
+  const std::uint8_t* block = a.source + i / kSuperGroupSize * kBlockBytes;
+  const int at = k % kSuperGroupSize;
+  const float value = kSixBits ? q6_k_value(block, at) : q4_k_value(block, at);
+  const std::uint32_t bits = to_halves(value, 0.0f) & 0xffffu;
+  if (exponent_is_full(bits, 0x7c00u)) atomicMax(a.bad_row, a.first_row + row);
+  store_half(a, row, k, bits);
+}
+
+// Of one feature's group of 32: the scale, then the quants.
+template <typename Format>
+__global__ void pack_quants(PackArgs a) {  // a thread: a group
+  const Index i = Index{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= a.n_threads) return;
+  constexpr bool kNibbles = Format::kStageBytes == Q4Format::kStageBytes;
+  constexpr int kBlockBytes = kNibbles ? sizeof(BlockQ4_0) : sizeof(BlockQ8_0);
+  const int groups = a.cols / kGroupSize;
+  const int row = static_cast<int>(i / groups), k = static_cast<int>(i % groups) * kGroupSize;
+  const Index stage = Index{row / kBlockFeatures} * ceil_div(a.cols, kChunk) + k / kChunk;
+  std::uint8_t* out = a.out + stage * Format::kStageBytes;
+  const std::uint8_t* group = a.source + i * kBlockBytes;
+
+  const std::uint32_t scale = bits_at(group, 2);
+  if (exponent_is_full(scale, 0x7c00u)) atomicMax(a.bad_row, a.first_row + row);
+  const Place first = place_of(row, k);
+  constexpr int kScalesAt = Format::kStageBytes - kQuantScaleBytes;
+  const int scale_at = ((first.tile * 8 + first.lane / 4) * kChunkSteps + first.step) * 2;
+  reinterpret_cast<std::uint16_t*>(out + kScalesAt)[scale_at + first.half] =
+      static_cast<std::uint16_t>(scale);
+
+  const std::uint8_t* quants = group + 2;
+  for (int j = 0; j < kGroupSize; j += 8) {  // one lane's
+    const Place p = place_of(row, k + j);
+    if constexpr (kNibbles) {
+      std::uint32_t word = 0;
+      for (int n = 0; n < 8; ++n) {
+        const std::uint32_t byte = quants[(j + n) % 16];
+        word |= (j + n < 16 ? byte & 15u : byte >> 4) << Q4Format::shift(n);
+      }
+      *reinterpret_cast<std::uint32_t*>(out + Format::offset(p)) = word;
+    } else {
+      for (int n = 0; n < 8; ++n) {
+        out[Format::offset(p) + n] = static_cast<std::uint8_t>(quants[j + n] ^ 0x80u);
+      }
+    }
+  }
+}
+
+void (*packer(DType dtype))(PackArgs) {
+  switch (dtype) {
+    case DType::f16: return pack_halves<0x7c00u>;
+    case DType::bf16: return pack_halves<0x7f80u>;
+    case DType::q8_0: return pack_quants<Q8Format>;
+    case DType::q4_0: return pack_quants<Q4Format>;
+    case DType::q4_k: return pack_k_quants<false>;
+    case DType::q6_k: return pack_k_quants<true>;
+    default: return pack_f32;
+  }
+}
+
+DType stored_type(DType dtype) { return values_per_block(dtype) > kGroupSize ? DType::f16 : dtype; }
+
+int blocks_for(Index n) { return static_cast<int>((n + kThreads - 1) / kThreads); }
+
+template <typename Format>
+__device__ float packed_value(const EmbedArgs& a, int row, int k) {
+  const Index stage = Index{row / kBlockFeatures} * ceil_div(a.cols, kChunk) + k / kChunk;
+  return Format::value(a.weight + stage * Format::kStageBytes, place_of(row, k));
+}
+
+__global__ void embed_kernel(EmbedArgs a) {  // a block: some columns of a row
+  let_next_kernel_start();
+  wait_for_previous_kernel();
+  const int row = static_cast<int>(blockIdx.x);
+  const int k = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x);
+  if (k >= a.cols) return;
+  const int token = a.tokens[row];
+  float value = 0;
+  switch (a.dtype) {
+    case DType::f16: value = packed_value<F16Format>(a, token, k); break;
+    case DType::bf16: value = packed_value<BF16Format>(a, token, k); break;
+    case DType::q8_0: value = packed_value<Q8Format>(a, token, k); break;
+    case DType::q4_0: value = packed_value<Q4Format>(a, token, k); break;
+    default: value = reinterpret_cast<const float*>(a.weight)[Index{token} * a.cols + k]; break;
+  }
+  a.out[Index{row} * a.cols + k] = value;
+}
+
+}  // namespace
+
+PackedWeight::PackedWeight(const Tensor& tensor, cudaStream_t stream)
+    : Weight(stored_type(tensor.dtype), static_cast<int>(tensor.shape[0]),
+             static_cast<int>(tensor.shape[1])) {
+  const std::size_t row_bytes = tensor.data.size() / static_cast<std::size_t>(rows());
+  const std::size_t bytes = block_bytes(dtype(), cols());
+  memory_ = DeviceMemory(bytes * static_cast<std::size_t>(n_blocks()), "a weight");
+  check(cudaMemsetAsync(memory_.data(), 0, memory_.size(), stream), "clearing a weight");
+
+  const int blocks_at_once =
+      std::clamp(static_cast<int>(kUploadBytes / (row_bytes * kBlockFeatures)), 1, n_blocks());
+  const int rows_at_once = std::min(blocks_at_once * kBlockFeatures, rows());
+  const DeviceMemory source(row_bytes * static_cast<std::size_t>(rows_at_once), "loading weights");
+  const DeviceMemory bad_row(sizeof(int), "loading weights");
+  int bad = -1;
+  check(cudaMemcpyAsync(bad_row.data(), &bad, sizeof bad, cudaMemcpyHostToDevice, stream),
+        "loading a weight");
+  const int values_per_thread = values_per_block(dtype());  // a group's, or one
+  for (int row = 0; row < rows(); row += rows_at_once) {
+    const int n = std::min(rows_at_once, rows() - row);
+    check(cudaMemcpyAsync(source.data(),
+                          tensor.data.data() + static_cast<std::size_t>(row) * row_bytes,
+                          row_bytes * static_cast<std::size_t>(n), cudaMemcpyDefault, stream),
+          "loading a weight");
+    const Index n_threads = Index{n} * cols() / values_per_thread;
+    std::uint8_t* out =
+        memory_.as<std::uint8_t>() + static_cast<std::size_t>(row / kBlockFeatures) * bytes;
+    launch(packer(tensor.dtype), {.x = blocks_for(n_threads), .threads = kThreads},
+           PackArgs{source.as<std::uint8_t>(), out, row, n, cols(), static_cast<Index>(row_bytes),
+                    n_threads, bad_row.as<int>()},
+           stream, false);
+    check(cudaStreamSynchronize(stream), "packing a weight");  // `source` is used again
+  }
+  check(cudaMemcpy(&bad, bad_row.data(), sizeof bad, cudaMemcpyDeviceToHost), "loading a weight");
+  SBD_CHECK(bad < 0,
+            "tensor {}: row {} holds NaN or infinity: the file is damaged, convert it again",
+            tensor.name, bad);
+}
+
+void embed(Tape& tape, const EmbedArgs& args, int n_rows) {
+  tape.add(embed_kernel, {.x = n_rows, .y = ceil_div(args.cols, kThreads), .threads = kThreads},
+           args);
+}
+
+}  // namespace sbd::cuda

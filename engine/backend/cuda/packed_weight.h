@@ -1,0 +1,39 @@
+// Weights in device memory.
+#pragma once
+
+#include "backend/backend.h"
+#include "backend/cuda/tape.h"
+#include "backend/cuda/units.h"
+
+namespace sbd::cuda {
+
+// f16, bf16, q8_0 and q4_0 in stages [feature blocks][chunks] (formats.h); f32 row-major; K-quants
+// become f16.
+class PackedWeight : public Weight {
+ public:
+  // The tensor's data may be the host's or the device's.
+  PackedWeight(const Tensor& tensor, cudaStream_t stream);
+  static const PackedWeight& of(const Weight& weight) {
+    return static_cast<const PackedWeight&>(weight);
+  }
+
+  const std::uint8_t* data() const { return memory_.as<std::uint8_t>(); }
+  int n_blocks() const { return ceil_div(rows(), kBlockFeatures); }
+  int n_chunks() const { return ceil_div(cols(), kChunk); }
+
+ private:
+  DeviceMemory memory_;
+};
+
+// A row of the matrix in float32, for the embedding.
+struct EmbedArgs {
+  const std::uint8_t* weight;
+  DType dtype;
+  int cols;
+  const TokenId* tokens;  // [rows]
+  float* out;             // [rows, cols]
+  bool operator==(const EmbedArgs&) const = default;
+};
+void embed(Tape& tape, const EmbedArgs& args, int n_rows);
+
+}  // namespace sbd::cuda

@@ -1,0 +1,112 @@
+// Whole generations through the engine, on either device: the same tokens.
+#include <algorithm>
+#include <cmath>
+
+#include "check.h"
+#include "complete_model.h"
+#include "engine.h"
+#include "format/gguf.h"
+
+namespace sbd {
+namespace {
+
+using namespace test;
+
+struct Generated {
+  std::vector<std::vector<TokenId>> texts;
+  int n_forwards = 0;
+};
+
+Generated generate(const std::string& path, const std::string& device,
+                   const std::vector<Request>& requests) {
+  Engine engine(path, {.device = device, .n_threads = 1, .kv_dtype = DType::f32});
+  std::map<SequenceId, std::size_t> index;
+  Generated generated;
+  generated.texts.resize(requests.size());
+  for (std::size_t i = 0; i < requests.size(); ++i) index[engine.add(requests[i])] = i;
+  for (std::size_t finished = 0; finished < requests.size();) {
+    ++generated.n_forwards;
+    for (const SequenceEvents& events : engine.step()) {
+      CHECK_EQ(events.error, std::string());
+      auto& text = generated.texts[index.at(events.id)];
+      text.insert(text.end(), events.events.committed.begin(), events.events.committed.end());
+      finished += events.events.finished || !events.error.empty();
+    }
+  }
+  return generated;
+}
+
+TEST(cuda_generates_the_cpus_tokens) {
+  using namespace gguf_tensor;
+  for (const ModelShape& shape : {ModelShape{"llama", 2, 32, 48, 4, 2, 8, 40, {f32}},
+                                  ModelShape{"qwen2", 1, 20, 30, 2, 1, 6, 50, {f32}, true},
+                                  ModelShape{"qwen3", 2, 32, 64, 2, 2, 16, 70, {f32}, true}}) {
+    const MemoryFile file(complete_model(shape).build());
+    std::vector<Request> requests;
+    for (const char* decoder : {"ntp", "sbd", "sbd_lossless"}) {
+      for (const float temperature : {0.0f, 0.9f}) {
+        if (temperature > 0 && std::string_view(decoder) == "sbd_lossless") continue;
+        Request request;
+        request.prompt = {1, 2, 3, static_cast<TokenId>(requests.size())};
+        request.max_tokens = 20;
+        request.decoder = decoder;
+        request.temperature = temperature;
+        request.top_p = 0.9f;
+        request.seed = 7;
+        request.ignore_eos = true;
+        requests.push_back(request);
+      }
+    }
+    const Generated on_gpu = generate(file.path(), "cuda", requests);
+    const Generated on_cpu = generate(file.path(), "cpu", requests);
+    CHECK_EQ(on_gpu.n_forwards, on_cpu.n_forwards);
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      CHECK_EQ(on_gpu.texts[i].size(), 20u);
+      CHECK_EQ(on_gpu.texts[i], on_cpu.texts[i]);
+    }
+  }
+}
+
+// Random weights are made on the device; forwards of several sequences are timed.
+TEST(cuda_random_models_are_the_cpus) {
+  const ModelShape shape{"qwen3", 2, 32, 64, 2, 2, 16, 70, {gguf_tensor::f32}, true};
+  const MemoryFile file(complete_model(shape).build());
+  const GgufFile gguf(file.path());
+  const auto random = [&](const char* device) {
+    return Engine(gguf.metadata(), DType::f32, true,
+                  {.device = device, .n_threads = 1, .kv_dtype = DType::f32});
+  };
+  Engine gpu = random("cuda"), cpu = random("cpu");
+  const auto got = gpu.forward({1, 2, 3, 4, 5}, 2), expected = cpu.forward({1, 2, 3, 4, 5}, 2);
+  double largest = 0;
+  for (const float x : expected) largest = std::max(largest, std::abs(static_cast<double>(x)));
+  CHECK(largest > 0.01);
+  CHECK_EQ(got.size(), expected.size());
+  for (std::size_t i = 0; i < got.size(); ++i) CHECK_NEAR(got[i], expected[i], 1e-4 * largest);
+  for (Engine* engine : {&gpu, &cpu}) {
+    const auto milliseconds = engine->time_forwards({1, 3}, 4, 2, 2);
+    CHECK_EQ(milliseconds.size(), 2u);
+    for (const auto& samples : milliseconds) {
+      CHECK_EQ(samples.size(), 2u);
+      CHECK(std::ranges::all_of(samples, [](double ms) { return ms > 0; }));
+    }
+    CHECK_THROWS_WITH(engine->time_forwards({1}, 4, 1, 0), "n_sequences must be at least 1, got 0");
+  }
+}
+
+TEST(cuda_devices_are_named_by_index) {
+  const MemoryFile file(complete_model({"llama", 1, 8, 9, 1, 1, 4, 9, {gguf_tensor::f32}}).build());
+  const auto open = [&](const char* device) {
+    return Engine(file.path(), {.device = device}).device();
+  };
+  CHECK(open("cuda").starts_with("cuda:0 ("));
+  CHECK(open("auto").starts_with("cuda:0 ("));
+  CHECK(open("cpu").starts_with("cpu ("));
+  CHECK_THROWS_WITH(open("cuda:64"), "device cuda:64: expected an index below the");
+  for (const char* wrong : {"cuda:", "cuda:-1", "cuda:1x", "cuda0", "gpu"}) {
+    CHECK_THROWS_WITH(open(wrong), "expected auto, cpu, cuda or cuda:N");
+  }
+}
+
+}  // namespace
+}  // namespace sbd

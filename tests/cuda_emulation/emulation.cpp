@@ -1,0 +1,363 @@
+#include "emulation.h"
+
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "cuda_runtime.h"
+
+namespace emulation {
+
+namespace {
+
+constexpr std::size_t kPage = 4096;
+constexpr std::size_t kStackBytes = 64 << 10;
+constexpr int kLanes = 32;
+
+// Memory that ends where a page without access begins, full of NaN.
+class GuardedPages {
+ public:
+  GuardedPages(std::size_t bytes, std::size_t alignment) : bytes_(bytes) {
+    const std::size_t inside = (bytes + alignment - 1) / alignment * alignment;
+    pages_ = (inside + kPage - 1) / kPage * kPage;
+    base_ = static_cast<std::uint8_t*>(mmap(nullptr, pages_ + kPage, PROT_READ | PROT_WRITE,
+                                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    if (base_ == MAP_FAILED) stop("no memory for the emulation");
+    mprotect(base_ + pages_, kPage, PROT_NONE);
+    data_ = base_ + pages_ - inside;
+    std::memset(data_, 0xff, inside);
+  }
+  ~GuardedPages() { munmap(base_, pages_ + kPage); }
+  GuardedPages(const GuardedPages&) = delete;
+  GuardedPages& operator=(const GuardedPages&) = delete;
+
+  std::uint8_t* data() const { return data_; }
+  std::size_t size() const { return bytes_; }
+
+ private:
+  std::size_t bytes_;
+  std::size_t pages_;
+  std::uint8_t* base_;
+  std::uint8_t* data_;
+};
+
+struct Copy {
+  void* to;
+  const void* from;
+  bool real;
+};
+
+// Where threads wait for each other.
+struct Meeting {
+  int arrived = 0;
+  long round = 0;
+};
+
+struct Warp {
+  Meeting meeting;
+  int n_lanes = 0;
+  const char* kind = nullptr;
+  WarpWork work = nullptr;
+  void* lanes[kLanes] = {};
+};
+
+struct Fiber {
+  ucontext_t context;
+  void* stack_pointer = nullptr;
+  std::unique_ptr<std::uint8_t[]> stack;
+  Index3 index{};
+  int warp = 0, lane = 0;
+  bool finished = true;
+  bool has_waited = false;  // for the kernel before
+  const Meeting* waits_for = nullptr;
+  long waits_in_round = 0;
+  std::vector<Copy> copies;              // not committed
+  std::deque<std::vector<Copy>> groups;  // oldest first
+};
+
+std::vector<std::unique_ptr<Fiber>> fibers;
+std::vector<Warp> warps;
+Meeting barrier;
+int n_running = 0;
+Fiber* current = nullptr;
+const std::function<void()>* body = nullptr;
+std::unique_ptr<GuardedPages> shared;
+bool must_wait = false;  // for the kernel before
+long launches = 0;
+
+#if defined(__x86_64__)
+// Saves the registers that a call keeps, and goes on where the other stack left off.
+extern "C" void emulation_switch(void** save, void* to);
+asm(R"(
+.text
+.globl emulation_switch
+.type emulation_switch, @function
+emulation_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size emulation_switch, .-emulation_switch
+)");
+
+void* scheduler_stack = nullptr;
+
+void run_fiber_body();
+
+void prepare_fiber(Fiber& fiber) {
+  auto top =
+      reinterpret_cast<std::uintptr_t>(fiber.stack.get() + kStackBytes) & ~std::uintptr_t{15};
+  auto* slots = reinterpret_cast<void**>(top);
+  *--slots = nullptr;  // where a return address would be: the stack is aligned as after a call
+  *--slots = reinterpret_cast<void*>(&run_fiber_body);
+  for (int i = 0; i < 6; ++i) *--slots = nullptr;
+  fiber.stack_pointer = slots;
+}
+void resume(Fiber& fiber) { emulation_switch(&scheduler_stack, fiber.stack_pointer); }
+void pause() { emulation_switch(&current->stack_pointer, scheduler_stack); }
+#else
+ucontext_t scheduler_context;
+
+void run_fiber_body();
+
+void prepare_fiber(Fiber& fiber) {
+  getcontext(&fiber.context);
+  fiber.context.uc_stack = {fiber.stack.get(), 0, kStackBytes};
+  fiber.context.uc_link = nullptr;
+  makecontext(&fiber.context, &run_fiber_body, 0);
+}
+void resume(Fiber& fiber) { swapcontext(&scheduler_context, &fiber.context); }
+void pause() { swapcontext(&current->context, &scheduler_context); }
+#endif
+
+void run_fiber_body() {
+  (*body)();
+  current->finished = true;
+  pause();
+  std::abort();
+}
+
+void finish_copies(const std::vector<Copy>& copies) {
+  for (const Copy& copy : copies) {
+    if (copy.real) {
+      std::memcpy(copy.to, copy.from, 16);
+    } else {
+      std::memset(copy.to, 0, 16);
+    }
+  }
+}
+
+// Waits until everyone has come; the last one does the work.
+template <typename Work>
+void meet(Meeting& meeting, int n, Work work) {
+  if (++meeting.arrived == n) {
+    work();
+    meeting.arrived = 0;
+    ++meeting.round;
+    return;
+  }
+  current->waits_for = &meeting;
+  current->waits_in_round = meeting.round;
+  pause();
+  current->waits_for = nullptr;
+}
+
+void end_thread(Fiber& fiber) {
+  for (const auto& group : fiber.groups) {
+    if (!group.empty()) stop("a copy that nothing waited for");
+  }
+  if (!fiber.copies.empty()) stop("a copy that was never committed");
+  if (must_wait && !fiber.has_waited) stop("the kernel before may still run at this one's end");
+  fiber.groups.clear();
+  --n_running;
+  --warps[static_cast<std::size_t>(fiber.warp)].n_lanes;
+  // Threads that have ended do not keep the others from their barrier.
+  if (barrier.arrived > 0 && barrier.arrived == n_running) {
+    barrier.arrived = 0;
+    ++barrier.round;
+  }
+}
+
+// Runs the threads of a warp once, each as far as it gets; false where none could go on.
+bool run_warp(int warp, int n_threads) {
+  bool moved = false;
+  const bool ascending = options().order == Order::ascending;
+  for (int i = 0; i < kLanes; ++i) {
+    const int at = warp * kLanes + (ascending ? i : kLanes - 1 - i);
+    if (at >= n_threads) continue;
+    Fiber& fiber = *fibers[static_cast<std::size_t>(at)];
+    if (fiber.finished) continue;
+    if (fiber.waits_for != nullptr && fiber.waits_for->round == fiber.waits_in_round) continue;
+    moved = true;
+    current = &fiber;
+    thread_index = fiber.index;
+    resume(fiber);
+    if (fiber.finished) end_thread(fiber);
+  }
+  return moved;
+}
+
+// Each warp runs until the block's barrier stops it, so that warps are as far apart as barriers
+// allow. A round in which none could go on is a fault.
+void run_block(int n_threads) {
+  barrier = {};
+  n_running = n_threads;
+  std::memset(shared->data(), 0xff, shared->size());
+  for (Warp& warp : warps) warp = {};
+  for (int i = 0; i < n_threads; ++i) {
+    Fiber& fiber = *fibers[static_cast<std::size_t>(i)];
+    fiber.finished = false;
+    fiber.has_waited = false;
+    fiber.waits_for = nullptr;
+    fiber.warp = i / kLanes;
+    fiber.lane = i % kLanes;
+    ++warps[static_cast<std::size_t>(fiber.warp)].n_lanes;
+    prepare_fiber(fiber);
+  }
+  const int n_warps = (n_threads + kLanes - 1) / kLanes;
+  while (n_running > 0) {
+    bool moved = false;
+    for (int i = 0; i < n_warps; ++i) {
+      const int warp = options().order == Order::ascending ? i : n_warps - 1 - i;
+      while (run_warp(warp, n_threads)) moved = true;
+    }
+    if (!moved) stop("threads wait at different barriers");
+  }
+}
+
+std::size_t memory_in_use = 0;
+std::deque<std::unique_ptr<GuardedPages>> allocations;
+
+}  // namespace
+
+Index3 thread_index, block_index, block_size, grid_size;
+
+Options& options() {
+  static Options all = [] {
+    Options from_environment;
+    const char* order = std::getenv("SBD_EMULATION_ORDER");
+    if (order != nullptr && std::strcmp(order, "descending") == 0) {
+      from_environment.order = Order::descending;
+    }
+    return from_environment;
+  }();
+  return all;
+}
+
+std::size_t used_bytes() { return memory_in_use; }
+long n_launches() { return launches; }
+
+std::uint8_t* shared_memory() { return shared->data(); }
+
+void stop(const char* what) {
+  std::fprintf(stderr, "emulated GPU, block (%u, %u, %u) thread %u: %s\n", block_index.x,
+               block_index.y, block_index.z, thread_index.x, what);
+  std::abort();
+}
+
+void block_barrier() {
+  meet(barrier, n_running, [] {});
+}
+
+void meet_warp(const char* kind, void* mine, WarpWork work) {
+  Warp& warp = warps[static_cast<std::size_t>(current->warp)];
+  if (warp.n_lanes != kLanes) stop("a warp's instruction without all of its lanes");
+  if (warp.meeting.arrived == 0) {
+    warp.kind = kind;
+    warp.work = work;
+  } else if (std::strcmp(warp.kind, kind) != 0) {
+    stop("the lanes of a warp are at different instructions");
+  }
+  warp.lanes[current->lane] = mine;
+  meet(warp.meeting, kLanes, [&] { work(warp.lanes); });
+}
+
+void copy_async(void* to, const void* from, bool real) {
+  if (reinterpret_cast<std::uintptr_t>(to) % 16 != 0)
+    stop("a copy to an address not a multiple of 16");
+  if (reinterpret_cast<std::uintptr_t>(from) % 16 != 0)
+    stop("a copy from one not a multiple of 16");
+  const Copy copy{to, from, real};
+  if (options().order == Order::descending) finish_copies({copy});
+  current->copies.push_back(copy);
+}
+
+void commit_copies() { current->groups.push_back(std::exchange(current->copies, {})); }
+
+// Copies land as late as they may; in descending order they have landed at once, as they may, too.
+void wait_copies(int youngest) {
+  while (static_cast<int>(current->groups.size()) > youngest) {
+    if (options().order == Order::ascending) finish_copies(current->groups.front());
+    current->groups.pop_front();
+  }
+}
+
+void wait_for_previous_kernel() { current->has_waited = true; }
+
+void run_grid(Index3 grid, Index3 block, std::size_t shared_bytes, bool overlaps,
+              const std::function<void()>& kernel) {
+  const int n_threads = static_cast<int>(block.x);
+  for (int i = static_cast<int>(fibers.size()); i < n_threads; ++i) {
+    fibers.push_back(std::make_unique<Fiber>());
+    fibers.back()->stack = std::make_unique<std::uint8_t[]>(kStackBytes);
+    fibers.back()->index = {static_cast<unsigned>(i), 0, 0};
+  }
+  warps.resize((fibers.size() + kLanes - 1) / kLanes);
+  shared = std::make_unique<GuardedPages>(shared_bytes, 128);
+  body = &kernel;
+  grid_size = grid;
+  block_size = block;
+  must_wait = overlaps;
+  ++launches;
+  for (unsigned z = 0; z < grid.z; ++z) {
+    for (unsigned y = 0; y < grid.y; ++y) {
+      for (unsigned x = 0; x < grid.x; ++x) {
+        block_index = {x, y, z};
+        run_block(n_threads);
+      }
+    }
+  }
+}
+
+cudaError_t allocate(void** data, std::size_t bytes) {
+  if (memory_in_use + bytes > options().memory_bytes) return cudaErrorMemoryAllocation;
+  memory_in_use += bytes;
+  allocations.push_back(std::make_unique<GuardedPages>(bytes, 16));
+  *data = allocations.back()->data();
+  return cudaSuccess;
+}
+
+cudaError_t release(void* data) {
+  for (auto it = allocations.begin(); it != allocations.end(); ++it) {
+    if ((*it)->data() != data) continue;
+    memory_in_use -= (*it)->size();
+    allocations.erase(it);
+    return cudaSuccess;
+  }
+  stop("memory is freed that is not allocated");
+}
+
+bool may_launch(std::size_t shared_bytes, std::size_t allowed) {
+  return shared_bytes <= (allowed > 0 ? allowed : 48 << 10) &&
+         shared_bytes <= options().block_shared_bytes;
+}
+
+}  // namespace emulation

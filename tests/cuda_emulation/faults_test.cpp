@@ -1,0 +1,135 @@
+// What only an emulated GPU can show: machines without one, memory that ends, and that the
+// emulation finds what it is there to find.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <utility>
+
+#include "backend/cuda/cuda.h"
+#include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/warp.h"
+#include "check.h"
+#include "reference.h"
+
+namespace sbd::cuda {
+namespace {
+
+TEST(cuda_without_a_gpu_is_one_line) {
+  emulation::options().n_devices = 0;
+  CHECK_EQ(why_unavailable(),
+           std::string("device cuda: no usable NVIDIA GPU: no CUDA-capable device is detected; use "
+                       "device cpu"));
+  CHECK_THROWS_WITH(make_backend(0), "no usable NVIDIA GPU");
+  emulation::options().n_devices = 2;
+  CHECK_EQ(why_unavailable(), std::string());
+  CHECK_THROWS_WITH(make_backend(2), "device cuda:2: expected an index below the 2 GPUs here");
+  emulation::options().n_devices = 1;
+  emulation::options().capability = 7;
+  CHECK_THROWS_WITH(make_backend(0),
+                    "device cuda:0: emulated has compute capability 7.0, expected 8.0 or higher");
+  CHECK(!why_unavailable().empty());  // auto takes the CPU
+  emulation::options().capability = 9;
+  emulation::options().has_code = false;
+  CHECK_THROWS_WITH(make_backend(0),
+                    "this build has no code for emulated (compute capability 9.0): no kernel image "
+                    "is available for execution on the device; build with "
+                    "CMAKE_CUDA_ARCHITECTURES=90, or use device cpu");
+  emulation::options().has_code = true;
+}
+
+TEST(cuda_out_of_memory_says_what_was_needed_and_free) {
+  CudaBackend backend(0);
+  const std::size_t before = emulation::options().memory_bytes;
+  emulation::options().memory_bytes = emulation::used_bytes() + (10 << 20);
+  CHECK_THROWS_WITH(backend.allocate_kv(32, {32, 8, 128}, 1024, DType::f16),
+                    "a sequence's KV cache needs 129 MiB, 10 of 1");
+  emulation::options().memory_bytes = before;
+  backend.allocate_kv(32, {32, 8, 128}, 1024, DType::f16);
+}
+
+TEST(cuda_gives_its_memory_back) {
+  const std::size_t before = emulation::used_bytes();
+  const int n_multiprocessors = std::exchange(emulation::options().n_multiprocessors, 1);
+  {
+    CudaBackend backend(0);
+    backend.allocate_kv(2, {4, 2, 16}, 100, DType::f16);
+    backend.upload(std::vector<float>(100));
+    backend.measure_peaks();
+  }
+  emulation::options().n_multiprocessors = n_multiprocessors;  // measuring takes time for each
+  CHECK_EQ(emulation::used_bytes(), before);
+}
+
+// Devices with more shared memory have more stages of a matmul under way.
+TEST(cuda_many_rows_are_the_same_bits_in_any_number_of_stages) {
+  constexpr int kRows = 300, kCols = 448, kFeatures = 400;
+  test::Random random(5);
+  const auto stored = test::random_matrix("w", DType::bf16, kFeatures, kCols, 0.1, random);
+  const auto x = random.floats(kRows * kCols, -1, 1);
+  const auto multiply = [&](std::size_t shared_kib) {
+    emulation::options().block_shared_bytes = shared_kib << 10;
+    CudaBackend backend(0);
+    const auto weight = backend.load_weight(stored.view());
+    const Buffer input = backend.upload(x), out = backend.allocate(kRows * kFeatures);
+    const std::vector<int> numbers(kRows);
+    backend.begin({numbers, numbers, numbers, {}}, {}, false);
+    const Linear linear{weight.get(), nullptr, out.get()};
+    backend.linear({input.get()}, {&linear, 1}, false, {});
+    return backend.download(out.get(), kRows * kFeatures);
+  };
+  const auto three = multiply(163), four = multiply(227), two = multiply(99);
+  CHECK(test::same_bits(two.data(), three.data(), two.size()));
+  CHECK(test::same_bits(two.data(), four.data(), two.size()));
+}
+
+struct Args {
+  float* out;
+  int fault;
+};
+
+void faulty_kernel(Args a) {
+  auto* shared = reinterpret_cast<float*>(shared_memory());
+  switch (a.fault) {
+    case 0: a.out[64] = 1; break;   // beyond the allocation
+    case 1: shared[32] = 1; break;  // beyond shared memory
+    case 2:
+      if (threadIdx.x > 0)
+        __syncthreads();
+      else
+        warp_sum(1.0f);
+      break;
+    case 3: copy_async(shared, a.out, true); break;  // never waited for
+    case 4:
+      if (threadIdx.x < 5) warp_sum(1.0f);
+      break;         // half a warp
+    case 5: return;  // without a wait for the kernel before
+    default: break;
+  }
+  wait_for_previous_kernel();
+}
+
+// Does the process that runs the kernel come to a bad end?
+bool is_found(int fault) {
+  std::fflush(nullptr);
+  const pid_t child = fork();
+  if (child == 0) {
+    if (std::freopen("/dev/null", "w", stderr) == nullptr) _exit(3);
+    const DeviceMemory out(64 * sizeof(float), "a test");
+    cudaStream_t stream = nullptr;
+    cudaStreamCreateWithFlags(&stream, 0);
+    launch(faulty_kernel, {.threads = 32, .shared_bytes = 128}, Args{out.as<float>(), fault},
+           stream, true);
+    _exit(0);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  return WIFSIGNALED(status);
+}
+
+TEST(cuda_emulation_finds_faults) {
+  for (int fault = 0; fault < 6; ++fault) CHECK_IN(std::to_string(fault), is_found(fault));
+  CHECK(!is_found(6));
+}
+
+}  // namespace
+}  // namespace sbd::cuda

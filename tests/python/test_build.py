@@ -1,0 +1,58 @@
+"""For which GPUs the CUDA backend is built: those that nvidia-smi names, all where asked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HAS_NVCC = shutil.which("nvcc") is not None
+
+
+def configure(folder: Path, wanted: str, gpus: str | None) -> subprocess.CompletedProcess[str]:
+    """CMake's answer on a machine with these GPUs; None: without NVIDIA's tools."""
+    tool = folder / "nvidia-smi"
+    tool.write_text("#!/bin/sh\n" + (f"printf '{gpus}'\n" if gpus else "exit 9\n"))
+    tool.chmod(0o755)
+    path = os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
+    command = ["cmake", "-S", ROOT, "-B", folder / "build", "-G", "Ninja"]
+    return subprocess.run(
+        [*command, "-DSBD_PYTHON=OFF", f"-DSBD_CUDA={wanted}"],
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("gpus", "expected"),
+    [
+        (None, "left out, no GPU"),
+        ("7.5\\n", "left out, no GPU of compute capability 8.0 or newer"),
+        ("9.0\\n8.6\\n9.0\\n", "for 90-real;86-real" if HAS_NVCC else "left out, no nvcc"),
+        ("99.0\\n", "for 90-virtual" if HAS_NVCC else "left out, no nvcc"),
+    ],
+)
+def test_auto(gpus: str | None, expected: str, tmp_path: Path) -> None:
+    done = configure(tmp_path, "AUTO", gpus)
+    assert done.returncode == 0, done.stderr
+    assert f"CUDA backend: {expected}" in done.stdout
+
+
+def test_on_is_for_all_and_off_for_none(tmp_path: Path) -> None:
+    done = configure(tmp_path, "ON", None)
+    if HAS_NVCC:
+        assert done.returncode == 0, done.stderr
+        assert "CUDA backend: for 80-real;86-real;89-real;90-real" in done.stdout
+        assert "90-virtual\n" in done.stdout
+    else:
+        assert "SBD_CUDA is ON, but no nvcc was found" in done.stderr
+    assert "CUDA" not in configure(tmp_path, "OFF", "9.0").stdout
+    done = configure(tmp_path, "yes", None)
+    assert done.returncode != 0
+    assert "SBD_CUDA is yes: expected ON, OFF or AUTO" in done.stderr
