@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "core/names.h"
 
 namespace py = pybind11;
 
@@ -111,29 +112,32 @@ py::dict to_dict(const ModelConfig& config) {
   return values;
 }
 
-py::dict to_dict(const DecodeDefaults& defaults) {
+py::dict to_dict(const DecoderOptions& defaults) {
+  const BlockMethod& block = defaults.block;
+  const Unmask& unmask = block.unmask;
   py::dict values;
-  values["decoders"] = defaults.decoders;
-  values["block_size"] = defaults.block_size;
-  values["unmask"] = defaults.unmask;
-  values["proxy"] = defaults.proxy;
-  values["gamma"] = shortest(defaults.gamma);
-  values["factor"] = shortest(defaults.factor);
-  values["confidence_threshold"] = shortest(defaults.confidence_threshold);
-  values["top_n"] = defaults.top_n;
-  values["sub_block_size"] = defaults.sub_block_size;
-  values["steps"] = defaults.steps;
-  values["schedule"] = defaults.schedule;
-  values["logit_shift"] = defaults.logit_shift;
-  values["seed_slot"] = defaults.seed_slot;
-  values["prompt_attention"] = defaults.prompt_attention;
-  values["block_origin"] = defaults.block_origin;
-  values["commit_attention"] = defaults.commit_attention;
-  values["horizon"] = defaults.horizon;
-  values["prompt_rule"] = defaults.prompt_rule;
-  values["block_add_threshold"] = shortest(defaults.block_add_threshold);
-  values["decoded_token_threshold"] = shortest(defaults.decoded_token_threshold);
-  values["skip_threshold"] = shortest(defaults.skip_threshold);
+  values["decoders"] = defaults.named;
+  values["block_size"] = block.block_size;
+  values["unmask"] = name_of(kUnmaskRules, unmask.rule);
+  values["proxy"] = py::none();  // the rule's own
+  if (unmask.proxy) values["proxy"] = name_of(kProxies, *unmask.proxy);
+  values["gamma"] = shortest(unmask.gamma);
+  values["factor"] = shortest(unmask.factor);
+  values["confidence_threshold"] = shortest(unmask.confidence_threshold);
+  values["top_n"] = unmask.top_n;
+  values["sub_block_size"] = block.sub_block_size;
+  values["steps"] = block.steps;
+  values["schedule"] = name_of(kSchedules, block.schedule);
+  values["logit_shift"] = block.logit_shift;
+  values["seed_slot"] = block.seed_slot;
+  values["prompt_attention"] = name_of(kPromptAttentions, block.prompt_attention);
+  values["block_origin"] = name_of(kBlockOrigins, block.absolute_blocks);
+  values["commit_attention"] = name_of(kCommitAttentions, block.commit_attention);
+  values["horizon"] = defaults.dmtd.horizon;
+  values["prompt_rule"] = name_of(kDmtdPromptRules, defaults.dmtd.prompt_rule);
+  values["block_add_threshold"] = shortest(defaults.d2f.block_add_threshold);
+  values["decoded_token_threshold"] = shortest(defaults.d2f.decoded_token_threshold);
+  values["skip_threshold"] = shortest(defaults.d2f.skip_threshold);
   return values;
 }
 

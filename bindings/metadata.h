@@ -3,6 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include "decode/registry.h"
 #include "format/metadata.h"
 #include "format/model_config.h"
 
@@ -10,7 +11,7 @@ namespace sbd {
 
 pybind11::dict to_dict(const Metadata& metadata);
 pybind11::dict to_dict(const ModelConfig& config);
-pybind11::dict to_dict(const DecodeDefaults& defaults);
+pybind11::dict to_dict(const DecoderOptions& defaults);
 
 // Values are bool, int, float, str or lists of one of them; anything else is an error that names
 // the key.

@@ -13,7 +13,9 @@
 #include <utility>
 #include <vector>
 
+#include "core/dtype.h"
 #include "core/error.h"
+#include "decode_defaults.h"
 #include "engine.h"
 #include "format/gguf.h"
 #include "metadata.h"
@@ -48,15 +50,17 @@ const char* error_class(ErrorKind kind) {
   return "SbdError";
 }
 
+std::vector<std::string> dtype_names() {
+  std::vector<std::string> names;
+  for (const DType type : kDTypes) names.emplace_back(name(type));
+  return names;
+}
+
 DType dtype_named(const std::string& wanted) {
-  for (const DType type :
-       {DType::f32, DType::f16, DType::bf16, DType::q8_0, DType::q4_0, DType::q4_k, DType::q6_k}) {
-    if (wanted == name(type)) {
-      return type;
-    }
+  for (const DType type : kDTypes) {
+    if (wanted == name(type)) return type;
   }
-  fail(ErrorKind::value,
-       "unknown type \"{}\": expected one of f32, f16, bf16, q8_0, q4_0, q4_k, q6_k", wanted);
+  fail(ErrorKind::value, "unknown type \"{}\": expected one of {}", wanted, joined(dtype_names()));
 }
 
 EngineOptions options(std::string device, int n_threads, int n_ctx, const std::string& kv_dtype) {
@@ -163,11 +167,18 @@ py::dict read_gguf(const std::filesystem::path& path) {
   contents["tensors"] = tensors;
   contents["model_config"] = py::none();
   contents["defaults"] = py::none();
-  contents["problem"] = py::none();  // why the engine cannot run it
+  contents["able_decoders"] = py::none();
+  contents["problem"] = py::none();  // why the engine cannot run it, or a decoder it names
   try {
     const ModelConfig config = read_model_config(file.metadata());
     contents["model_config"] = to_dict(config);
-    contents["defaults"] = to_dict(read_decode_defaults(file.metadata(), config));
+    const DecoderOptions defaults = read_decode_defaults(file.metadata(), config);
+    contents["defaults"] = to_dict(defaults);
+    const int n_ctx = config.max_position_embeddings;
+    contents["able_decoders"] = able_decoders(defaults, n_ctx);
+    for (const std::string& decoder : defaults.named) {
+      if (contents["problem"].is_none()) contents["problem"] = refusal(decoder, defaults, n_ctx);
+    }
   } catch (const Error& error) {
     contents["problem"] = error.what();
   }
@@ -254,5 +265,6 @@ PYBIND11_MODULE(_core, module) {
            py::arg("repeats"), py::arg("n_sequences") = 1, py::call_guard<py::gil_scoped_release>())
       .def("measure_peaks", &peaks);
 
+  module.attr("DTYPES") = py::tuple(py::cast(dtype_names()));
   module.def("read_gguf", &read_gguf, py::arg("path"));
 }

@@ -14,6 +14,7 @@
 #include "backend/cuda/cuda.h"
 #include "core/error.h"
 #include "core/random.h"
+#include "decode_defaults.h"
 #include "format/gguf.h"
 #include "model/transformer.h"
 
@@ -104,6 +105,7 @@ Engine::Engine(const std::filesystem::path& path, const EngineOptions& options)
   model_ = std::make_unique<Transformer>(config_, tensors, *backend_);
   tensors.check_all_used();
   if (options.draft_lora) model_->set_adapter(GgufFile(*options.draft_lora));
+  defaults_.has_adapter = model_->has_adapter();
 }
 
 Engine::Engine(const Metadata& metadata, DType dtype, bool tie_word_embeddings,
@@ -119,23 +121,26 @@ void Engine::configure(const Metadata& metadata, int n_ctx) {
   config_ = read_model_config(metadata_);
   defaults_ = read_decode_defaults(metadata_, config_);
   n_ctx_ = choose_n_ctx(config_, n_ctx);
+  // The file's block may be more than the context that the user chose; a request's may not.
+  std::optional<int>& block_size = defaults_.block.block_size;
+  if (block_size) block_size = std::min(*block_size, n_ctx_);
 }
 
 Engine::~Engine() = default;
 
 const Metadata& Engine::metadata() const { return metadata_; }
 const ModelConfig& Engine::config() const { return config_; }
-const DecodeDefaults& Engine::defaults() const { return defaults_; }
+const DecoderOptions& Engine::defaults() const { return defaults_; }
 int Engine::n_ctx() const { return n_ctx_; }
 int Engine::n_threads() const { return backend_->n_threads(); }
 std::string Engine::device() const { return backend_->description(); }
-std::string Engine::auto_decoder() const { return defaults_.decoders.front(); }
+std::string Engine::auto_decoder() const { return defaults_.named.front(); }
 Peaks Engine::measure_peaks() { return backend_->measure_peaks(); }
 
 std::unique_ptr<Decoder> Engine::make_decoder(const Request& request) const {
   return sbd::make_decoder(request.decoder == "auto" ? auto_decoder() : request.decoder,
                            decode_task(request, config_, n_ctx_),
-                           decoder_options(request, config_, defaults_, model_->has_adapter()));
+                           decoder_options(request, defaults_));
 }
 
 void Engine::check(const Request& request) const { make_decoder(request); }

@@ -49,7 +49,7 @@ class Engine {
 
   const Metadata& metadata() const;
   const ModelConfig& config() const;
-  const DecodeDefaults& defaults() const;
+  const DecoderOptions& defaults() const;
   int n_ctx() const;
   int n_threads() const;
   std::string device() const;  // the backend and its instruction set, such as "cpu (avx512)"
@@ -91,7 +91,7 @@ class Engine {
   DType kv_dtype_;
   Metadata metadata_;
   ModelConfig config_;
-  DecodeDefaults defaults_;
+  DecoderOptions defaults_;
   std::unique_ptr<Transformer> model_;
   int n_ctx_ = 0;
   SequenceId next_id_ = 1;

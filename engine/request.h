@@ -39,8 +39,7 @@ struct Request {
 // Refuses token ids outside the vocabulary; the decoders check the rest.
 DecodeTask decode_task(const Request& request, const ModelConfig& config, int n_ctx);
 
-// Errors name the choices there are.
-DecoderOptions decoder_options(const Request& request, const ModelConfig& config,
-                               const DecodeDefaults& defaults, bool has_adapter);
+// The file's options with the request's in their place. Errors name the choices there are.
+DecoderOptions decoder_options(const Request& request, DecoderOptions file);
 
 }  // namespace sbd

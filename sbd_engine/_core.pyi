@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+DTYPES: tuple[str, ...]  # of weights
+
 class Event:
     def __init__(
         self,

@@ -11,8 +11,6 @@ from .roofline import Work, work
 if TYPE_CHECKING:
     from ._core import Engine
 
-TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_k", "q6_k")  # the engine's
-
 
 class ShapeError(SbdValueError):
     """A config.json that is no model's."""

@@ -9,6 +9,8 @@
 namespace sbd {
 
 enum class DType : std::uint8_t { f32, f16, bf16, q8_0, q4_0, q4_k, q6_k };
+inline constexpr DType kDTypes[] = {DType::f32,  DType::f16,  DType::bf16, DType::q8_0,
+                                    DType::q4_0, DType::q4_k, DType::q6_k};
 
 inline constexpr int kGroupSize = 32;        // weights that share a scale in Q8_0 and Q4_0
 inline constexpr int kSuperGroupSize = 256;  // weights of a K-quant's block

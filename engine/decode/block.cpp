@@ -55,9 +55,9 @@ Block block_at(const DecodeTask& task, int begin, int block_size, TokenId mask_t
   return {begin, size, std::min(size, task.tokens_wanted() - begin), mask_token_id};
 }
 
-void check_block_size(int block_size, const DecodeTask& task, int least) {
-  SBD_CHECK(block_size >= least && block_size <= task.n_ctx,
-            "expected block_size from {} to the context of {} tokens, got {}", least, task.n_ctx,
+void check_block_size(int block_size, const DecodeTask& task) {
+  SBD_CHECK(block_size >= 1 && block_size <= task.n_ctx,
+            "expected block_size from 1 to the context of {} tokens, got {}", task.n_ctx,
             block_size);
 }
 

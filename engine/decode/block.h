@@ -7,6 +7,8 @@
 
 namespace sbd {
 
+inline constexpr int kBlockSize = 16;  // where nothing says another
+
 class Block {
  public:
   // `size` positions from `begin` on (0 is the first after the prompt), all masked; those from
@@ -50,7 +52,7 @@ class Block {
 // The block of `block_size` positions from `begin` on, fewer where the context ends.
 Block block_at(const DecodeTask& task, int begin, int block_size, TokenId mask_token_id);
 
-// Refuses a block_size outside `least` to the context.
-void check_block_size(int block_size, const DecodeTask& task, int least = 1);
+// Refuses a block_size outside 1 to the context.
+void check_block_size(int block_size, const DecodeTask& task);
 
 }  // namespace sbd

@@ -19,7 +19,7 @@ namespace sbd {
 
 struct D2fMethod {
   TokenId mask_token_id = 0;
-  int block_size = 32;
+  int block_size = kBlockSize;
   int logit_shift = 0;
   float block_add_threshold = 0.1f;
   float decoded_token_threshold = 0.95f;

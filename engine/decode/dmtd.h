@@ -9,6 +9,7 @@
 //   any other row  [token, E D commit]
 #pragma once
 
+#include "core/names.h"
 #include "decode/decoder.h"
 
 namespace sbd {
@@ -17,6 +18,12 @@ enum class DmtdPromptRule {
   all_heads,  // (1, 1) on every prompt row: the released inference
   plain,      // (0, 1): the ordinary stack of layers
   train,      // heads are the positions that tau divides, in the prompt too: the training forward
+};
+
+inline constexpr Named<DmtdPromptRule> kDmtdPromptRules[] = {
+    {"all_heads", DmtdPromptRule::all_heads},
+    {"plain", DmtdPromptRule::plain},
+    {"train", DmtdPromptRule::train},
 };
 
 struct DmtdMethod {

@@ -21,7 +21,7 @@ namespace sbd {
 
 struct LosslessMethod {
   TokenId mask_token_id = 0;
-  int block_size = 16;
+  int block_size = kBlockSize;
   Unmask unmask;
   bool fused = true;
   bool adapted = false;  // blocks of masks run with the adapter

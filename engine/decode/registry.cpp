@@ -4,8 +4,8 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/names.h"
 #include "decode/lossless.h"
-#include "decode/names.h"
 #include "decode/ntp.h"
 
 namespace sbd {
@@ -24,6 +24,12 @@ void check_mask_token(const std::string& name, const DecoderOptions& options) {
             name);
 }
 
+std::string named_others(const std::string& name, const DecoderOptions& options) {
+  std::vector<std::string> others = options.named;
+  std::erase(others, name);
+  return others.empty() ? "ntp" : joined(others);
+}
+
 // Fused, whatever a family's own loop does.
 Made make_sbd(const std::string& name, DecodeTask task, const DecoderOptions& options) {
   check_mask_token(name, options);
@@ -31,7 +37,7 @@ Made make_sbd(const std::string& name, DecodeTask task, const DecoderOptions& op
   SBD_CHECK(method.logit_shift == 0 || method.commit_attention == CommitAttention::none,
             "decoder \"{}\" fuses a block's commit with the next block, whose first token this "
             "model predicts from that commit: use {}",
-            name, joined(options.named));
+            name, named_others(name, options));
   method.seed_slot = false;
   return std::make_unique<SetBlockDecoder>(std::move(task), method);
 }
@@ -48,44 +54,56 @@ Made make_family(const std::string& name, DecodeTask task, const DecoderOptions&
   return std::make_unique<SetBlockDecoder>(std::move(task), method);
 }
 
-Made make_lossless(const std::string& name, DecodeTask task, const DecoderOptions& options,
-                   const LosslessMethod& how) {
+int needed_block_size(const std::string& name, const DecoderOptions& options) {
+  SBD_CHECK(options.block.block_size.has_value(),
+            "decoder \"{}\" needs a block size and the model file names none: give block_size",
+            name);
+  return *options.block.block_size;
+}
+
+void check_lossless(const std::string& name, const DecoderOptions& options) {
   check_mask_token(name, options);
   const BlockMethod& block = options.block;
   SBD_CHECK(block.prompt_attention == PromptAttention::causal &&
                 block.commit_attention == CommitAttention::causal && block.logit_shift == 0,
             "decoder \"{}\" verifies by causal rows, and this model's cache is not causal", name);
-  return std::make_unique<LosslessDecoder>(std::move(task), how);
 }
 
 Made make_sbd_lossless(const std::string& name, DecodeTask task, const DecoderOptions& options) {
-  return make_lossless(name, std::move(task), options,
-                       {.mask_token_id = options.block.mask_token_id,
-                        .block_size = options.block.block_size,
-                        .unmask = options.block.unmask});
+  check_lossless(name, options);
+  return std::make_unique<LosslessDecoder>(
+      std::move(task), LosslessMethod{.mask_token_id = options.block.mask_token_id,
+                                      .block_size = needed_block_size(name, options),
+                                      .unmask = options.block.unmask});
 }
 
 // Every mask is drafted in one forward.
 Made make_speculation(const std::string& name, DecodeTask task, const DecoderOptions& options) {
-  return make_lossless(name, std::move(task), options,
-                       {.mask_token_id = options.block.mask_token_id,
-                        .block_size = options.block.block_size,
-                        .unmask = {.rule = UnmaskRule::top_n, .top_n = options.block.block_size},
-                        .fused = false,
-                        .adapted = options.has_adapter});
+  check_lossless(name, options);
+  const int block_size = needed_block_size(name, options);
+  return std::make_unique<LosslessDecoder>(
+      std::move(task), LosslessMethod{.mask_token_id = options.block.mask_token_id,
+                                      .block_size = block_size,
+                                      .unmask = {.rule = UnmaskRule::top_n, .top_n = block_size},
+                                      .fused = false,
+                                      .adapted = options.has_adapter});
 }
 
 Made make_dmtd(const std::string& name, DecodeTask task, const DecoderOptions& options) {
-  SBD_CHECK(options.dmtd.has_value(),
+  SBD_CHECK(options.has_layer_cut,
             "decoder \"{}\" needs a cut of the layers and the model file has none: convert the "
             "model with --set sbd.dmtd.layers=E,T,D, or use decoder \"ntp\"",
             name);
-  return std::make_unique<DmtdDecoder>(std::move(task), *options.dmtd);
+  return std::make_unique<DmtdDecoder>(std::move(task), options.dmtd);
 }
 
 Made make_d2f(const std::string& name, DecodeTask task, const DecoderOptions& options) {
   check_mask_token(name, options);
-  return std::make_unique<D2fDecoder>(std::move(task), options.d2f);
+  D2fMethod method = options.d2f;
+  method.mask_token_id = options.block.mask_token_id;
+  method.block_size = needed_block_size(name, options);
+  method.logit_shift = options.block.logit_shift;
+  return std::make_unique<D2fDecoder>(std::move(task), method);
 }
 
 constexpr Named<Made (*)(const std::string&, DecodeTask, const DecoderOptions&)> kDecoders[] = {
@@ -111,11 +129,27 @@ std::unique_ptr<Decoder> make_decoder(const std::string& name, DecodeTask task,
 }
 
 std::vector<std::string> decoder_names() {
-  std::vector<std::string> names;
-  for (const auto& entry : kDecoders) {
-    names.emplace_back(entry.name);
+  const auto names = names_of(kDecoders);
+  return {names.begin(), names.end()};
+}
+
+std::optional<std::string> refusal(const std::string& name, const DecoderOptions& options,
+                                   int n_ctx) {
+  DecodeTask task;
+  task.prompt = {0};
+  task.n_ctx = n_ctx;
+  try {
+    make_decoder(name, std::move(task), options);
+    return std::nullopt;
+  } catch (const Error& error) {
+    return error.what();
   }
-  return names;
+}
+
+std::vector<std::string> able_decoders(const DecoderOptions& options, int n_ctx) {
+  std::vector<std::string> able = decoder_names();
+  std::erase_if(able, [&](const std::string& name) { return refusal(name, options, n_ctx); });
+  return able;
 }
 
 }  // namespace sbd

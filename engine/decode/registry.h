@@ -13,14 +13,16 @@
 
 namespace sbd {
 
-// What the methods need beyond the task; each takes and checks what it uses.
+// What the methods need beyond the task: a model file's, or these with a request's in their place.
+// Each decoder takes and checks what it uses.
 struct DecoderOptions {
-  BlockMethod block;
+  std::vector<std::string> named = {"ntp"};  // by the model file: `auto` takes the first
   bool has_mask_token = false;
-  std::optional<DmtdMethod> dmtd;  // where the model's layers are cut
-  D2fMethod d2f;
+  bool has_layer_cut = false;
   bool has_adapter = false;
-  std::vector<std::string> named;  // the decoders that the model file names
+  BlockMethod block;
+  DmtdMethod dmtd;
+  D2fMethod d2f;  // its thresholds: the rest is the block's
 };
 
 // Errors: a name that is not there (lists the names), a model without what the method needs.
@@ -28,5 +30,10 @@ std::unique_ptr<Decoder> make_decoder(const std::string& name, DecodeTask task,
                                       const DecoderOptions& options);
 
 std::vector<std::string> decoder_names();
+
+// Why the decoder cannot run with these options, whatever the prompt; nothing where it can.
+std::optional<std::string> refusal(const std::string& name, const DecoderOptions& options,
+                                   int n_ctx);
+std::vector<std::string> able_decoders(const DecoderOptions& options, int n_ctx);
 
 }  // namespace sbd

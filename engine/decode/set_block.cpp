@@ -15,10 +15,13 @@ constexpr int kMostSteps = 1 << 16;
 
 void check_block_method(const BlockMethod& method, const DecodeTask& task) {
   const bool cached = method.commit_attention != CommitAttention::none;
-  check_block_size(method.block_size, task, /*least=*/cached ? 1 : 0);
-  SBD_CHECK(method.steps >= 0 && method.steps <= kMostSteps,
-            "expected steps from 0 (as the unmasking rule says) to {}, got {}", kMostSteps,
-            method.steps);
+  SBD_CHECK(method.block_size || !cached, "expected a block_size with a cache, got none");
+  if (method.block_size) check_block_size(*method.block_size, task);
+  SBD_CHECK(method.sub_block_size.value_or(1) >= 1, "expected sub_block_size >= 1, got {}",
+            *method.sub_block_size);
+  const int steps = method.steps.value_or(1);
+  SBD_CHECK(steps >= 1 && steps <= kMostSteps, "expected steps from 1 to {}, got {}", kMostSteps,
+            steps);
   check_unmask(method.unmask);
   SBD_CHECK(cached == (method.prompt_attention != PromptAttention::full),
             "expected commit_attention none with prompt_attention full, and with no other");
@@ -30,12 +33,12 @@ void check_block_method(const BlockMethod& method, const DecodeTask& task) {
 }
 
 SetBlockDecoder::SetBlockDecoder(DecodeTask task, const BlockMethod& method)
-    : task_(std::move(task)), method_(method), block_(0, 0, 0, method.mask_token_id) {
+    : task_(std::move(task)),
+      method_(method),
+      block_size_(method.block_size.value_or(task_.tokens_wanted())),
+      block_(0, 0, 0, method.mask_token_id) {
   check_block_method(method_, task_);
-  if (method_.block_size == 0) {
-    method_.block_size = task_.tokens_wanted();
-  }
-  const int inside = method_.absolute_blocks ? prompt_size() % method_.block_size : 0;
+  const int inside = method_.absolute_blocks ? prompt_size() % block_size_ : 0;
   if (cached()) {
     pending_.assign(task_.prompt.begin(), task_.prompt.end() - inside);
   }
@@ -45,8 +48,7 @@ SetBlockDecoder::SetBlockDecoder(DecodeTask task, const BlockMethod& method)
 // The last block keeps its k rows even where fewer tokens are wanted: it is conditioned as any
 // other. Only the end of the context cuts it; without a cache the text's end does.
 Block SetBlockDecoder::make_block(int begin) const {
-  const int size =
-      cached() ? method_.block_size : std::min(method_.block_size, task_.tokens_wanted() - begin);
+  const int size = cached() ? block_size_ : std::min(block_size_, task_.tokens_wanted() - begin);
   Block block = block_at(task_, begin, size, method_.mask_token_id);
   for (int i = 0; begin + i < 0; ++i) {
     block.fill(i, task_.prompt[static_cast<std::size_t>(prompt_size() + begin + i)]);
@@ -61,7 +63,7 @@ int SetBlockDecoder::pending_rows() const {
     return all;
   }
   const bool in_blocks = method_.prompt_attention == PromptAttention::block_causal;
-  const int unit = in_blocks ? method_.block_size : 1;
+  const int unit = in_blocks ? block_size_ : 1;
   return std::min(all, std::max(unit, task_.prefill_rows / unit * unit));
 }
 
@@ -81,7 +83,7 @@ std::vector<Segment> SetBlockDecoder::commit_segments(int rows) const {
   int length = rows;  // of a segment
   auto attention = Attention::block;
   if (prompt_pending_) {
-    if (method_.prompt_attention == PromptAttention::block_causal) length = method_.block_size;
+    if (method_.prompt_attention == PromptAttention::block_causal) length = block_size_;
     if (method_.prompt_attention == PromptAttention::causal) attention = Attention::causal;
   } else if (method_.commit_attention == CommitAttention::causal) {
     attention = Attention::causal;
@@ -117,8 +119,9 @@ Segment SetBlockDecoder::uncached_segment() const {
 
 std::vector<int> SetBlockDecoder::candidates() const {
   std::vector<int> masked = method_.past_eos ? block_.wanted_masked() : block_.masked();
-  if (method_.sub_block_size > 0 && !masked.empty()) {
-    const int end = (masked.front() / method_.sub_block_size + 1) * method_.sub_block_size;
+  if (method_.sub_block_size && !masked.empty()) {
+    const int size = *method_.sub_block_size;
+    const int end = (masked.front() / size + 1) * size;
     masked.erase(std::ranges::lower_bound(masked, end), masked.end());
   }
   return masked;
@@ -155,14 +158,14 @@ Plan SetBlockDecoder::plan() {
 
 // How many of the block's `masked` positions its next forward decides by the schedule.
 int SetBlockDecoder::scheduled(int masked) const {
-  if (forwards_ + 1 >= method_.steps) {
+  const int steps = *method_.steps;
+  if (forwards_ + 1 >= steps) {
     return masked;
   }
   if (method_.schedule == Schedule::even) {
-    const int size = method_.block_size;
-    return size / method_.steps + (forwards_ < size % method_.steps ? 1 : 0);
+    return block_size_ / steps + (forwards_ < block_size_ % steps ? 1 : 0);
   }
-  const auto time = [&](int step) { return 1.0 - step * (1.0 - 1e-3) / method_.steps; };
+  const auto time = [&](int step) { return 1.0 - step * (1.0 - 1e-3) / steps; };
   return static_cast<int>(masked * (1.0 - time(forwards_ + 1) / time(forwards_)));
 }
 
@@ -182,7 +185,7 @@ Events SetBlockDecoder::absorb(std::span<const RowStats> stats) {
     forwards_ = 0;
   } else {
     Unmask unmask = method_.unmask;
-    if (method_.steps > 0) {
+    if (method_.steps) {
       const int masked = static_cast<int>(rows.size());
       // A step that decides nothing would leave the next one the same rows: it is passed over.
       while ((unmask.top_n = scheduled(masked)) == 0) ++forwards_;

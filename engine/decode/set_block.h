@@ -11,6 +11,10 @@
 // Without a cache every forward is one block over prompt, text and all masks to the end.
 #pragma once
 
+#include <optional>
+#include <vector>
+
+#include "core/names.h"
 #include "decode/block.h"
 #include "decode/decoder.h"
 #include "decode/unmask.h"
@@ -24,7 +28,20 @@ enum class PromptAttention {
   full,           // it sees all masks to the end of the text too: no cache
 };
 
+inline constexpr Named<PromptAttention> kPromptAttentions[] = {
+    {"causal", PromptAttention::causal},
+    {"bidirectional", PromptAttention::bidirectional},
+    {"block_causal", PromptAttention::block_causal},
+    {"full", PromptAttention::full},
+};
+
 enum class CommitAttention { causal, block, none };  // how a decided block's rows are cached
+
+inline constexpr Named<CommitAttention> kCommitAttentions[] = {
+    {"causal", CommitAttention::causal},
+    {"block", CommitAttention::block},
+    {"none", CommitAttention::none},
+};
 
 // Number of positions that a block's forwards decide, where `steps` bounds them.
 enum class Schedule {
@@ -32,11 +49,21 @@ enum class Schedule {
   linear,  // of m masked ones floor(m (1 - s / t)), as time falls from t = 1 to .001 (Dream)
 };
 
+inline constexpr Named<Schedule> kSchedules[] = {
+    {"even", Schedule::even},
+    {"linear", Schedule::linear},
+};
+
+// BlockMethod's absolute_blocks.
+inline constexpr Named<bool> kBlockOrigins[] = {{"prompt", false}, {"absolute", true}};
+
 struct BlockMethod {
   TokenId mask_token_id = 0;
-  int block_size = 16;     // 0: the whole new text
-  int sub_block_size = 0;  // only masks of the first such part that has any are decided; 0: all
-  int steps = 0;           // forwards per block that top_n is spread over; 0: top_n in each
+  std::optional<int> block_size = kBlockSize;  // none: the whole new text
+  std::optional<int> sub_block_size = {};      // only masks of the first such part that has any are
+                                               // decided; none: all
+  std::optional<int> steps =
+      {};  // forwards per block that top_n is spread over; none: top_n in each
   Schedule schedule = Schedule::even;
   Unmask unmask = {};
   bool past_eos = false;   // masks behind a decided end of sequence are decided too, as long as the
@@ -75,6 +102,7 @@ class SetBlockDecoder final : public Decoder {
 
   DecodeTask task_;
   BlockMethod method_;
+  int block_size_;
   std::vector<TokenId> pending_;  // tokens the KV cache lacks: the prompt, then the last block
   std::vector<TokenId> text_;     // before the block, where nothing is cached
   Block block_;

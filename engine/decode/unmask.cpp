@@ -6,29 +6,9 @@
 #include <numeric>
 
 #include "core/error.h"
-#include "decode/names.h"
 
 namespace sbd {
 namespace {
-
-constexpr Named<UnmaskRule> kRules[] = {
-    {"entropy_bounded", UnmaskRule::entropy_bounded},
-    {"factor", UnmaskRule::factor},
-    {"confidence", UnmaskRule::confidence},
-    {"top_n", UnmaskRule::top_n},
-};
-
-constexpr Named<Proxy> kProxies[] = {
-    {"entropy", Proxy::entropy},
-    {"confidence", Proxy::confidence},
-    {"margin", Proxy::margin},
-    {"position", Proxy::position},
-};
-
-template <typename Value, std::size_t size>
-std::string_view name_of(const Named<Value> (&table)[size], Value value) {
-  return std::ranges::find(table, value, &Named<Value>::value)->name;
-}
 
 // The lower, the sooner a position is decided.
 float sort_key(Proxy proxy, const RowStats& row) {
@@ -118,14 +98,6 @@ Proxy order(const Unmask& unmask) {
 }
 
 }  // namespace
-
-UnmaskRule unmask_rule(const std::string& name) { return find_named(kRules, "unmask", name); }
-
-Proxy unmask_proxy(const std::string& name) { return find_named(kProxies, "proxy", name); }
-
-std::string_view name(UnmaskRule rule) { return name_of(kRules, rule); }
-
-std::string_view name(Proxy proxy) { return name_of(kProxies, proxy); }
 
 void check_unmask(const Unmask& unmask) {
   SBD_CHECK(unmask.gamma >= 0.0f,

@@ -3,10 +3,9 @@
 
 #include <optional>
 #include <span>
-#include <string>
-#include <string_view>
 #include <vector>
 
+#include "core/names.h"
 #include "model/batch.h"
 
 namespace sbd {
@@ -18,7 +17,21 @@ enum class UnmaskRule {
   top_n,            // a fixed number
 };
 
+inline constexpr Named<UnmaskRule> kUnmaskRules[] = {
+    {"entropy_bounded", UnmaskRule::entropy_bounded},
+    {"factor", UnmaskRule::factor},
+    {"confidence", UnmaskRule::confidence},
+    {"top_n", UnmaskRule::top_n},
+};
+
 enum class Proxy { entropy, confidence, margin, position };  // what makes the order, best first
+
+inline constexpr Named<Proxy> kProxies[] = {
+    {"entropy", Proxy::entropy},
+    {"confidence", Proxy::confidence},
+    {"margin", Proxy::margin},
+    {"position", Proxy::position},
+};
 
 struct Unmask {
   UnmaskRule rule = UnmaskRule::entropy_bounded;
@@ -29,12 +42,6 @@ struct Unmask {
   float confidence_threshold = 0.9f;
   int top_n = 1;
 };
-
-// Errors name the rules (proxies) there are.
-UnmaskRule unmask_rule(const std::string& name);
-Proxy unmask_proxy(const std::string& name);
-std::string_view name(UnmaskRule rule);
-std::string_view name(Proxy proxy);
 
 // Refuses parameters outside their ranges, those of the other rules included.
 void check_unmask(const Unmask& unmask);

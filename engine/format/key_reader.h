@@ -2,11 +2,13 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <string>
 #include <string_view>
 #include <utility>
 
 #include "core/error.h"
+#include "core/names.h"
 #include "format/metadata.h"
 #include "format/text.h"
 
@@ -35,6 +37,14 @@ class KeyReader {
   }
   bool boolean(std::string_view name, bool missing) const {
     return has(name) ? metadata_.boolean(key(name)) : missing;
+  }
+
+  template <typename Value, std::size_t size>
+  Value named(std::string_view name, const Named<Value> (&table)[size], Value missing) const {
+    if (!has(name)) return missing;
+    const std::string& value = metadata_.string(key(name));
+    check_one_of(value, name, names_of(table));
+    return find_named(table, name, value);
   }
 
   template <typename Actual, typename Expected>

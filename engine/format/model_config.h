@@ -1,10 +1,9 @@
-// What a model is (shapes and architecture flags) and how its file wants to be decoded.
+// What a model is: shapes and architecture flags.
 #pragma once
 
 #include <array>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "core/types.h"
@@ -35,7 +34,7 @@ struct ModelConfig {
   double attention_temperature_scale = 0;
   int attention_temperature_length = 0;
   bool rope_interleaved = false;  // pairs (2i, 2i+1), GGUF's llama; else (i, i + head_dim/2)
-  bool attention_bias = false;    // q, k, v have biases
+  bool attention_bias = false;    // q, k, v must have biases; else they may
   bool qk_norm = false;           // RMSNorm of each q and k head before RoPE
 
   std::array<int, kLayerRuns> layer_runs{};  // layers in each; without such a cut all in the last
@@ -44,41 +43,7 @@ struct ModelConfig {
   std::optional<TokenId> mask_token_id;
 };
 
-// Defaults of the decoders, the file's `sbd.*` keys.
-struct DecodeDefaults {
-  std::vector<std::string> decoders = {"ntp"};  // what the file can run, `auto` takes the first
-  int block_size = 16;                          // 0: the whole new text
-  int sub_block_size = 0;                       // 0: the block
-  int steps = 0;                                // 0: as the unmasking rule says
-  std::string schedule = "even";                // of the steps
-  std::string unmask = "entropy_bounded";
-  std::string proxy;  // empty: the rule's own
-  float gamma = 0.35f;
-  float factor = 1.0f;
-  float confidence_threshold = 0.9f;
-  int top_n = 1;
-
-  // How a block-diffusion family reads its prompt and its blocks.
-  int logit_shift = 0;
-  bool seed_slot = false;
-  std::string prompt_attention = "causal";
-  std::string block_origin = "prompt";
-  std::string commit_attention = "causal";
-
-  int horizon = 4;                        // of Direct Multi-Token Decoding
-  std::string prompt_rule = "all_heads";  // of its rows, its own
-  float block_add_threshold = 0.1f;       // of Discrete Diffusion Forcing
-  float decoded_token_threshold = 0.95f;
-  float skip_threshold = 0.9f;
-};
-
-// What `decoders` may name: next-token decoding, this engine's methods, families' own loops.
-inline constexpr std::string_view kDecoderNames[] = {
-    "ntp",           "sbd",  "sbd_lossless", "dmtd",  "d2f",  "nemotron",
-    "nemotron_spec", "sdar", "fast_dllm_v2", "llada", "dream"};
-
-// Both check every value's type and range, and their agreement; errors name the key.
+// Checks every value's type and range, and their agreement; errors name the key.
 ModelConfig read_model_config(const Metadata& metadata);
-DecodeDefaults read_decode_defaults(const Metadata& metadata, const ModelConfig& config);
 
 }  // namespace sbd

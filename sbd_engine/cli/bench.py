@@ -13,7 +13,7 @@ import typer
 from .. import roofline
 from ..errors import SbdValueError
 from ..parameters import integer
-from ..random_model import TYPES, ShapeError, random_model
+from ..random_model import ShapeError, random_model
 from ..roofline import Work, bytes_read, floor_ms, implied_speedup, work
 from ..text_file import read_text
 from . import options
@@ -41,9 +41,7 @@ def bench(
     ] = None,
     type: Annotated[
         str | None,
-        typer.Option(
-            help="Of --config's weights: f32, f16, bf16, q8_0 (the default), q4_0, q4_k or q6_k."
-        ),
+        typer.Option(help="Of --config's weights, as inspect names them; q8_0 by default."),
     ] = None,
     rows: Annotated[str, typer.Option(help="Rows per forward.")] = "1,2,4,8,16,32,64",
     context: Annotated[str, typer.Option(help="Positions in the KV cache before them.")] = "256",
@@ -156,6 +154,8 @@ def _from_model(model: Path | None, settings: dict[str, Any]) -> Subject:
 
 
 def _from_config(path: Path, dtype: str, settings: dict[str, Any]) -> Subject:
+    from .. import _core
+
     text = read_text(path)
     try:
         config = json_module.loads(text)
@@ -163,8 +163,8 @@ def _from_config(path: Path, dtype: str, settings: dict[str, Any]) -> Subject:
         raise SbdValueError(f"{path}: expected a config.json, got no JSON: {error}") from None
     if not isinstance(config, dict):
         raise SbdValueError(f"{path}: expected a config.json, got no JSON object")
-    if dtype not in TYPES:
-        raise SbdValueError(f"expected --type as one of {', '.join(TYPES)}, got {dtype!r}")
+    if dtype not in _core.DTYPES:
+        raise SbdValueError(f"expected --type as one of {', '.join(_core.DTYPES)}, got {dtype!r}")
     try:
         core, work = random_model(config, dtype, settings)
     except ShapeError as error:

@@ -50,7 +50,7 @@ def summarise(
         "tokenizer": _tokenizer(metadata),
         "chat_template": "tokenizer.chat_template" in metadata,
         "sbd": {key: value for key, value in metadata.items() if key.startswith("sbd.")},
-        "decoders": _decoders(metadata, config, defaults) if config and defaults else None,
+        "decoders": _decoders(contents) if defaults else None,
         "defaults": defaults,
         "n_tensors": len(tensors),
     }
@@ -62,25 +62,24 @@ def summarise(
     return summary
 
 
-def _decoders(
-    metadata: dict[str, Any], config: dict[str, Any], defaults: dict[str, Any]
-) -> dict[str, dict[str, Any]]:
+def _decoders(contents: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What the file can run, first what `auto` takes, each with the defaults that it reads."""
     from ..convert.decoders import DECODERS, RULES
 
-    has = {key.removeprefix("sbd.") for key in metadata}
-    has |= {"mask_token_id"} if config["mask_token_id"] is not None else set()
-    # Keys and values that are not causal serve a family's own loop alone.
-    causal = metadata.get("sbd.prompt_attention", "causal") == "causal"
-    able = [d for d in DECODERS if causal and not DECODERS[d].named and has >= {*DECODERS[d].needs}]
+    metadata, defaults = contents["metadata"], contents["defaults"]
+    named, able = defaults["decoders"], contents["able_decoders"]
+    # What a model was not trained for is not offered: a loop that its file does not name, or, where
+    # keys and values are not causal, any other than the file's own.
+    causal = defaults["prompt_attention"] == "causal"
+    others = [d for d in able if d not in named and causal and not DECODERS[d].named]
     decoders = {}
-    for name in [*defaults["decoders"], *(d for d in able if d not in defaults["decoders"])]:
+    for name in [*(d for d in named if d in able), *others]:
         values = {}
         for key in DECODERS[name].reads:
             for read in (key, *RULES[defaults["unmask"]]) if key == "unmask" else (key,):
                 option = _OPTIONS.get(read, read.split(".")[-1])
                 value = defaults.get(option, metadata.get(f"sbd.{read}"))
-                if value not in (None, "") and (value != 0 or option not in _UNSET_AT_0):
+                if value is not None:
                     values[option] = value
         decoders[name] = values
     return decoders
@@ -88,7 +87,6 @@ def _decoders(
 
 # Keys that the call has under another name.
 _OPTIONS = {"threshold": "confidence_threshold"}
-_UNSET_AT_0 = ("block_size", "sub_block_size", "steps")
 
 
 def _tokenizer(metadata: dict[str, Any]) -> str | None:

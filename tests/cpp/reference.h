@@ -20,8 +20,6 @@
 namespace sbd::test {
 
 inline constexpr double kEps = 0x1p-24;  // half a unit in the last place of a float32 in [1, 2)
-inline constexpr DType kAllTypes[] = {DType::f32,  DType::f16,  DType::bf16, DType::q8_0,
-                                      DType::q4_0, DType::q4_k, DType::q6_k};
 
 // The shortest row of at least 64 values.
 constexpr int short_row(DType dtype) { return std::max(64, values_per_block(dtype)); }

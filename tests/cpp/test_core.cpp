@@ -58,7 +58,7 @@ TEST(the_comparison_fails_what_it_must) {
 }
 
 TEST(blocks_know_their_sizes) {
-  for (const DType type : kAllTypes) {
+  for (const DType type : kDTypes) {
     Random random(1);
     const StoredTensor tensor = random_matrix("w", type, 2, 256, 1.0, random);
     CHECK_EQ(tensor.bytes.size(),

@@ -203,6 +203,16 @@ TEST(d2f_last_block_is_cut_where_the_context_ends) {
   CHECK_EQ(absorb(decoder, {likely(12, 0.1f)}), "2:12 | 12 | length");
 }
 
+TEST(d2f_takes_what_it_shares_from_the_block) {
+  DecoderOptions options;
+  options.has_mask_token = true;
+  options.block.mask_token_id = kMask;
+  options.block.block_size = 2;
+  options.block.logit_shift = 1;
+  CHECK_EQ(text(make_decoder("d2f", task({1}, 9), options)->plan()),
+           "[1 block commit > 0] [_ _ block scratch > 0]");
+}
+
 // --- What is refused ---
 
 TEST(d2f_refusals) {

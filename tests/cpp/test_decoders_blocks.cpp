@@ -259,7 +259,7 @@ TEST(blocks_linear_steps) {
 
 // --- No cache ---
 
-BlockMethod uncached(int block_size, int logit_shift, const Unmask& unmask) {
+BlockMethod uncached(std::optional<int> block_size, int logit_shift, const Unmask& unmask) {
   return {.block_size = block_size,
           .unmask = unmask,
           .logit_shift = logit_shift,
@@ -287,7 +287,8 @@ TEST(blocks_uncached_and_shifted) {
 }
 
 TEST(blocks_uncached_in_one_block) {
-  SetBlockDecoder decoder = decoder_of(with_context(task({1, 2}, 50), 6), uncached(0, 0, top_n(3)));
+  SetBlockDecoder decoder =
+      decoder_of(with_context(task({1, 2}, 50), 6), uncached({}, 0, top_n(3)));
   CHECK_EQ(text(decoder.plan()), "[1 2 _ _ _ _ block scratch > 2 3 4 5]");
   CHECK_EQ(absorb(decoder, {row(10, 1), row(11, 2), row(12, 4), row(13, 3)}),
            "0:10 1:11 3:13 | 10 11 |");
@@ -329,9 +330,11 @@ TEST(blocks_past_an_eos_not_past_what_is_wanted) {
 TEST(blocks_settings_that_exclude_each_other) {
   const auto make = [](const BlockMethod& method) { return decoder_of(task({1}, 9), method); };
   CHECK_THROWS_WITH(make({.block_size = 0}), "expected block_size from 1 to the context of 100");
-  CHECK_THROWS_WITH(make(uncached(-1, 0, {})), "expected block_size from 0 to the context of 100");
+  CHECK_THROWS_WITH(make(uncached(0, 0, {})), "expected block_size from 1 to the context of 100");
   CHECK_THROWS_WITH(make({.block_size = 101}), "got 101");
-  CHECK_THROWS_WITH(make({.steps = -1}), "expected steps from 0");
+  CHECK_THROWS_WITH(make({.steps = 0}), "expected steps from 1");
+  CHECK_THROWS_WITH(make({.block_size = {}}), "expected a block_size with a cache, got none");
+  CHECK_THROWS_WITH(make({.sub_block_size = 0}), "expected sub_block_size >= 1, got 0");
   CHECK_THROWS_WITH(make({.steps = (1 << 16) + 1}), "got 65537");
   CHECK_THROWS_WITH(make({.unmask = gamma(-1)}), "expected gamma >= 0");
 

@@ -88,14 +88,14 @@ TEST(random_lossless_text_is_next_token_predictions) {
 BlockMethod random_method(Random& random, const DecodeTask& task) {
   BlockMethod method{.mask_token_id = kMask,
                      .block_size = random_size(random, task),
-                     .sub_block_size = random.below(4),
-                     .steps = random.coin() ? 0 : 1 + random.below(20),
                      .schedule = static_cast<Schedule>(random.below(2)),
                      .unmask = random_rule(random),
                      .past_eos = random.coin()};
+  if (const int size = random.below(4)) method.sub_block_size = size;
+  if (random.coin()) method.steps = 1 + random.below(20);
   if (random.below(4) == 0) {
     method.logit_shift = random.below(2);
-    method.block_size *= random.below(2);
+    if (random.coin()) method.block_size.reset();
     method.prompt_attention = PromptAttention::full;
     method.commit_attention = CommitAttention::none;
     return method;

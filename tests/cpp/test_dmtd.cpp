@@ -101,7 +101,8 @@ TEST(dmtd_refusals) {
   CHECK_THROWS_WITH(make_decoder("dmtd", task({1}, 9), {}),
                     "needs a cut of the layers and the model file has none");
   DecoderOptions cut;
-  cut.dmtd = DmtdMethod{.horizon = 2, .prompt_rule = DmtdPromptRule::plain};
+  cut.has_layer_cut = true;
+  cut.dmtd = {.horizon = 2, .prompt_rule = DmtdPromptRule::plain};
   CHECK_EQ(text(make_decoder("dmtd", task({1}, 9), cut)->plan()), "at 0 [1 causal commit > 0]");
 }
 

@@ -163,7 +163,7 @@ TEST(head_stats_check_finds_wrong_statistics) {
 TEST(head_stats_depend_on_no_thread_count_and_no_other_row) {
   for (const Kernels* kernels : all_kernels()) {
     const ForcedIsa forced(kernels->name);
-    for (const DType type : kAllTypes) {
+    for (const DType type : kDTypes) {
       Random random(11);
       const int cols = short_row(type);
       const auto head = random_matrix("output.weight", type, 1200, cols, 0.3, random);
@@ -221,7 +221,7 @@ TEST(head_stats_refuse_logits_that_are_not_finite) {
   for (const Kernels* kernels : all_kernels()) {
     const ForcedIsa forced(kernels->name);
     CpuBackend backend(2);
-    for (const DType type : kAllTypes) {
+    for (const DType type : kDTypes) {
       Random random(13);
       const int cols = short_row(type);
       const auto stored = random_matrix("output.weight", type, 600, cols, 0.5, random);

@@ -181,7 +181,7 @@ void check_linear(const Case& where, const PackedWeight& weight, const std::vect
 TEST(linear_of_every_type_and_shape) {
   ThreadPool pool(1);
   Arena arena;
-  for (const DType type : kAllTypes) {
+  for (const DType type : kDTypes) {
     for (const int features : kOutFeatures) {
       for (const int cols : in_features(type)) {
         Random random(static_cast<std::uint64_t>(features * 10000 + cols));
@@ -202,7 +202,7 @@ TEST(linear_of_extreme_groups) {
   ThreadPool pool(1);
   Arena arena;
   constexpr int features = 17;
-  for (const DType type : kAllTypes) {
+  for (const DType type : kDTypes) {
     if (values_per_block(type) == 1) continue;
     const int cols = std::max(96, values_per_block(type));
     for (const int scale : {0x0000, 0x8000, 0x0001, 0x83ff, 0x3c00, 0x7bff}) {
@@ -239,7 +239,7 @@ TEST(linear_of_extreme_groups) {
 TEST(linear_passes_on_what_is_not_finite) {
   ThreadPool pool(1);
   Arena arena;
-  for (const DType type : kAllTypes) {
+  for (const DType type : kDTypes) {
     Random random(4);
     const int cols = short_row(type);
     const auto weight = random_matrix("w", type, 5, cols, 0.1, random);
@@ -268,7 +268,7 @@ TEST(backend_linear_equals_the_kernels_for_any_thread_count) {
     const auto values = random.floats(kRows * cols, -2, 2);
     const Rows x(*kernels, values, cols);
     std::vector<StoredTensor> stored;
-    for (const DType type : kAllTypes) {
+    for (const DType type : kDTypes) {
       const int features = 16 * (1 + random.below(6)) + random.below(16);
       stored.push_back(random_matrix("w", type, features, cols, 0.1, random));
     }
@@ -304,7 +304,7 @@ TEST(backend_linear_equals_the_kernels_for_any_thread_count) {
 
 TEST(embeddings_are_the_stored_rows) {
   CpuBackend backend(2);
-  for (const DType type : kAllTypes) {
+  for (const DType type : kDTypes) {
     for (const int cols : in_features(type)) {
       Random random(8);
       const auto table = random_matrix("token_embd.weight", type, 37, cols, 0.1, random);
@@ -329,7 +329,7 @@ TEST(embeddings_are_the_stored_rows) {
 
 TEST(weights_that_are_not_finite_are_named) {
   CpuBackend backend(2);
-  for (const DType type : kAllTypes) {
+  for (const DType type : kDTypes) {
     for (const bool infinite : {false, true}) {
       Random random(2);
       auto tensor = random_matrix("blk.3.attn_q.weight", type, 20, short_row(type), 0.1, random);

@@ -279,7 +279,9 @@ TEST(load_bounds_what_a_small_file_asks_for) {
     return with_key(with_key(model(kLlama), "llama.context_length", context), "sbd.block_size",
                     block_size);
   };
-  CHECK_EQ(load(with_context(1 << 27, 1024)).defaults().block_size, 1024);
+  CHECK_EQ(load(with_context(1 << 27, 1024)).defaults().block.block_size.value(), 1024);
+  CHECK_EQ(load(with_context(1 << 27, 1024), {.n_ctx = 10}).defaults().block.block_size.value(),
+           10);
   CHECK_THROWS_WITH(load(with_context(1 << 27, 1025)),
                     "'sbd.block_size' is 1025, expected 1 to 1024");
 

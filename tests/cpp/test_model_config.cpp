@@ -1,9 +1,9 @@
-// Metadata to ModelConfig and DecodeDefaults: defaults, families, and each disagreement's own line.
+// Metadata to ModelConfig and DecoderOptions: defaults, families, and each disagreement's own line.
 #include <cmath>
 #include <map>
 
 #include "check.h"
-#include "decode/registry.h"
+#include "decode_defaults.h"
 #include "format/model_config.h"
 
 namespace {
@@ -46,7 +46,7 @@ ModelConfig read(const Changes& changes = {}, const std::string& without = "") {
 }
 
 // With a mask token.
-DecodeDefaults read_defaults(Changes changes = {}) {
+DecoderOptions read_defaults(Changes changes = {}) {
   changes.insert({"sbd.mask_token_id", 99_i});
   const Metadata keys = metadata(changes);
   return read_decode_defaults(keys, read_model_config(keys));
@@ -251,19 +251,22 @@ TEST(config_refuses_operations_the_forward_lacks) {
 }
 
 TEST(defaults_without_keys_are_ntp) {
-  const DecodeDefaults defaults = read_defaults();
-  CHECK_EQ(defaults.decoders, Strings{"ntp"});
-  CHECK_EQ(defaults.block_size, 16);
-  CHECK_EQ(defaults.unmask, "entropy_bounded");
-  CHECK_EQ(defaults.proxy, "");  // the rule's own
-  CHECK_EQ(defaults.gamma, 0.35f);
-  CHECK_EQ(defaults.factor, 1.0f);
-  CHECK_EQ(defaults.confidence_threshold, 0.9f);
-  CHECK_EQ(defaults.top_n, 1);
+  const DecoderOptions defaults = read_defaults();
+  CHECK_EQ(defaults.named, Strings{"ntp"});
+  CHECK_EQ(defaults.block.block_size.value(), 16);
+  CHECK(!defaults.block.sub_block_size && !defaults.block.steps);
+  CHECK(!read_defaults({{"sbd.prompt_attention", std::string("full")}}).block.block_size);
+  CHECK_EQ(read_defaults({{"*.context_length", 9_i}}).block.block_size.value(), 9);
+  CHECK_EQ(defaults.block.unmask.rule, UnmaskRule::entropy_bounded);
+  CHECK(!defaults.block.unmask.proxy);  // the rule's own
+  CHECK_EQ(defaults.block.unmask.gamma, 0.35f);
+  CHECK_EQ(defaults.block.unmask.factor, 1.0f);
+  CHECK_EQ(defaults.block.unmask.confidence_threshold, 0.9f);
+  CHECK_EQ(defaults.block.unmask.top_n, 1);
 }
 
 TEST(defaults_read_every_key) {
-  const DecodeDefaults defaults = read_defaults({{"sbd.decoders", Strings{"ntp", "sbd"}},
+  const DecoderOptions defaults = read_defaults({{"sbd.decoders", Strings{"ntp", "sbd"}},
                                                  {"sbd.block_size", 8_i},
                                                  {"sbd.unmask", std::string("top_n")},
                                                  {"sbd.proxy", std::string("margin")},
@@ -284,38 +287,35 @@ TEST(defaults_read_every_key) {
                                                  {"sbd.d2f.block_add_threshold", 0.25},
                                                  {"sbd.d2f.decoded_token_threshold", 1_i},
                                                  {"sbd.d2f.skip_threshold", 0.75}});
-  CHECK_EQ(defaults.decoders, (Strings{"ntp", "sbd"}));
-  CHECK_EQ(defaults.block_size, 8);
-  CHECK_EQ(defaults.unmask, "top_n");
-  CHECK_EQ(defaults.proxy, "margin");
-  CHECK_EQ(defaults.gamma, HUGE_VALF);
-  CHECK_EQ(defaults.factor, 2.0f);
-  CHECK_EQ(defaults.confidence_threshold, 0.5f);
-  CHECK_EQ(defaults.top_n, 3);
-  CHECK_EQ(defaults.sub_block_size, 4);
-  CHECK_EQ(defaults.steps, 5);
-  CHECK_EQ(defaults.schedule, "linear");
-  CHECK_EQ(defaults.logit_shift, 1);
-  CHECK(defaults.seed_slot);
-  CHECK_EQ(defaults.block_origin, "absolute");
-  CHECK_EQ(defaults.prompt_attention, "full");
-  CHECK_EQ(defaults.commit_attention, "none");
-  CHECK_EQ(defaults.horizon, 3);
-  CHECK_EQ(defaults.prompt_rule, "train");
-  CHECK_EQ(defaults.block_add_threshold, 0.25f);
-  CHECK_EQ(defaults.decoded_token_threshold, 1.0f);
-  CHECK_EQ(defaults.skip_threshold, 0.75f);
-  CHECK_EQ(read_defaults({{"sbd.gamma", 1e300}}).gamma, HUGE_VALF);
-  CHECK_EQ(read_defaults({{"sbd.gamma", 0_i}}).gamma, 0.0f);
+  CHECK_EQ(defaults.named, (Strings{"ntp", "sbd"}));
+  CHECK_EQ(defaults.block.block_size.value(), 8);
+  CHECK_EQ(defaults.block.unmask.rule, UnmaskRule::top_n);
+  CHECK(defaults.block.unmask.proxy == Proxy::margin);
+  CHECK_EQ(defaults.block.unmask.gamma, HUGE_VALF);
+  CHECK_EQ(defaults.block.unmask.factor, 2.0f);
+  CHECK_EQ(defaults.block.unmask.confidence_threshold, 0.5f);
+  CHECK_EQ(defaults.block.unmask.top_n, 3);
+  CHECK_EQ(defaults.block.sub_block_size.value(), 4);
+  CHECK_EQ(defaults.block.steps.value(), 5);
+  CHECK_EQ(defaults.block.schedule, Schedule::linear);
+  CHECK_EQ(defaults.block.logit_shift, 1);
+  CHECK(defaults.block.seed_slot);
+  CHECK(defaults.block.absolute_blocks);
+  CHECK_EQ(defaults.block.prompt_attention, PromptAttention::full);
+  CHECK_EQ(defaults.block.commit_attention, CommitAttention::none);
+  CHECK_EQ(defaults.dmtd.horizon, 3);
+  CHECK_EQ(defaults.dmtd.prompt_rule, DmtdPromptRule::train);
+  CHECK_EQ(defaults.d2f.block_add_threshold, 0.25f);
+  CHECK_EQ(defaults.d2f.decoded_token_threshold, 1.0f);
+  CHECK_EQ(defaults.d2f.skip_threshold, 0.75f);
+  CHECK_EQ(read_defaults({{"sbd.gamma", 1e300}}).block.unmask.gamma, HUGE_VALF);
+  CHECK_EQ(read_defaults({{"sbd.gamma", 0_i}}).block.unmask.gamma, 0.0f);
 }
 
 TEST(defaults_choose_sbd_where_block_size_and_mask_are_there) {
-  CHECK_EQ(read_defaults({{"sbd.block_size", 8_i}}).decoders, (Strings{"sbd", "ntp"}));
+  CHECK_EQ(read_defaults({{"sbd.block_size", 8_i}}).named, (Strings{"sbd", "ntp"}));
   const Metadata no_mask = metadata({{"sbd.block_size", 8_i}});
-  CHECK_EQ(read_decode_defaults(no_mask, read_model_config(no_mask)).decoders, Strings{"ntp"});
-  const Metadata impossible = metadata({{"sbd.decoders", Strings{"sbd"}}});
-  CHECK_THROWS_WITH(read_decode_defaults(impossible, read_model_config(impossible)),
-                    "key 'sbd.decoders' is 'sbd', expected 'ntp', as there is no mask token");
+  CHECK_EQ(read_decode_defaults(no_mask, read_model_config(no_mask)).named, Strings{"ntp"});
 }
 
 TEST(defaults_check_ranges) {
@@ -340,7 +340,6 @@ TEST(defaults_check_ranges) {
                     "key 'sbd.proxy' is 'x', expected one of: entropy, confidence, margin");
   CHECK_THROWS_WITH(read_defaults({{"sbd.decoders", Strings{"beam"}}}),
                     "key 'sbd.decoders' is 'beam', expected one of: ntp, sbd, sbd_lossless, dmtd");
-  CHECK_THROWS_WITH(read_defaults({{"sbd.decoders", Strings{"dmtd"}}}), "no cut of the layers");
   for (const char* key : {"logit_shift", "seed_slot"}) {
     CHECK_THROWS_WITH(read_defaults({{std::string("sbd.") + key, 2_i}}), "is 2, expected 0 to 1");
   }
@@ -359,16 +358,28 @@ TEST(defaults_check_ranges) {
   CHECK_THROWS_WITH(read_defaults({{"sbd.decoders", Strings{}}}), "is an empty array");
 }
 
-TEST(defaults_know_the_names_that_the_decoders_know) {
-  CHECK_EQ(decoder_names(), Strings(std::begin(kDecoderNames), std::end(kDecoderNames)));
-  for (const char* rule : {"entropy_bounded", "factor", "confidence", "top_n"}) {
-    const std::string name = read_defaults({{"sbd.unmask", std::string(rule)}}).unmask;
-    CHECK_EQ(static_cast<int>(unmask_rule(name)), static_cast<int>(unmask_rule(rule)));
+TEST(defaults_know_every_name) {
+  for (const std::string& decoder : decoder_names()) {
+    CHECK_EQ(
+        read_defaults({{"sbd.decoders", Strings{decoder}}, {"sbd.dmtd.layers", Integers{0, 1, 1}}})
+            .named,
+        Strings{decoder});
   }
-  for (const char* proxy : {"entropy", "confidence", "margin", "position"}) {
-    const std::string name = read_defaults({{"sbd.proxy", std::string(proxy)}}).proxy;
-    CHECK_EQ(static_cast<int>(unmask_proxy(name)), static_cast<int>(unmask_proxy(proxy)));
+  for (const auto& [name, rule] : kUnmaskRules) {
+    CHECK_EQ(read_defaults({{"sbd.unmask", std::string(name)}}).block.unmask.rule, rule);
   }
+  for (const auto& [name, proxy] : kProxies) {
+    CHECK(read_defaults({{"sbd.proxy", std::string(name)}}).block.unmask.proxy == proxy);
+  }
+}
+
+TEST(defaults_tell_what_the_model_has) {
+  const Metadata plain = metadata();
+  const DecoderOptions none = read_decode_defaults(plain, read_model_config(plain));
+  CHECK(!none.has_mask_token && !none.has_layer_cut && !none.has_adapter);
+  const DecoderOptions cut = read_defaults({{"sbd.dmtd.layers", Integers{0, 1, 1}}});
+  CHECK(cut.has_mask_token && cut.has_layer_cut);
+  CHECK_EQ(cut.block.mask_token_id, 99);
 }
 
 TEST(layers_are_cut_for_direct_multi_token_decoding) {

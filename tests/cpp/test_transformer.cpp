@@ -65,7 +65,7 @@ TEST(transformer_agrees_with_float64) {
   std::vector<int> kv_end(32, 32);
   std::iota(kv_end.begin(), kv_end.begin() + 23, 1);
   for (const Variant& variant : kVariants) {
-    for (const DType dtype : kAllTypes) {
+    for (const DType dtype : kDTypes) {
       ModelConfig config = tiny_config(variant.architecture, dtype);
       config.rope_linear_factor = variant.rope_linear_factor;
       MemoryTensors source(config, dtype, variant.tied, variant.rope_freqs, variant.more_biases);
@@ -141,7 +141,7 @@ TEST(transformer_rows_are_the_same_bits_however_they_are_computed) {
   int round = 0;
   for (const cpu::Kernels* kernels : all_kernels()) {
     const ForcedIsa forced(kernels->name);
-    for (const DType dtype : kAllTypes) {
+    for (const DType dtype : kDTypes) {
       constexpr DType kCacheTypes[] = {DType::f16, DType::f32, DType::bf16};
       const DType kv_dtype = kCacheTypes[round / 3 % 3];
       const std::string architecture = architectures[round++ % 3];
@@ -288,7 +288,7 @@ TEST(transformer_overflow_of_the_cache_is_an_error) {
   for (const cpu::Kernels* kernels : all_kernels()) {
     const ForcedIsa forced(kernels->name);
     for (const char* bias : {"blk.0.attn_v.bias", "blk.0.attn_k.bias"}) {
-      for (const DType dtype : kAllTypes) {
+      for (const DType dtype : kDTypes) {
         const ModelConfig config = tiny_config("qwen2", dtype);
         MemoryTensors source(config, dtype, true);
         const float huge = 1e6f;

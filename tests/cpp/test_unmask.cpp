@@ -263,25 +263,23 @@ TEST(unmask_gamma_zero_equals_the_single_best_on_random_entropies) {
 }
 
 TEST(unmask_names) {
-  for (const UnmaskRule rule : {UnmaskRule::entropy_bounded, UnmaskRule::factor,
-                                UnmaskRule::confidence, UnmaskRule::top_n}) {
-    CHECK_EQ(unmask_rule(std::string(name(rule))), rule);
-  }
-  for (const Proxy proxy : {Proxy::entropy, Proxy::confidence, Proxy::margin}) {
-    CHECK_EQ(unmask_proxy(std::string(name(proxy))), proxy);
-  }
-  CHECK_EQ(unmask_rule("entropy_bounded"), UnmaskRule::entropy_bounded);
-  CHECK_EQ(unmask_rule("factor"), UnmaskRule::factor);
-  CHECK_EQ(unmask_rule("confidence"), UnmaskRule::confidence);
-  CHECK_EQ(unmask_rule("top_n"), UnmaskRule::top_n);
-  CHECK_EQ(unmask_proxy("entropy"), Proxy::entropy);
-  CHECK_EQ(unmask_proxy("confidence"), Proxy::confidence);
-  CHECK_EQ(unmask_proxy("margin"), Proxy::margin);
-  CHECK_THROWS_WITH(unmask_rule("entropy"),
+  const auto rule = [](const char* name) { return find_named(kUnmaskRules, "unmask", name); };
+  const auto proxy = [](const char* name) { return find_named(kProxies, "proxy", name); };
+  CHECK_EQ(rule("entropy_bounded"), UnmaskRule::entropy_bounded);
+  CHECK_EQ(rule("factor"), UnmaskRule::factor);
+  CHECK_EQ(rule("confidence"), UnmaskRule::confidence);
+  CHECK_EQ(rule("top_n"), UnmaskRule::top_n);
+  CHECK_EQ(proxy("entropy"), Proxy::entropy);
+  CHECK_EQ(proxy("confidence"), Proxy::confidence);
+  CHECK_EQ(proxy("margin"), Proxy::margin);
+  CHECK_EQ(proxy("position"), Proxy::position);
+  CHECK_EQ(name_of(kUnmaskRules, UnmaskRule::factor), "factor");
+  CHECK_EQ(name_of(kProxies, Proxy::position), "position");
+  CHECK_THROWS_WITH(rule("entropy"),
                     "unknown unmask \"entropy\": expected one of entropy_bounded, factor, "
                     "confidence, top_n");
-  CHECK_THROWS_WITH(unmask_proxy(""),
-                    "unknown proxy \"\": expected one of entropy, confidence, margin");
+  CHECK_THROWS_WITH(proxy(""),
+                    "unknown proxy \"\": expected one of entropy, confidence, margin, position");
 }
 
 TEST(unmask_parameters_are_checked) {

@@ -38,7 +38,7 @@ std::vector<double> expected(DType dtype, int rows, int cols, std::uint64_t key)
 
 TEST(random_weights_of_every_type_are_small_and_repeatable) {
   constexpr int kRows = 40, kCols = 512;
-  for (const DType dtype : kAllTypes) {
+  for (const DType dtype : kDTypes) {
     cpu::CpuBackend one(1), two(2);
     const auto weight = one.random_weight(dtype, kRows, kCols, 7);
     CHECK_EQ(weight->dtype(), dtype);

@@ -23,7 +23,7 @@ Buffer embed_all(Backend& backend, const Weight& weight) {
 TEST(cuda_random_weights_are_the_cpus) {
   CudaBackend gpu(0);
   cpu::CpuBackend cpu(1);
-  for (const DType dtype : kAllTypes) {
+  for (const DType dtype : kDTypes) {
     const auto on_cpu = cpu.random_weight(dtype, kRows, kCols, 3);
     const Buffer expected = embed_all(cpu, *on_cpu);
     const auto on_gpu = gpu.random_weight(dtype, kRows, kCols, 3);

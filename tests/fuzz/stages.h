@@ -15,6 +15,7 @@
 #include "complete_model.h"
 #include "core/error.h"
 #include "decode/registry.h"
+#include "decode_defaults.h"
 #include "engine.h"
 #include "format/gguf.h"
 #include "format/model_config.h"
@@ -23,7 +24,7 @@ namespace fuzz {
 
 struct Claims {  // what a file says it is
   sbd::ModelConfig config;
-  sbd::DecodeDefaults defaults;
+  sbd::DecoderOptions defaults;
 };
 
 // Keys, configuration, and every byte of every tensor.
@@ -104,7 +105,7 @@ inline std::string load_stage(const std::string& image) {
     sbd::Request request;
     request.prompt = {0, std::min(1, engine.config().vocab_size - 1)};
     request.max_tokens = kMaxTokens;
-    for (const std::string& decoder : engine.defaults().decoders) {
+    for (const std::string& decoder : engine.defaults().named) {
       request.decoder = decoder;
       generate(engine, request);
     }
@@ -128,7 +129,7 @@ inline std::string load_stage(const std::string& image) {
 // results (of at least 32 queries) and logits: no more than 8 floats for each number in it.
 inline std::size_t load_heap(std::size_t image_size, const Claims& claims) {
   const auto& c = claims.config;
-  const std::size_t rows = 32 + 2 * static_cast<std::size_t>(claims.defaults.block_size);
+  const std::size_t rows = 32 + 2 * static_cast<std::size_t>(claims.defaults.block.block_size.value_or(0));
   const std::size_t heads = static_cast<std::size_t>(c.num_attention_heads + c.num_key_value_heads);
   const std::size_t head_dim = static_cast<std::size_t>(c.head_dim + 15) / 16 * 16;
   const std::size_t row = static_cast<std::size_t>(c.hidden_size + c.intermediate_size) +

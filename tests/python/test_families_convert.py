@@ -301,7 +301,7 @@ INSPECTED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", INSPECTED)
 def test_inspect_shows_what_a_file_can_run(name: str, tmp_path: Path) -> None:
     """The default first, each with the defaults that it reads."""
-    from sbd_engine import _core
+    from sbd_engine import Engine, _core
     from sbd_engine.cli.inspect import summarise
 
     folder = write_family(tmp_path / "model", MODELS[name])
@@ -312,6 +312,29 @@ def test_inspect_shows_what_a_file_can_run(name: str, tmp_path: Path) -> None:
     expected = INSPECTED[name]
     assert summary["decoders"] == expected
     assert [*summary["decoders"]] == [*expected]
+    with Engine(tmp_path / "model.bin") as engine:
+        for decoder in expected:
+            done = engine.generate(token_ids(5), decoder=decoder, max_tokens=2, ignore_eos=True)
+            assert len(done.tokens) == 2
+
+
+def test_inspect_lists_no_decoder_that_cannot_start(tmp_path: Path) -> None:
+    from sbd_engine import _core
+    from sbd_engine.cli.inspect import summarise
+
+    def inspected(*settings: str) -> tuple[list[str], str | None]:
+        convert_quietly(folder, tmp_path / "model.bin", settings=settings)
+        contents = _core.read_gguf(tmp_path / "model.bin")
+        summary = summarise("model.bin", 1, contents, list_tensors=False)
+        return [*summary["decoders"]], summary["problem"]
+
+    folder = write_checkpoint(tmp_path / "model", "qwen3")
+    usual = ["block_size=8"]
+    assert inspected(*usual) == (["sbd", "ntp", "sbd_lossless"], None)
+    assert inspected(*usual, "commit_attention=block") == (["sbd", "ntp"], None)
+    decoders, problem = inspected(*usual, "logit_shift=1")
+    assert decoders == ["ntp"]
+    assert problem and problem.startswith('decoder "sbd" fuses') and problem.endswith("use ntp")
 
 
 # Adapters

@@ -31,10 +31,13 @@ DOORS = {
     "engine/backend/cuda/": ["core/", "backend/backend.h", "backend/cuda/", "model/batch.h"],
     "engine/model/": ["core/", "format/", "model/", "backend/backend.h"],
     "engine/decode/": ["core/", "model/batch.h", "decode/"],
-    "engine/engine.cpp": ["core/", "format/", "model/", "decode/", "backend/", "engine.h"],
+    "engine/engine.cpp": [
+        *("core/", "format/", "model/", "decode/", "decode_defaults.h", "backend/", "engine.h")
+    ],
     "engine/engine.h": ["core/", "format/", "decode/", "request.h"],
     "engine/request.": ["core/", "format/", "decode/", "request.h"],
-    "bindings/": ["core/", "format/", "decode/", "engine.h", "metadata.h"],
+    "engine/decode_defaults.": ["core/", "format/", "decode/", "decode_defaults.h"],
+    "bindings/": ["core/", "format/", "decode/", "decode_defaults.h", "engine.h", "metadata.h"],
 }
 # What no Python file of a folder may import.
 SHUT = {

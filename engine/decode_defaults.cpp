@@ -1,20 +1,17 @@
-// The `sbd.*` keys: how a model file wants to be decoded.
+#include "decode_defaults.h"
+
 #include <algorithm>
 #include <climits>
 #include <cmath>
-#include <initializer_list>
 #include <limits>
 #include <string_view>
 
 #include "core/error.h"
 #include "format/key_reader.h"
-#include "format/model_config.h"
 #include "format/text.h"
 
 namespace sbd {
 namespace {
-
-using Names = std::initializer_list<std::string_view>;
 
 // Sixteen times the largest in use. A block is one forward: without a bound, a file of a few bytes
 // with a huge context could ask for one that takes all memory and never ends.
@@ -56,13 +53,6 @@ void refuse_unknown_keys(const Metadata& metadata) {
   }
 }
 
-std::string read_name(const KeyReader& reader, std::string_view key, std::string_view missing,
-                      Names names) {
-  const std::string name = reader.string(key, missing);
-  if (reader.has(key)) reader.check_one_of(name, key, names);
-  return name;
-}
-
 float read_share(const KeyReader& reader, std::string_view key, float missing) {
   const double value = reader.number(key, missing);
   reader.check(value >= 0 && value <= 1, key, value, "0 to 1");
@@ -77,80 +67,87 @@ std::vector<std::string> read_decoders(const KeyReader& reader, const ModelConfi
   }
   const auto& decoders = reader.metadata().strings(reader.key(kDecoders));
   reader.check(!decoders.empty(), kDecoders, "an empty array", "at least one name");
+  const std::vector<std::string> known = decoder_names();
   for (auto decoder = decoders.begin(); decoder != decoders.end(); ++decoder) {
-    reader.check_one_of(*decoder, kDecoders, kDecoderNames);
+    reader.check_one_of(*decoder, kDecoders, known);
     reader.check(std::find(decoders.begin(), decoder, *decoder) == decoder, kDecoders,
                  format("{} twice", quote(*decoder)), "each name once");
-    const bool masks = *decoder != "ntp" && *decoder != "dmtd";
-    reader.check(!masks || config.mask_token_id.has_value(), kDecoders, quote(*decoder),
-                 "'ntp', as there is no mask token",
-                 "convert the checkpoint again with --mask-token");
-    reader.check(*decoder != "dmtd" || reader.has("dmtd.layers"), kDecoders, "'dmtd'",
-                 "'ntp', as there is no cut of the layers",
-                 "convert the checkpoint again with --set sbd.dmtd.layers=E,T,D");
   }
   return decoders;
 }
 
 // What says how a block is read and cached. Some options need others: the decoders say which.
-void read_block(const KeyReader& reader, const ModelConfig& config, DecodeDefaults& defaults) {
-  defaults.prompt_attention = read_name(reader, "prompt_attention", defaults.prompt_attention,
-                                        Names{"causal", "bidirectional", "block_causal", "full"});
-  defaults.commit_attention = read_name(reader, "commit_attention", defaults.commit_attention,
-                                        Names{"causal", "block", "none"});
-  defaults.block_origin =
-      read_name(reader, "block_origin", defaults.block_origin, Names{"prompt", "absolute"});
-  defaults.logit_shift = reader.integer("logit_shift", 0, 1, defaults.logit_shift);
-  defaults.seed_slot = reader.integer("seed_slot", 0, 1, defaults.seed_slot) == 1;
+void read_block(const KeyReader& reader, const ModelConfig& config, BlockMethod& block) {
+  block.prompt_attention =
+      reader.named("prompt_attention", kPromptAttentions, block.prompt_attention);
+  block.commit_attention =
+      reader.named("commit_attention", kCommitAttentions, block.commit_attention);
+  block.absolute_blocks = reader.named("block_origin", kBlockOrigins, block.absolute_blocks);
+  block.logit_shift = reader.integer("logit_shift", 0, 1, block.logit_shift);
+  block.seed_slot = reader.integer("seed_slot", 0, 1, block.seed_slot) == 1;
 
   const int most = std::min(config.max_position_embeddings, kMostBlockSize);
-  const int missing = defaults.prompt_attention == "full" ? 0 : defaults.block_size;
-  defaults.block_size = reader.integer("block_size", 1, most, missing);
-  defaults.sub_block_size = reader.integer("sub_block_size", 1, most, defaults.sub_block_size);
-  reader.check(defaults.sub_block_size == 0 || defaults.block_size % defaults.sub_block_size == 0,
-               "sub_block_size", defaults.sub_block_size,
-               format("a divisor of block_size {}", defaults.block_size));
-  defaults.steps = reader.integer("steps", 1, INT_MAX, defaults.steps);
-  defaults.schedule = read_name(reader, "schedule", defaults.schedule, Names{"even", "linear"});
+  if (reader.has("block_size")) {
+    block.block_size = reader.integer("block_size", 1, most);
+  } else if (block.prompt_attention == PromptAttention::full) {
+    block.block_size.reset();
+  } else {
+    block.block_size = std::min(kBlockSize, most);
+  }
+  if (reader.has("sub_block_size")) {
+    block.sub_block_size = reader.integer("sub_block_size", 1, most);
+    reader.check(block.block_size.value_or(0) % *block.sub_block_size == 0, "sub_block_size",
+                 *block.sub_block_size,
+                 format("a divisor of block_size {}", block.block_size.value_or(0)));
+  }
+  if (reader.has("steps")) block.steps = reader.integer("steps", 1, INT_MAX);
+  block.schedule = reader.named("schedule", kSchedules, block.schedule);
 }
 
-void read_unmasking(const KeyReader& reader, DecodeDefaults& defaults) {
-  defaults.unmask = read_name(reader, "unmask", defaults.unmask,
-                              Names{"entropy_bounded", "factor", "confidence", "top_n"});
-  defaults.proxy = read_name(reader, "proxy", defaults.proxy,
-                             Names{"entropy", "confidence", "margin", "position"});
+void read_unmasking(const KeyReader& reader, Unmask& unmask) {
+  unmask.rule = reader.named("unmask", kUnmaskRules, unmask.rule);
+  if (reader.has("proxy")) unmask.proxy = reader.named("proxy", kProxies, Proxy::entropy);
 
   constexpr double kLargest = std::numeric_limits<float>::max();
-  const double gamma = reader.number("gamma", defaults.gamma);
+  const double gamma = reader.number("gamma", unmask.gamma);
   reader.check(gamma >= 0, "gamma", gamma, "0 or more nats, or infinity",
                "convert the checkpoint again with another --gamma");
-  defaults.gamma =
+  unmask.gamma =
       gamma > kLargest ? std::numeric_limits<float>::infinity() : static_cast<float>(gamma);
-  const double factor = reader.number("factor", defaults.factor);
+  const double factor = reader.number("factor", unmask.factor);
   reader.check(factor > 0 && factor <= kLargest, "factor", factor, "a finite number above 0");
-  defaults.factor = static_cast<float>(factor);
-  defaults.confidence_threshold = read_share(reader, "threshold", defaults.confidence_threshold);
-  defaults.top_n = reader.integer("top_n", 1, INT_MAX, defaults.top_n);
+  unmask.factor = static_cast<float>(factor);
+  unmask.confidence_threshold = read_share(reader, "threshold", unmask.confidence_threshold);
+  unmask.top_n = reader.integer("top_n", 1, INT_MAX, unmask.top_n);
+}
+
+void read_dmtd(const KeyReader& reader, DmtdMethod& dmtd) {
+  dmtd.horizon = reader.integer("dmtd.horizon", 1, INT_MAX, dmtd.horizon);
+  dmtd.prompt_rule = reader.named("dmtd.prompt_rule", kDmtdPromptRules, dmtd.prompt_rule);
+}
+
+void read_d2f(const KeyReader& reader, D2fMethod& d2f) {
+  d2f.block_add_threshold = read_share(reader, "d2f.block_add_threshold", d2f.block_add_threshold);
+  d2f.decoded_token_threshold =
+      read_share(reader, "d2f.decoded_token_threshold", d2f.decoded_token_threshold);
+  d2f.skip_threshold = read_share(reader, "d2f.skip_threshold", d2f.skip_threshold);
 }
 
 }  // namespace
 
-DecodeDefaults read_decode_defaults(const Metadata& metadata, const ModelConfig& config) {
+DecoderOptions read_decode_defaults(const Metadata& metadata, const ModelConfig& config) {
   const KeyReader reader(metadata, "sbd.");
   refuse_unknown_keys(metadata);
 
-  DecodeDefaults defaults;
-  defaults.decoders = read_decoders(reader, config);
-  read_block(reader, config, defaults);
-  read_unmasking(reader, defaults);
-  defaults.horizon = reader.integer("dmtd.horizon", 1, INT_MAX, defaults.horizon);
-  defaults.prompt_rule = read_name(reader, "dmtd.prompt_rule", defaults.prompt_rule,
-                                   Names{"all_heads", "plain", "train"});
-  defaults.block_add_threshold =
-      read_share(reader, "d2f.block_add_threshold", defaults.block_add_threshold);
-  defaults.decoded_token_threshold =
-      read_share(reader, "d2f.decoded_token_threshold", defaults.decoded_token_threshold);
-  defaults.skip_threshold = read_share(reader, "d2f.skip_threshold", defaults.skip_threshold);
+  DecoderOptions defaults;
+  defaults.named = read_decoders(reader, config);
+  defaults.has_mask_token = config.mask_token_id.has_value();
+  defaults.has_layer_cut = config.layer_runs[1] > 0;
+  defaults.block.mask_token_id = config.mask_token_id.value_or(0);
+  read_block(reader, config, defaults.block);
+  read_unmasking(reader, defaults.block.unmask);
+  read_dmtd(reader, defaults.dmtd);
+  read_d2f(reader, defaults.d2f);
   return defaults;
 }
 
