@@ -10,6 +10,7 @@
 namespace sbd::cuda {
 
 inline constexpr DType kTypes[] = {DType::f32, DType::f16, DType::bf16, DType::q8_0, DType::q4_0};
+inline constexpr DType kCacheTypes[] = {DType::f32, DType::f16, DType::bf16};
 
 // n rows that are nothing in particular.
 inline void begin_rows(Backend& backend, int n) {

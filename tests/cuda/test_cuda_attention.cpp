@@ -2,6 +2,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "backend/cuda/kv.h"
 #include "cuda_check.h"
 
 namespace sbd::cuda {
@@ -9,27 +10,37 @@ namespace {
 
 using namespace test;
 
-// A cache with known keys and values: multiples of 2^-8 below 2, which a half holds exactly. RoPE
-// turns by no angle.
+double rounded_to(DType dtype, double x) {
+  return dtype == DType::f16 ? rounded_to_half(x) : dtype == DType::bf16 ? rounded_to_bf16(x) : x;
+}
+
+// What a value rounded to a type is off by at most, as a share of it.
+double rounding(DType dtype) {
+  return dtype == DType::f16 ? 0x1p-11 : dtype == DType::bf16 ? 0x1p-8 : 0;
+}
+
+// A cache that was given random keys and values. RoPE turns by no angle.
 struct Cache {
   HeadShape heads;
   int n_ctx;
+  DType dtype;
   std::unique_ptr<KvStorage> kv;
-  std::vector<float> keys;    // [n_ctx][kv_heads][dim]
+  std::vector<float> keys;    // [n_ctx][kv_heads][dim], as the cache's type holds them
   std::vector<float> values;  // likewise
   std::vector<float> still;   // inverse frequencies
 
-  Cache(CudaBackend& backend, const HeadShape& shape, int context, DType dtype, Random& random)
+  Cache(CudaBackend& backend, const HeadShape& shape, int context, DType type, Random& random)
       : heads(shape),
         n_ctx(context),
-        kv(backend.allocate_kv(2, shape, context, dtype)),
+        dtype(type),
+        kv(backend.allocate_kv(2, shape, context, type)),
         still(static_cast<std::size_t>(shape.head_dim) / 2, 0.0f) {
-    const int n = n_ctx * heads.num_key_value_heads * heads.head_dim;
-    for (int i = 0; i < n; ++i) {
-      keys.push_back(static_cast<float>(random.below(1025) - 512) * 0x1p-8f);
-      values.push_back(static_cast<float>(random.below(1025) - 512) * 0x1p-8f);
-    }
+    const auto n = static_cast<std::size_t>(n_ctx * heads.num_key_value_heads * heads.head_dim);
+    keys = random.floats(n, -2, 2);
+    values = random.floats(n, -2, 2);
     write(backend, 0, keys, values);
+    for (float& x : keys) x = static_cast<float>(rounded_to(dtype, x));
+    for (float& x : values) x = static_cast<float>(rounded_to(dtype, x));
   }
 
   // Keys and values at positions [first, ...).
@@ -74,12 +85,10 @@ std::vector<float> run_attention(CudaBackend& backend, const std::vector<Part>& 
   return backend.download(out.get(), q.size());
 }
 
-// Half a unit of a half in [1, 2): what a half query and a half probability are off by.
-constexpr double kHalfEps = 0x1p-11;
-
+// The reference rounds queries as the kernel does; the tolerance is for probabilities rounded to
+// the cache's type, and for float32.
 void check_close(const std::string& where, const Cache& cache, const std::vector<int>& kv_end,
-                 const std::vector<float>& q, const std::vector<float>& out, DType dtype) {
-  const bool half = dtype == DType::f16;
+                 const std::vector<float>& q, const std::vector<float>& out) {
   const int dim = cache.heads.head_dim;
   const int kv_heads = cache.heads.num_key_value_heads;
   const int group = cache.heads.num_attention_heads / kv_heads;
@@ -95,8 +104,8 @@ void check_close(const std::string& where, const Cache& cache, const std::vector
       for (int key = 0; key < kv_end[row]; ++key) {
         double score = 0, magnitudes = 0;
         for (int d = 0; d < dim; ++d) {
-          const double x = half ? rounded_to_half(query[d]) : static_cast<double>(query[d]);
-          const double product = x * cache.keys[at(key) + static_cast<std::size_t>(d)];
+          const double product =
+              rounded_to(cache.dtype, query[d]) * cache.keys[at(key) + static_cast<std::size_t>(d)];
           score += product;
           magnitudes += std::abs(product);
         }
@@ -107,7 +116,9 @@ void check_close(const std::string& where, const Cache& cache, const std::vector
       double sum = 0;
       for (double& x : p) sum += x = std::exp(x - top);
       const double relative =
-          2 * score_error + 2e-6 + (kv_end[row] + 40) * kEps + (half ? 1.01 * kHalfEps : 0);
+          2 * (2 * score_error + 2e-6 + (kv_end[row] + 40) * kEps) + 1.01 * rounding(cache.dtype);
+      // A probability below a half's normal numbers is off by half of its smallest unit.
+      const double absolute = cache.dtype == DType::f16 ? kv_end[row] * 0x1p-25 * 2 : 0;
       for (int d = 0; d < dim; ++d) {
         double value = 0, magnitudes = 0;
         for (int key = 0; key < kv_end[row]; ++key) {
@@ -116,18 +127,17 @@ void check_close(const std::string& where, const Cache& cache, const std::vector
           magnitudes += p[static_cast<std::size_t>(key)] / sum * std::abs(v);
         }
         expected.push_back(value);
-        // A probability below a half's normal numbers is off by half of its smallest unit.
-        tolerance.push_back(magnitudes * 2 * relative + (half ? kv_end[row] * 0x1p-25 * 2 : 0));
+        tolerance.push_back(magnitudes * relative + absolute);
       }
     }
   }
   CHECK_CLOSE(where, out, expected, tolerance);
 }
 
-// Both types of cache against the reference, and each row alone against all together.
+// Every type of cache against the reference, and each row alone against all together.
 void check_attention(const HeadShape& heads, const std::vector<int>& kv_end) {
   CudaBackend backend(0);
-  for (const DType dtype : {DType::f32, DType::f16}) {
+  for (const DType dtype : kCacheTypes) {
     const std::string where = "heads " + std::to_string(heads.num_attention_heads) + "/" +
                               std::to_string(heads.num_key_value_heads) + " of " +
                               std::to_string(heads.head_dim) + ", " + std::string(name(dtype));
@@ -135,7 +145,7 @@ void check_attention(const HeadShape& heads, const std::vector<int>& kv_end) {
     Cache cache(backend, heads, *std::max_element(kv_end.begin(), kv_end.end()), dtype, random);
     const auto q = random.floats(kv_end.size() * cache.q_size(), -1.5, 1.5);
     const auto all = run_attention(backend, {{&cache, kv_end}}, q);
-    check_close(where, cache, kv_end, q, all, dtype);
+    check_close(where, cache, kv_end, q, all);
     for (const std::size_t row : {std::size_t{0}, kv_end.size() / 2, kv_end.size() - 1}) {
       const auto at = static_cast<std::ptrdiff_t>(row * cache.q_size());
       const std::vector<float> one(q.begin() + at,
@@ -165,7 +175,7 @@ TEST(cuda_attention_over_long_contexts) {
 // A cache's memory grows as positions are used, and takes along what is in it.
 TEST(cuda_attention_over_a_cache_that_has_grown) {
   CudaBackend backend(0);
-  for (const DType dtype : {DType::f32, DType::f16}) {
+  for (const DType dtype : kCacheTypes) {
     Random random(4);
     const HeadShape heads{2, 2, 10};
     Cache cache(backend, heads, 5000, dtype, random);
@@ -181,7 +191,7 @@ TEST(cuda_attention_over_a_cache_that_has_grown) {
     const std::vector<int> kv_end = {5000, 700, 2100};
     const auto q = random.floats(kv_end.size() * cache.q_size(), -1, 1);
     check_close("grown " + std::string(name(dtype)), cache, kv_end, q,
-                run_attention(backend, {{&cache, kv_end}}, q), dtype);
+                run_attention(backend, {{&cache, kv_end}}, q));
   }
 }
 
@@ -196,7 +206,7 @@ TEST(cuda_attention_of_many_rows) {
 
 TEST(cuda_attention_sees_the_last_key_and_not_the_next) {
   CudaBackend backend(0);
-  for (const DType dtype : {DType::f32, DType::f16}) {
+  for (const DType dtype : kCacheTypes) {
     for (const int last : {0, 15, 63, 64, 1023, 1100}) {
       Random random(1);
       Cache cache(backend, {1, 1, 16}, 1200, dtype, random);
@@ -211,7 +221,7 @@ TEST(cuda_attention_sees_the_last_key_and_not_the_next) {
 
 TEST(cuda_attention_ignores_what_lies_behind_kv_end) {
   CudaBackend backend(0);
-  for (const DType dtype : {DType::f32, DType::f16}) {
+  for (const DType dtype : kCacheTypes) {
     for (const int end : {1, 17, 64, 1000}) {
       Random random(2);
       Cache cache(backend, {4, 2, 24}, 1100, dtype, random);
@@ -230,23 +240,25 @@ TEST(cuda_attention_ignores_what_lies_behind_kv_end) {
 
 TEST(cuda_attention_of_several_sequences) {
   CudaBackend backend(0);
-  Random random(3);
-  const HeadShape heads{4, 2, 16};
-  Cache a(backend, heads, 1500, DType::f16, random), b(backend, heads, 40, DType::f16, random);
-  const std::vector<Part> parts = {{&a, {1, 1400, 1500}}, {&b, {40, 3}}};
-  const auto q = random.floats(5 * a.q_size(), -1, 1);
-  const auto together = run_attention(backend, parts, q);
-  const auto split = static_cast<std::ptrdiff_t>(3 * a.q_size());
-  const auto of_a = run_attention(backend, {parts[0]}, {q.begin(), q.begin() + split});
-  const auto of_b = run_attention(backend, {parts[1]}, {q.begin() + split, q.end()});
-  CHECK(same_bits(of_a.data(), together.data(), of_a.size()));
-  CHECK(same_bits(of_b.data(), together.data() + split, of_b.size()));
+  for (const DType dtype : kCacheTypes) {
+    Random random(3);
+    const HeadShape heads{4, 2, 16};
+    Cache a(backend, heads, 1500, dtype, random), b(backend, heads, 40, dtype, random);
+    const std::vector<Part> parts = {{&a, {1, 1400, 1500}}, {&b, {40, 3}}};
+    const auto q = random.floats(5 * a.q_size(), -1, 1);
+    const auto together = run_attention(backend, parts, q);
+    const auto split = static_cast<std::ptrdiff_t>(3 * a.q_size());
+    const auto of_a = run_attention(backend, {parts[0]}, {q.begin(), q.begin() + split});
+    const auto of_b = run_attention(backend, {parts[1]}, {q.begin() + split, q.end()});
+    CHECK(same_bits(of_a.data(), together.data(), of_a.size()));
+    CHECK(same_bits(of_b.data(), together.data() + split, of_b.size()));
+  }
 }
 
 // A key or value that is not finite makes its readers NaN; a silent 0 would hide the damage.
 TEST(cuda_attention_passes_on_what_is_not_finite) {
   CudaBackend backend(0);
-  for (const DType dtype : {DType::f32, DType::f16}) {
+  for (const DType dtype : kCacheTypes) {
     for (const int at : {0, 7, 70}) {
       for (const float bad_value : {NAN, INFINITY, -INFINITY}) {
         Random random(5);
@@ -266,56 +278,106 @@ TEST(cuda_attention_passes_on_what_is_not_finite) {
   }
 }
 
-// Norm of each head, then RoPE by the row's position, then the scale; keys and values are read back
-// through attention over one key.
+// A value of a cache, read from its memory.
+double stored(const CudaKv& kv, const HeadShape& heads, int layer, bool value, int head,
+              int position, int d) {
+  const SequenceInfo info = kv.info(0);
+  const Index run = (Index{layer} * 2 + value) * heads.num_key_value_heads + head;
+  const Index at = (run * info.capacity + position) * CudaKv::stride(heads, kv.dtype()) + d;
+  const auto size = static_cast<Index>(bytes_per_block(kv.dtype()));
+  std::uint32_t bits = 0;
+  check(cudaMemcpy(&bits, info.kv + at * size, static_cast<std::size_t>(size),
+                   cudaMemcpyDeviceToHost),
+        "reading a cache");
+  switch (kv.dtype()) {
+    case DType::f16: return half_to_float(static_cast<std::uint16_t>(bits));
+    case DType::bf16: return bf16_to_float(static_cast<std::uint16_t>(bits));
+    default: return std::bit_cast<float>(bits);
+  }
+}
+
+constexpr int kDim = 24;
+
+// Heads [rows][n_heads][kDim], normed and turned.
+std::vector<double> rotated(const std::vector<float>& x, int n_heads, const float* norm,
+                            const std::vector<int>& positions,
+                            const std::vector<float>& frequencies, bool interleaved) {
+  std::vector<double> result;
+  for (std::size_t at = 0; at < x.size(); at += kDim) {
+    const std::size_t row = at / static_cast<std::size_t>(n_heads * kDim);
+    double head[kDim], squares = 0;
+    for (std::size_t d = 0; d < kDim; ++d) {
+      head[d] = x[at + d];
+      squares += head[d] * head[d];
+    }
+    if (norm != nullptr) {
+      for (int d = 0; d < kDim; ++d) head[d] *= norm[d] / std::sqrt(squares / kDim + 1e-6);
+    }
+    for (int i = 0; i < kDim / 2; ++i) {
+      const double angle =
+          positions[row] * static_cast<double>(frequencies[static_cast<std::size_t>(i)]);
+      double& a = head[interleaved ? 2 * i : i];
+      double& b = head[interleaved ? 2 * i + 1 : i + kDim / 2];
+      const double before = a;
+      a = a * std::cos(angle) - b * std::sin(angle);
+      b = before * std::sin(angle) + b * std::cos(angle);
+    }
+    result.insert(result.end(), head, head + kDim);
+  }
+  return result;
+}
+
+// Norm of each head, then RoPE by the row's position, then the queries' scale; keys and values are
+// read from the cache's memory.
+void check_rotate_and_cache(CudaBackend& backend, DType dtype, bool interleaved, bool normed) {
+  const HeadShape heads{6, 2, kDim};
+  Random random(7);
+  const auto q = random.floats(3 * 6 * kDim, -2, 2), k = random.floats(3 * 2 * kDim, -2, 2),
+             v = random.floats(3 * 2 * kDim, -2, 2), norm = random.floats(2 * kDim, 0.5, 2);
+  std::vector<float> frequencies;
+  for (int i = 0; i < kDim / 2; ++i) {
+    frequencies.push_back(static_cast<float>(std::pow(100.0, -2.0 * i / kDim)));
+  }
+  const std::vector<int> positions = {17, 18, 31};
+  const std::vector<float> scales = {1.0f, 2.0f, 0.5f};
+  const auto storage = backend.allocate_kv(2, heads, 50, dtype);
+  const auto& kv = static_cast<const CudaKv&>(*storage);
+  const SequenceRows sequence{storage.get(), 0, 3};
+  const Buffer qb = backend.upload(q), kb = backend.upload(k), vb = backend.upload(v),
+               nb = backend.upload(norm);
+  backend.begin({positions, positions, positions, {&sequence, 1}, scales}, frequencies,
+                interleaved);
+  backend.rotate_and_cache(1, heads, normed ? nb.get() : nullptr,
+                           normed ? nb.get() + kDim : nullptr, 1e-6f, qb.get(), kb.get(), vb.get());
+  const auto of = [&](const std::vector<float>& x, int n_heads, const float* weight) {
+    return rotated(x, n_heads, normed ? weight : nullptr, positions, frequencies, interleaved);
+  };
+  const double tolerance = 16 * (31 + 20) * kEps;
+  auto expected = of(q, 6, norm.data());
+  for (std::size_t i = 0; i < expected.size(); ++i) expected[i] *= scales[i / (6 * kDim)];
+  CHECK_CLOSE("queries", backend.download(qb.get(), q.size()), expected,
+              std::vector<double>(expected.size(), tolerance));
+  const auto keys = of(k, 2, norm.data() + kDim);
+  for (int row = 0; row < 3; ++row) {
+    for (int head = 0; head < 2; ++head) {
+      for (int d = 0; d < kDim; ++d) {
+        const auto at = static_cast<std::size_t>((row * 2 + head) * kDim + d);
+        const int position = positions[static_cast<std::size_t>(row)];
+        CHECK_NEAR(stored(kv, heads, 1, false, head, position, d), keys[at],
+                   tolerance + std::abs(keys[at]) * rounding(dtype));
+        CHECK_EQ(stored(kv, heads, 1, true, head, position, d), rounded_to(dtype, v[at]));
+      }
+    }
+  }
+}
+
 TEST(cuda_rotate_and_cache_norms_turns_and_stores) {
   CudaBackend backend(0);
-  constexpr int dim = 24;
-  const HeadShape heads{6, 2, dim};
-  for (const bool interleaved : {false, true}) {
-    for (const bool normed : {false, true}) {
-      Random random(7);
-      const auto q = random.floats(3 * 6 * dim, -2, 2), k = random.floats(3 * 2 * dim, -2, 2),
-                 v = random.floats(3 * 2 * dim, -2, 2), norm = random.floats(2 * dim, 0.5, 2);
-      std::vector<float> frequencies;
-      for (int i = 0; i < dim / 2; ++i) {
-        frequencies.push_back(static_cast<float>(std::pow(100.0, -2.0 * i / dim)));
+  for (const DType dtype : kCacheTypes) {
+    for (const bool interleaved : {false, true}) {
+      for (const bool normed : {false, true}) {
+        check_rotate_and_cache(backend, dtype, interleaved, normed);
       }
-      const std::vector<int> positions = {17, 18, 31};
-      const std::vector<float> scales = {1.0f, 2.0f, 0.5f};
-      std::vector<double> expected;
-      for (std::size_t at = 0; at < q.size(); at += dim) {
-        const std::size_t row = at / (6 * dim);
-        double factor = 1, head[dim];
-        if (normed) {
-          double squares = 0;
-          for (std::size_t d = 0; d < dim; ++d)
-            squares += static_cast<double>(q[at + d]) * q[at + d];
-          factor = 1 / std::sqrt(squares / dim + 1e-6);
-        }
-        for (std::size_t d = 0; d < dim; ++d) head[d] = q[at + d] * factor * (normed ? norm[d] : 1);
-        for (int i = 0; i < dim / 2; ++i) {
-          const double angle =
-              positions[row] * static_cast<double>(frequencies[static_cast<std::size_t>(i)]);
-          double& a = head[interleaved ? 2 * i : i];
-          double& b = head[interleaved ? 2 * i + 1 : i + dim / 2];
-          const double before = a;
-          a = a * std::cos(angle) - b * std::sin(angle);
-          b = before * std::sin(angle) + b * std::cos(angle);
-        }
-        for (const double x : head) expected.push_back(x * scales[row]);
-      }
-      const auto kv = backend.allocate_kv(2, heads, 50, DType::f32);
-      const SequenceRows sequence{kv.get(), 0, 3};
-      const Buffer qb = backend.upload(q), kb = backend.upload(k), vb = backend.upload(v),
-                   nb = backend.upload(norm);
-      backend.begin({positions, positions, positions, {&sequence, 1}, scales}, frequencies,
-                    interleaved);
-      backend.rotate_and_cache(1, heads, normed ? nb.get() : nullptr,
-                               normed ? nb.get() + dim : nullptr, 1e-6f, qb.get(), kb.get(),
-                               vb.get());
-      CHECK_CLOSE("queries", backend.download(qb.get(), q.size()), expected,
-                  std::vector<double>(expected.size(), 16 * (31 + 20) * kEps));
     }
   }
 }

@@ -50,13 +50,32 @@ __device__ Tile tile_at(const AttentionArgs& a) {
           end < info.key_end ? end : info.key_end};
 }
 
-__device__ const std::uint8_t* cache_of(const AttentionArgs& a, const Tile& tile, bool values) {
+template <typename Value>
+__device__ const Value* cache_of(const AttentionArgs& a, const Tile& tile, bool values) {
   const Index head = (Index{a.layer} * 2 + values) * a.kv_heads + tile.kv_head;
-  return tile.sequence.kv + head * tile.sequence.capacity * a.stride * (a.half_kv ? 2 : 4);
+  return reinterpret_cast<const Value*>(tile.sequence.kv) +
+         head * tile.sequence.capacity * a.stride;
 }
 
-// Shared memory's rows of halves: 16 bytes modulo 128 apart, so that eight rows of 16 bytes lie in
-// different banks.
+// The types of a 16-bit cache. Queries and probabilities are rounded to the cache's, which the
+// tensor cores multiply as it lies.
+struct F16 {
+  __device__ static std::uint32_t pair(float low, float high) { return to_halves(low, high); }
+  __device__ static void multiply(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
+                                  std::uint32_t b1) {
+    multiply_halves(d, a, b0, b1);
+  }
+};
+struct BF16 {
+  __device__ static std::uint32_t pair(float low, float high) { return to_bf16_pair(low, high); }
+  __device__ static void multiply(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
+                                  std::uint32_t b1) {
+    multiply_bf16(d, a, b0, b1);
+  }
+};
+
+// Shared memory's rows of 16-bit values: 16 bytes modulo 128 apart, so that eight rows of 16 bytes
+// lie in different banks.
 template <int kDim>
 constexpr int kPitch = kDim * 2 + 16;
 
@@ -67,7 +86,7 @@ constexpr int n_buffers(int dim, bool long_splits) { return long_splits && dim <
 
 // Keys or values of one step; zeros behind head_dim and key_end, so that nothing there is read.
 template <int kDim>
-__device__ void start_step(const AttentionArgs& a, const Tile& tile, const std::uint8_t* from,
+__device__ void start_step(const AttentionArgs& a, const Tile& tile, const std::uint16_t* from,
                            int first_key, std::uint8_t* to) {
   constexpr int kPieces = kDim / 8;
   const int real_pieces = a.stride / 8;
@@ -75,11 +94,11 @@ __device__ void start_step(const AttentionArgs& a, const Tile& tile, const std::
     const int key = i / kPieces, piece = i % kPieces;
     const bool real = first_key + key < tile.key_end && piece < real_pieces;
     const Index at = real ? Index{first_key + key} * real_pieces + piece : 0;
-    copy_async(to + key * kPitch<kDim> + piece * 16, from + at * 16, real);
+    copy_async(to + key * kPitch<kDim> + piece * 16, from + at * 8, real);
   }
 }
 
-template <int kDim>
+template <typename Type, int kDim>
 __device__ void store_queries(const AttentionArgs& a, const Tile& tile, std::uint8_t* to) {
   for (int i = threadIdx.x; i < kTileQueries * kDim / 2; i += kThreads) {
     const int query = i / (kDim / 2), d = i % (kDim / 2) * 2;
@@ -90,7 +109,7 @@ __device__ void store_queries(const AttentionArgs& a, const Tile& tile, std::uin
           a.q + (Index{tile.row(packed)} * a.heads + tile.head(packed)) * a.head_dim + d;
       low = q[0], high = q[1];
     }
-    *reinterpret_cast<std::uint32_t*>(to + query * kPitch<kDim> + d * 2) = to_halves(low, high);
+    *reinterpret_cast<std::uint32_t*>(to + query * kPitch<kDim> + d * 2) = Type::pair(low, high);
   }
 }
 
@@ -103,7 +122,7 @@ struct Running {
 // A score that is not finite makes its reader NaN: infinity times 0.
 __device__ float checked(float score) { return fmaf(score, 0.0f, score); }
 
-template <int kDim, int kBuffers>
+template <typename Type, int kDim, int kBuffers>
 __global__ void __launch_bounds__(kThreads)
     attention_kernel(const __grid_constant__ AttentionArgs a) {
   let_next_kernel_start();
@@ -114,8 +133,8 @@ __global__ void __launch_bounds__(kThreads)
   std::uint8_t* queries = shared_memory();
   std::uint8_t* keys = queries + kTileQueries * kPitch<kDim>;
   std::uint8_t* values = keys + kBuffers * kTileBytes;
-  const std::uint8_t* cached_keys = cache_of(a, tile, false);
-  const std::uint8_t* cached_values = cache_of(a, tile, true);
+  const auto* cached_keys = cache_of<std::uint16_t>(a, tile, false);
+  const auto* cached_values = cache_of<std::uint16_t>(a, tile, true);
   const int n_steps = ceil_div(tile.key_end - tile.key_begin, kStepKeys);
   const auto start = [&](int step) {
     const int first_key = tile.key_begin + step * kStepKeys;
@@ -127,7 +146,7 @@ __global__ void __launch_bounds__(kThreads)
     commit_copies();
   };
   start(0);
-  store_queries<kDim>(a, tile, queries);
+  store_queries<Type, kDim>(a, tile, queries);
 
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int g = lane / 4, t = lane % 4;
@@ -159,8 +178,8 @@ __global__ void __launch_bounds__(kThreads)
         std::uint32_t b[4];
         load_matrices<false>(
             k + (n + lane / 16 * 8 + lane % 8) * kPitch<kDim> + d * 2 + lane / 8 % 2 * 16, b);
-        multiply_halves(scores[n / 8], q, b[0], b[1]);
-        multiply_halves(scores[n / 8 + 1], q, b[2], b[3]);
+        Type::multiply(scores[n / 8], q, b[0], b[1]);
+        Type::multiply(scores[n / 8 + 1], q, b[2], b[3]);
       }
     }
 
@@ -202,14 +221,14 @@ __global__ void __launch_bounds__(kThreads)
     for (int n = 0; n < kStepKeys; n += 16) {
       const float (&low)[4] = scores[n / 8];
       const float (&high)[4] = scores[n / 8 + 1];
-      const std::uint32_t p[4] = {to_halves(low[0], low[1]), to_halves(low[2], low[3]),
-                                  to_halves(high[0], high[1]), to_halves(high[2], high[3])};
+      const std::uint32_t p[4] = {Type::pair(low[0], low[1]), Type::pair(low[2], low[3]),
+                                  Type::pair(high[0], high[1]), Type::pair(high[2], high[3])};
 #pragma unroll
       for (int d = 0; d < kDim; d += 16) {
         std::uint32_t b[4];
         load_matrices<true>(v + (n + lane % 16) * kPitch<kDim> + d * 2 + lane / 16 * 16, b);
-        multiply_halves(out[d / 8], p, b[0], b[1]);
-        multiply_halves(out[d / 8 + 1], p, b[2], b[3]);
+        Type::multiply(out[d / 8], p, b[0], b[1]);
+        Type::multiply(out[d / 8 + 1], p, b[2], b[3]);
       }
     }
     __syncthreads();  // the step's memory is free again
@@ -244,8 +263,8 @@ __global__ void __launch_bounds__(kThreads)
   let_next_kernel_start();
   wait_for_previous_kernel();
   const Tile tile = tile_at(a);
-  const auto* keys = reinterpret_cast<const float*>(cache_of(a, tile, false));
-  const auto* values = reinterpret_cast<const float*>(cache_of(a, tile, true));
+  const auto* keys = cache_of<float>(a, tile, false);
+  const auto* values = cache_of<float>(a, tile, true);
   const int lane = threadIdx.x % kWarp;
   const float scale = kLog2E / sqrtf(static_cast<float>(a.head_dim));
   for (int i = threadIdx.x / kWarp; i < tile.info.n_queries; i += kThreads / kWarp) {
@@ -332,10 +351,10 @@ __global__ void __launch_bounds__(kMergeThreads)
   }
 }
 
-template <int kDim, bool kLongSplits>
-void add_half_launch(Tape& tape, const AttentionArgs& args) {
+template <typename Type, int kDim, bool kLongSplits>
+void add_products(Tape& tape, const AttentionArgs& args) {
   constexpr int kBuffers = n_buffers(kDim, kLongSplits);
-  tape.add(attention_kernel<kDim, kBuffers>,
+  tape.add(attention_kernel<Type, kDim, kBuffers>,
            {.x = args.n_tiles * args.kv_heads,
             .y = args.n_splits,
             .threads = kThreads,
@@ -343,15 +362,22 @@ void add_half_launch(Tape& tape, const AttentionArgs& args) {
            args);
 }
 
-template <int kDim>
-void add_half_launches(Tape& tape, const AttentionArgs& args, const Grid& merge) {
+template <typename Type, int kDim>
+void add_launches(Tape& tape, const AttentionArgs& args, const Grid& merge) {
   static_assert(kShortSplit <= kStepKeys);
   if (args.n_splits > kShortSplits) {
-    add_half_launch<kDim, true>(tape, args);
+    add_products<Type, kDim, true>(tape, args);
   } else {
-    add_half_launch<kDim, false>(tape, args);
+    add_products<Type, kDim, false>(tape, args);
   }
   tape.add(merge_kernel<kDim>, merge, args);
+}
+
+template <typename Type>
+void add_launches_for_dim(Tape& tape, const AttentionArgs& args, const Grid& merge) {
+  if (args.head_dim <= 64) return add_launches<Type, 64>(tape, args, merge);
+  if (args.head_dim <= 128) return add_launches<Type, 128>(tape, args, merge);
+  add_launches<Type, 256>(tape, args, merge);
 }
 
 }  // namespace
@@ -362,17 +388,11 @@ void attention(Tape& tape, const AttentionArgs& args) {
       .y = args.heads,
       .threads = kMergeThreads,
       .shared_bytes = (args.n_splits + kMergeThreads / kWarp) * static_cast<int>(sizeof(float))};
-  if (args.half_kv == 0) {
-    tape.add(attention_f32_kernel,
-             {.x = args.n_tiles * args.kv_heads, .y = args.n_splits, .threads = kThreads}, args);
-    tape.add(merge_kernel<kMostHeadDim>, merge, args);
-  } else if (args.head_dim <= 64) {
-    add_half_launches<64>(tape, args, merge);
-  } else if (args.head_dim <= 128) {
-    add_half_launches<128>(tape, args, merge);
-  } else {
-    add_half_launches<256>(tape, args, merge);
-  }
+  if (args.kv_dtype == DType::f16) return add_launches_for_dim<F16>(tape, args, merge);
+  if (args.kv_dtype == DType::bf16) return add_launches_for_dim<BF16>(tape, args, merge);
+  tape.add(attention_f32_kernel,
+           {.x = args.n_tiles * args.kv_heads, .y = args.n_splits, .threads = kThreads}, args);
+  tape.add(merge_kernel<kMostHeadDim>, merge, args);
 }
 
 }  // namespace sbd::cuda

@@ -9,7 +9,7 @@ namespace sbd::cuda {
 
 inline constexpr int kMostHeadDim = 256;
 
-// Of one sequence: [layers][keys, values][kv_heads][capacity][stride] in halves or floats, stride
+// Of one sequence: [layers][keys, values][kv_heads][capacity][stride] in F16, BF16 or F32, stride
 // being head_dim in whole 16 bytes, zeros behind head_dim.
 struct SequenceInfo {
   std::uint8_t* kv;
@@ -44,7 +44,7 @@ struct CacheArgs {  // rotate_and_cache
   int kv_heads;
   int head_dim;
   int stride;
-  int half_kv;
+  DType kv_dtype;
   int interleaved;
   bool operator==(const CacheArgs&) const = default;
 };
@@ -79,7 +79,7 @@ struct AttentionArgs {
   int kv_heads;
   int head_dim;
   int stride;
-  int half_kv;
+  DType kv_dtype;
   bool operator==(const AttentionArgs&) const = default;
 };
 void attention(Tape& tape, const AttentionArgs& args);

@@ -77,7 +77,7 @@ void CudaBackend::rotate_and_cache(int layer, const HeadShape& heads, const floa
   args.kv_heads = heads.num_key_value_heads;
   args.head_dim = heads.head_dim;
   args.stride = CudaKv::stride(heads, dtype);
-  args.half_kv = dtype == DType::f16;
+  args.kv_dtype = dtype;
   args.interleaved = rope_interleaved_;
   cuda::rotate_and_cache(tape_, args);
 }
@@ -111,7 +111,7 @@ void CudaBackend::attention(int layer, const HeadShape& heads, const float* q, f
   args.kv_heads = heads.num_key_value_heads;
   args.head_dim = heads.head_dim;
   args.stride = CudaKv::stride(heads, dtype);
-  args.half_kv = dtype == DType::f16;
+  args.kv_dtype = dtype;
 
   const auto first_row_of = [&](std::size_t tile) {
     const QueryTileInfo& info = tile_infos_[tile];

@@ -65,17 +65,18 @@ __global__ void cache_kernel(const __grid_constant__ CacheArgs a) {
   }
   const float scale = is_query && a.query_scale != nullptr ? a.query_scale[row] : 1.0f;
   const SequenceInfo sequence = a.sequences[a.row_sequence[row]];
-  const Index element = a.half_kv ? 2 : 4;
+  const Index element = a.kv_dtype == DType::f32 ? 4 : 2;
   const Index place = ((Index{a.layer} * 2 + is_value) * a.kv_heads + kv_head) * sequence.capacity +
                       a.positions[row];
   std::uint8_t* cached = sequence.kv + place * a.stride * element;
   const auto store = [&](int at, float x) {
     if (is_query) {
       query[at] = x * scale;
-    } else if (a.half_kv) {
-      reinterpret_cast<std::uint16_t*>(cached)[at] = static_cast<std::uint16_t>(to_halves(x, x));
-    } else {
+    } else if (a.kv_dtype == DType::f32) {
       reinterpret_cast<float*>(cached)[at] = x;
+    } else {
+      const std::uint32_t pair = a.kv_dtype == DType::bf16 ? to_bf16_pair(x, x) : to_halves(x, x);
+      reinterpret_cast<std::uint16_t*>(cached)[at] = static_cast<std::uint16_t>(pair);
     }
   };
 #pragma unroll

@@ -24,7 +24,7 @@ class CudaKv : public KvStorage {
   }
   DType dtype() const { return dtype_; }
   static int stride(const HeadShape& heads, DType dtype) {
-    return round_up(heads.head_dim, dtype == DType::f16 ? 8 : 4);
+    return round_up(heads.head_dim, 16 / static_cast<int>(bytes_per_block(dtype)));
   }
 
  private:
