@@ -1,5 +1,5 @@
-"""Does a device compute what the CPU does in float32? Logits by weight type, and the demo model's
-tokens on 200 prompts."""
+"""Does a device compute what the CPU does in float32? Logits by types of weights and cache, and the
+demo model's tokens on 200 prompts."""
 
 from __future__ import annotations
 
@@ -20,14 +20,27 @@ from sbd_engine.convert.quantize import encode, stored_type, weight_type
 from sbd_engine.convert.writer import OutputTensor, write_gguf
 from sbd_engine.model_file import model_file
 
-# Of the logits, as a share of a row's norm. Tensor cores round activations to the weights' type,
-# for quants to halves.
-BOUNDS = {"f32": 1e-4, "f16": 3e-3, "bf16": 2e-2, "q8_0": 3e-3}
+
+class Case(NamedTuple):
+    weights: str
+    cache: str
+    bound: float  # of the logits' error, as a share of a row's norm
+
+
+# Tensor cores round activations to the weights' type, for quants to halves, and queries and
+# probabilities to the cache's.
+CASES = {
+    "f32": Case("f32", "f32", 1e-4),
+    "f16": Case("f16", "f16", 3e-3),
+    "f16, bf16 cache": Case("f16", "bf16", 2e-2),
+    "bf16": Case("bf16", "f16", 2e-2),
+    "q8_0": Case("q8_0", "f16", 3e-3),
+}
 _LAYERS, _VOCAB = 2, 4096  # of the models that are compared; the widths are the shape's own
 _ROWS = (1, 5, 16, 33, 64)  # as one block behind...
 _PROMPT = 300  # ...so many causal rows
 _PROMPTS, _TOKENS = 200, 64
-_TYPE_OF_DEMO = "q8_0"
+_DEMO = CASES["q8_0"]
 
 Floats = NDArray[np.float32]
 
@@ -42,19 +55,19 @@ def relative_error(got: Floats, expected: Floats) -> float:
 
 
 def logits_errors(config: dict[str, Any], folder: Path, device: str) -> dict[str, float]:
-    """By weight type: the error on a model of the shape's widths, whose weights every type holds
-    exactly, from the CPU's float32 path."""
+    """By case: the error on a model of the shape's widths, whose weights every type holds exactly,
+    from the CPU's float32 path."""
     config = config | {"num_hidden_layers": _LAYERS, "vocab_size": _VOCAB}
     expected: list[Floats] = []
     errors = {}
     path = folder / "agreement.bin"
     try:
-        for dtype in BOUNDS:  # f32 first
-            _write_model(config, dtype, path)
+        for name, case in CASES.items():  # f32 first
+            _write_model(config, case.weights, path)
             if not expected:
                 expected = list(_all_logits(path, "cpu", "f32"))
-            got = _all_logits(path, device, "f32" if dtype == "f32" else "f16")
-            errors[dtype] = max(map(relative_error, got, expected))
+            got = _all_logits(path, device, case.cache)
+            errors[name] = max(map(relative_error, got, expected))
     finally:
         path.unlink(missing_ok=True)
     return errors
@@ -127,11 +140,10 @@ def compare_tokens(folder: Path, device: str) -> dict[str, Any]:
                         differing.append(at)
         finally:
             exact.unlink(missing_ok=True)
-    bound = BOUNDS[_TYPE_OF_DEMO]
     return {
         "prompts": len(prompts),
         "equal": len(prompts) - len(differing),
-        "ties": sum(d["error"] <= bound and d["own_tokens"] for d in differing),
+        "ties": sum(d["error"] <= _DEMO.bound and d["own_tokens"] for d in differing),
         "differing": differing,
     }
 

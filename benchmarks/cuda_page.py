@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from cuda_agreement import BOUNDS
+from cuda_agreement import CASES
 from report import Table, markdown
 
 # At context 1024, of random bf16 weights: rows to the most that a forward may take of one row's.
@@ -29,8 +29,9 @@ def tables(report: dict[str, Any]) -> Iterator[Table]:
 def _checks(report: dict[str, Any]) -> Iterator[list[str]]:
     if "agreement" in report:
         for shape, errors in report["agreement"]["logits"].items():
-            for dtype, error in errors.items():
-                yield _at_most(f"{shape}, {dtype}: error of logits", error, BOUNDS[dtype], "{:.1e}")
+            for case, error in errors.items():
+                bound = CASES[case].bound
+                yield _at_most(f"{shape}, {case}: error of logits", error, bound, "{:.1e}")
         tokens = report["agreement"]["tokens"]
         explained = tokens["equal"] + tokens["ties"]
         yield _at_least(
