@@ -63,8 +63,8 @@ class Decoder {
  public:
   virtual ~Decoder() = default;
 
-  // The rows of the next forward. Planning changes nothing.
-  virtual Plan plan() = 0;
+  // The rows of the next forward.
+  virtual Plan plan() const = 0;
 
   // Takes the statistics of every wanted row of the last plan, in order. A forward with revealed
   // positions is one NFE (number of function evaluations). Once finished, neither is called again.
