@@ -6,16 +6,6 @@ import numpy as np
 import numpy.typing as npt
 
 class Event:
-    def __init__(
-        self,
-        committed: list[int] = ...,
-        revealed: list[tuple[int, int]] = ...,
-        finished: str | None = ...,
-        prompt_rows: int = ...,
-        error: str = ...,
-        accepted: int | None = ...,
-        thought: bool = ...,
-    ) -> None: ...
     @property
     def committed(self) -> list[int]: ...
     @property

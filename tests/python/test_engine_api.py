@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ import pytest
 from python.tiny_model import BOS, EOS, MASK, VOCAB_SIZE, byte_tokenizer, write_tiny_model
 
 from sbd_engine import Completion, Engine, SbdError
-from sbd_engine._core import Event
 from sbd_engine.parameters import parse
 from sbd_engine.session import Session
 
@@ -326,6 +326,18 @@ class TestBadInput:
             engine.forward([VOCAB_SIZE])
         with pytest.raises(ValueError, match="within the context of 512, got 513: shorten it$"):
             engine.forward([1] * 513)
+
+
+@dataclass
+class Event:
+    """What one forward did, made by hand."""
+
+    committed: list[int] = field(default_factory=list)
+    revealed: list[tuple[int, int]] = field(default_factory=list)
+    finished: str | None = None
+    prompt_rows: int = 0
+    accepted: int | None = None
+    thought: bool = False
 
 
 class TestSession:
