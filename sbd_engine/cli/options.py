@@ -144,7 +144,7 @@ Debug = Annotated[
 ]
 
 
-# A model may write escape sequences; a terminal would obey them.
+# A model, or its file, may write escape sequences; a terminal would obey them.
 _CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
@@ -152,9 +152,14 @@ def terminal_safe(text: str) -> str:
     return text.translate(_CONTROLS)
 
 
+def one_line(text: str) -> str:
+    """What a file or an error says, so that it cannot look like another line of ours."""
+    return terminal_safe(" ".join(text.split()))
+
+
 def print_json(values: Any) -> None:
     print(json.dumps(values, ensure_ascii=False), flush=True)
 
 
 def note(message: str) -> None:
-    print("note:", message, file=sys.stderr)
+    print("note:", one_line(message), file=sys.stderr)

@@ -15,11 +15,16 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from gguf import GGMLQuantizationType
 from python.tiny_model import EOS, MASK, byte_tokenizer, write_tiny_model
 
 from sbd_engine import Engine
-from sbd_engine.cli import main
+from sbd_engine.cli import main, options
+from sbd_engine.convert import convert
+from sbd_engine.convert.values import Value
+from sbd_engine.convert.writer import OutputTensor, write_gguf
 from sbd_engine.parameters import Parameters
 
 COMMAND = Path(sys.executable).parent / "sbd-engine"
@@ -35,6 +40,33 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plain_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """No mask token, no chat template."""
     return write_tiny_model(tmp_path_factory.mktemp("plain"), sbd=False, chat=False)
+
+
+CLEAR = "\x1b[2J"  # a terminal that is told so clears its screen
+
+
+@pytest.fixture(scope="module")
+def hostile_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """No model: escape sequences wherever a file has text, each before a name to look for."""
+    path = tmp_path_factory.mktemp("hostile") / "hostile.bin"
+    metadata: dict[str, Value] = {
+        "general.architecture": f"{CLEAR}architecture",
+        "general.name": f"{CLEAR}title\nforged  line",
+        f"sbd.{CLEAR}key": f"{CLEAR}value",
+    }
+    values = [np.ones(2, np.float32)]
+    tensor = OutputTensor(f"{CLEAR}tensor", (2,), GGMLQuantizationType.F32, lambda: iter(values))
+    write_gguf(path, metadata, [tensor])
+    return path
+
+
+def with_template(folder: Path, template: str) -> Path:
+    """The tiny model with another chat template."""
+    model = write_tiny_model(folder)
+    path = model.parent / "checkpoint" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
+    convert(model.parent / "checkpoint", model, type="f32")
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -280,6 +312,14 @@ class TestInspect:
         assert re.search(r"decoder +ntp\n", plain)
         assert "token_embd.weight" not in plain
 
+    def test_no_escape_sequence_of_the_file_reaches_a_terminal(self, hostile_model: Path) -> None:
+        done = run("inspect", hostile_model, "--tensors")
+        assert (done.returncode, done.stderr) == (0, b"")
+        text = done.stdout.decode()
+        assert "\x1b" not in text
+        for part in ("[2Jarchitecture", "[2Jtitle forged", "sbd.[2Jkey", "[2Jvalue", "[2Jtensor"):
+            assert part in text
+
 
 class TestBench:
     def test_config(self, model: Path) -> None:
@@ -401,6 +441,21 @@ class TestBadInput:
         self.check(run_here(capsys, *call, "--decoder", "sbd"), "mask")
 
     @pytest.mark.parametrize(
+        ("template", "complaint"),
+        [
+            (f"{{{{ raise_exception('{CLEAR}no') }}}}", "refused the conversation: [2Jno"),
+            ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "failed: RecursionError"),
+            ("{{ 1 // 0 }}", "failed: ZeroDivisionError"),
+            ("{% if %}", "failed: Expected an expression"),
+        ],
+    )
+    def test_chat_templates(
+        self, template: str, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        model = with_template(tmp_path, template)
+        self.check(run_here(capsys, "run", model, "-p", "x", "--chat"), complaint)
+
+    @pytest.mark.parametrize(
         ("flags", "complaint"),
         [
             (["--rows", "0"], "--rows"),
@@ -436,7 +491,13 @@ class TestBadInput:
         assert errors.startswith("error: ")
         assert complaint in errors
         assert errors.count("\n") == 1
+        assert "\x1b" not in errors
         assert output == ""
+
+
+def test_a_note_is_one_safe_line(capsys: pytest.CaptureFixture[str]) -> None:
+    options.note(f"a {CLEAR}name\nerror: none")
+    assert capsys.readouterr().err == "note: a [2Jname error: none\n"
 
 
 def test_help_and_version() -> None:
