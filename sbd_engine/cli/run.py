@@ -123,9 +123,10 @@ def run(
                 if show_blocks:
                     from .blocks import show
 
-                    blocks = (engine.auto_decoder if decoder == "auto" else decoder) != "ntp"
-                    default = engine.defaults["block_size"] if blocks else 1
-                    show(engine, stream, block_size or default)
+                    # Without a block size the new text is one block.
+                    in_blocks = block_size or engine.defaults["block_size"] or max_tokens
+                    name = engine.auto_decoder if decoder == "auto" else decoder
+                    show(engine, stream, 1 if name in ("ntp", "dmtd") else in_blocks)
                 else:
                     _write(stream, quiet=json)
             except KeyboardInterrupt:

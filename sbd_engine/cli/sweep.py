@@ -116,7 +116,7 @@ def sweep(
     read = read_tasks(tasks) if prompts is None else read_prompts(prompts)
     questions = experiment.chosen(read, families, limit)
     with Engine(model, device=device, n_threads=threads, n_ctx=n_ctx, kv_dtype=kv_dtype) as engine:
-        points = grid(sizes or [engine.defaults["block_size"]], rules, gamma_values)
+        points = grid(sizes or [_own_size(engine)], rules, gamma_values)
         evaluation = Evaluation(
             engine,
             questions,
@@ -170,6 +170,16 @@ def _sizes(text: str) -> list[int]:
     if not sizes or sizes[0] < 1:
         raise SbdValueError(f"expected --block-sizes as integers >= 1 with commas, got {text!r}")
     return sizes
+
+
+def _own_size(engine: Engine) -> int:
+    size: int | None = engine.defaults["block_size"]
+    if not size:
+        raise SbdValueError(
+            f"sweep decodes with sbd; this file names {engine.auto_decoder} and no block size: "
+            "give --block-sizes"
+        )
+    return size
 
 
 def _ready_for(out: Path | None) -> bool:

@@ -244,32 +244,63 @@ class TestInterrupt:
         assert done.stderr == b""
 
 
+def on_a_terminal(*arguments: object) -> str:
+    """All that a command writes to its screen, without the escape sequences."""
+    main, child = pty.openpty()
+    process = subprocess.Popen(
+        [COMMAND, *map(str, arguments)],
+        stdin=child,
+        stdout=child,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "300"},
+    )
+    os.close(child)
+    output = b""
+    try:
+        while data := os.read(main, 65536):
+            output += data
+    except OSError:  # how Linux says that the other end has closed
+        pass
+    os.close(main)
+    assert process.wait(timeout=20) == 0
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.decode())
+
+
+def visible_end(text: str) -> str:
+    return "".join(c for c in text.splitlines()[-1] if c.isprintable())
+
+
 class TestShowBlocks:
     def test_on_a_terminal(self, engine: Engine, model: Path) -> None:
-        main, child = pty.openpty()
-        process = subprocess.Popen(
-            [COMMAND, "run", model, "-p", PROMPT, "--max-tokens", "40", "--show-blocks"],
-            stdin=child,
-            stdout=child,
-            stderr=subprocess.DEVNULL,
-            env=os.environ | {"TERM": "xterm", "COLUMNS": "300"},
-        )
-        os.close(child)
-        output = b""
-        try:
-            while data := os.read(main, 65536):
-                output += data
-        except OSError:  # how Linux says that the other end has closed
-            pass
-        os.close(main)
-        assert process.wait(timeout=20) == 0
-        screen = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.decode())
+        flags = ("-p", PROMPT, "--max-tokens", 40, "--show-blocks")
+        screen = on_a_terminal("run", model, *flags)
         assert "\x1b" not in screen  # the model's text has some
         assert "\u2591" * 7 in screen  # masks of the first block
         assert MASK not in screen
-        last = engine.generate(PROMPT, max_tokens=40).text.splitlines()[-1]
-        visible = "".join(c for c in last if c.isprintable())
-        assert visible in screen
+        assert visible_end(engine.generate(PROMPT, max_tokens=40).text) in screen
+
+    @pytest.mark.parametrize(
+        ("settings", "masks"),
+        [
+            # As Dream's: the text is one block, of which each forward decides a token. Written
+            # lines have the masks drawn again.
+            (
+                ["decoders=dream", "prompt_attention=full", "commit_attention=none"],
+                range(sum(range(24)), 2 * sum(range(24))),
+            ),
+            (["dmtd.layers=0,2,1"], range(1)),
+        ],
+    )
+    def test_files_without_blocks(self, settings: list[str], masks: range, tmp_path: Path) -> None:
+        model = write_tiny_model(tmp_path)
+        rule = ["unmask=top_n", "top_n=1"]
+        convert(tmp_path / "checkpoint", model, type="f32", settings=[*settings, *rule])
+        with Engine(model) as engine:
+            text = engine.generate(PROMPT, max_tokens=24, ignore_eos=True).text
+        flags = ("-p", PROMPT, "--max-tokens", 24, "--ignore-eos", "--show-blocks")
+        screen = on_a_terminal("run", model, *flags)
+        assert visible_end(text) in screen
+        assert screen.count("\u2591") in masks
 
     def test_elsewhere_it_is_plain_text(self, engine: Engine, model: Path) -> None:
         done = run("run", model, "-p", PROMPT, "--max-tokens", 30, "--show-blocks")
