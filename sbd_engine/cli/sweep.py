@@ -210,7 +210,8 @@ def _recommendation(best: dict[str, Any], model: Path | None, engine: Engine) ->
         keys.append(f"sbd.unmask={best['unmask']}")
     if engine.auto_decoder != "sbd":
         flags += ["--decoder", "sbd"]
-        keys.append("sbd.decoders=sbd,ntp")
+        others = [name for name in engine.defaults["decoders"] if name != "sbd"]
+        keys.append(f"sbd.decoders={','.join(['sbd', *others])}")
     command = ["sbd-engine", "run", *([] if model is None else [str(model)]), *flags]
     return {
         **best,

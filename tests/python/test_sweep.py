@@ -317,6 +317,18 @@ def test_a_model_without_a_mask_token(
     assert not out.exists()
 
 
+def test_the_recommended_file_keeps_its_other_decoders(
+    prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_tiny_model(tmp_path)
+    settings = ["decoders=nemotron,nemotron_spec,sbd,ntp"]
+    convert(tmp_path / "checkpoint", model, type="f32", settings=settings, block_size=4)
+    flags = ["--gammas", "0.1", "--max-loss", 100, "--max-tokens", 4, "--json"]
+    recommended = json.loads(sweep(capsys, model, "--prompts", prompts, *flags)[1])["recommended"]
+    assert "--decoder sbd" in recommended["command"]
+    assert recommended["in_the_file"].endswith(" --set sbd.decoders=sbd,nemotron,nemotron_spec,ntp")
+
+
 def test_a_model_without_a_block_size(
     prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
