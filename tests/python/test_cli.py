@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pty
 import re
@@ -331,6 +332,14 @@ class TestInspect:
         assert embedding["shape"] == [272, values["model_config"]["hidden_size"]]
         assert embedding["bytes"] == 4 * 272 * values["model_config"]["hidden_size"]
         assert sum(t["bytes"] for t in values["tensors"]) == sum(values["bytes_by_type"].values())
+
+    def test_json_has_no_infinity(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        model = write_tiny_model(tmp_path)
+        convert(tmp_path / "checkpoint", model, type="f32", block_size=4, gamma=math.inf)
+        done = run_here(capsys, "inspect", model, "--json")
+        values = json.loads(done.stdout, parse_constant=pytest.fail)
+        gammas = values["sbd"]["sbd.gamma"], values["defaults"]["gamma"]
+        assert {*gammas, values["decoders"]["sbd"]["gamma"]} == {"inf"}
 
     def test_for_people(self, model: Path, plain_model: Path) -> None:
         text = run("inspect", model, "--tensors").stdout.decode()
