@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -143,6 +144,28 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard 
 Debug = Annotated[
     bool, typer.Option("--debug", help="Show tracebacks of errors.", callback=_set_debug)
 ]
+
+# Of Engine.generate: what `run` and `eval` pass on as it is.
+DECODING_NAMES = (
+    "block_size",
+    "unmask",
+    "gamma",
+    "proxy",
+    "factor",
+    "confidence_threshold",
+    "top_n",
+    "steps",
+    "horizon",
+    "block_add_threshold",
+    "decoded_token_threshold",
+    "skip_threshold",
+)
+SAMPLING_NAMES = ("temperature", "top_k", "top_p", "seed")
+
+
+def given(context: typer.Context, names: Sequence[str]) -> dict[str, Any]:
+    """The values of those options of the command."""
+    return {name: context.params[name] for name in names}
 
 
 # A model, or its file, may write escape sequences; a terminal would obey them.

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from sbd_engine.cli import main, options
 from sbd_engine.convert import convert
 from sbd_engine.convert.values import Value
 from sbd_engine.convert.writer import OutputFile, OutputTensor, write_files
+from sbd_engine.errors import SbdValueError
 from sbd_engine.parameters import Parameters
 
 COMMAND = Path(sys.executable).parent / "sbd-engine"
@@ -128,37 +130,6 @@ class TestRun:
         }
         assert done.stderr == b""
 
-    def test_every_option_of_generate_has_its_flag(self, engine: Engine, model: Path) -> None:
-        options: dict[str, Any] = {
-            "max_tokens": 25,
-            "decoder": "sbd",
-            "block_size": 7,
-            "unmask": "entropy_bounded",
-            "gamma": 1.5,
-            "proxy": "margin",
-            "factor": 1.25,
-            "confidence_threshold": 0.5,
-            "top_n": 3,
-            "steps": 5,
-            "horizon": 2,
-            "block_add_threshold": 0.25,
-            "decoded_token_threshold": 0.75,
-            "skip_threshold": 0.5,
-            "temperature": 0.75,
-            "top_p": 0.9,
-            "top_k": 40,
-            "seed": 11,
-            "stop": "never seen",
-        }
-        # sample_index tells samples of one call apart: a command makes one.
-        elsewhere = {"prompt", "ignore_eos", "sample_index"}
-        assert {*options} == {field.name for field in fields(Parameters)} - elsewhere
-        flags = [x for k, v in options.items() for x in (f"--{k.replace('_', '-')}", v)]
-        done = run("run", model, "-p", PROMPT, *flags, "--ignore-eos", "--json")
-        expected = engine.generate(PROMPT, ignore_eos=True, **options)
-        assert json.loads(done.stdout)["tokens"] == expected.tokens
-        assert expected.tokens != engine.generate(PROMPT, max_tokens=25, ignore_eos=True).tokens
-
     def test_prompts_from_everywhere(self, model: Path, tmp_path: Path) -> None:
         flags = ["--max-tokens", 8, "--json", "--threads", 1, "--n-ctx", 100, "--kv-dtype", "f16"]
         file = tmp_path / "prompt.txt"
@@ -201,6 +172,79 @@ class TestRun:
         done = run("run", model, "-p", PROMPT, "--max-tokens", 40, PYTHONIOENCODING="ascii")
         assert done.returncode == 0
         assert b"?" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["run", "eval"])
+def test_every_option_reaches_the_engine(
+    command: str,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    adapter, tasks = tmp_path / "draft.bin", tmp_path / "tasks.jsonl"
+    tasks.write_text('{"prompt": "x", "answer": "y"}')
+    engine_options = {
+        "device": "cpu",
+        "n_threads": 1,
+        "n_ctx": 100,
+        "kv_dtype": "f32",
+        "draft_lora": adapter,
+    }
+    options: dict[str, Any] = {
+        "max_tokens": 9,
+        "decoder": "sbd_lossless",
+        "block_size": 7,
+        "unmask": "entropy_bounded",
+        "gamma": 1.5,
+        "proxy": "margin",
+        "factor": 1.25,
+        "confidence_threshold": 0.5,
+        "top_n": 3,
+        "steps": 5,
+        "horizon": 2,
+        "block_add_threshold": 0.25,
+        "decoded_token_threshold": 0.75,
+        "skip_threshold": 0.625,
+        "temperature": 0.75,
+        "top_p": 0.875,
+        "top_k": 40,
+        "seed": 11,
+        "stop": ["never", "seen"],
+    }
+    taken = {f.name: f.default for f in fields(Parameters)} | {
+        name: parameter.default for name, parameter in signature(Engine).parameters.items()
+    }
+    # sample_index tells samples of one call apart: a command makes one.
+    elsewhere = {"path", "prompt", "ignore_eos", "sample_index"}
+    assert {*options, *engine_options} == {*taken} - elsewhere
+    assert all(value != taken[name] for name, value in (options | engine_options).items())
+
+    made: dict[str, Any] = {}
+    asked: list[dict[str, Any]] = []
+    make, stream = Engine.__init__, Engine.stream
+
+    def recorded_make(self: Engine, *arguments: Any, **named: Any) -> None:
+        made.update(signature(make).bind(self, *arguments, **named).arguments)
+        make(self, made["path"])
+
+    def recorded_stream(self: Engine, prompt: Any, **named: Any) -> Any:
+        if named["decoder"] == "ntp":  # what eval compares with
+            return stream(self, prompt, **named)
+        asked.append(named)
+        raise SbdValueError("seen enough")
+
+    monkeypatch.setattr(Engine, "__init__", recorded_make)
+    monkeypatch.setattr(Engine, "stream", recorded_stream)
+    line: list[Any] = ["-p", "x", "--ignore-eos"] if command == "run" else ["--tasks", tasks]
+    for name, value in (engine_options | options).items():
+        flag = "--threads" if name == "n_threads" else f"--{name.replace('_', '-')}"
+        for each in value if isinstance(value, list) else [value]:
+            line += [flag, each]
+    done = run_here(capsys, command, model, *line)
+    assert done.stderr == b"error: seen enough\n"
+    assert asked == [options | ({"ignore_eos": True} if command == "run" else {})]
+    assert {name: made[name] for name in engine_options} == engine_options
 
 
 @pytest.fixture(scope="module")
