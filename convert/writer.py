@@ -60,6 +60,11 @@ def write_files(
             _write(temporary, file, on_bytes)
 
 
+def write_gguf(path: Path, metadata: Mapping[str, Value], tensors: list[OutputTensor]) -> None:
+    """Write one file."""
+    write_files([OutputFile(path, metadata, tensors)])
+
+
 def _write(path: Path, contents: OutputFile, on_bytes: Callable[[int], None]) -> None:
     metadata, tensors = contents.metadata, contents.tensors
     writer = GGUFWriter(path, str(metadata["general.architecture"]))

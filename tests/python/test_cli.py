@@ -26,7 +26,7 @@ from sbd_engine import Engine
 from sbd_engine.cli import main, options
 from sbd_engine.convert import convert
 from sbd_engine.convert.values import Value
-from sbd_engine.convert.writer import OutputFile, OutputTensor, write_files
+from sbd_engine.convert.writer import OutputTensor, write_gguf
 from sbd_engine.errors import SbdValueError
 from sbd_engine.parameters import Parameters
 
@@ -59,7 +59,7 @@ def hostile_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     values = [np.ones(2, np.float32)]
     tensor = OutputTensor(f"{CLEAR}tensor", (2,), GGMLQuantizationType.F32, lambda: iter(values))
-    write_files([OutputFile(path, metadata, [tensor])])
+    write_gguf(path, metadata, [tensor])
     return path
 
 
