@@ -2,7 +2,7 @@
 greedy decoding of the same file, in turn, in one run; medians count.
 
 The shapes have random weights, which cannot decide how many positions to reveal per forward: that
-number is replayed, see replay.py. The demo model is trained and decides for itself.
+number is replayed, see replay.py.
 """
 
 from __future__ import annotations
@@ -20,20 +20,7 @@ from peers.worker import Missing
 from replay import Phase, phases, seconds_of_phase, tokens_per_forward
 from report import Table, markdown, print_table, write_docs
 
-from sbd_engine.model_file import model_file
-
 REDUCTIONS = (2.2, 3.0, 3.4, 3.9)  # forwards saved by published models: 2.2x to 3.9x
-PROMPTS = (
-    "def fibonacci(n):",
-    "def add(a, b):",
-    "class Stack:",
-    "import os",
-    "for i in range(",
-    "def read_file(path):",
-    "def is_even(n):",
-    "with open(",
-)
-_DEMO_TOKENS = 128  # at most, after each
 Generated = dict[str, Any]
 
 
@@ -48,7 +35,6 @@ def main() -> None:
         "context": args.context,
         "tokens": args.tokens,
         "shapes": results,
-        "demo": measure_demo(args),
     }
     path = args.work_dir / "end_to_end.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
@@ -94,29 +80,21 @@ class Pair:
         except (Missing, PeerError) as error:
             print(f"skipping llama.cpp: {error}", file=sys.stderr)
 
-    def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._ours.call("encode", text=text)
-        return ids
-
     def ours(self, **options: Any) -> Generated:
         done: Generated = self._ours.call("generate", **options)
         return done
 
-    def time_llama(self, prompts: list[list[int]], max_tokens: int) -> None:
+    def time_llama(self, prompt: list[int], max_tokens: int) -> None:
         if self._llama is None:
             return
         for flash in (True, False):
-            tokens, seconds = 0, 0.0
-            for prompt in prompts:
-                done = self._llama.call(
-                    "generate",
-                    prompt=prompt,
-                    max_tokens=max_tokens,
-                    setting={"flash_attention": flash},
-                )
-                tokens += max_tokens - 1
-                seconds += done["seconds"][-1]
-            self.add(f"llama.cpp {flash}", tokens / seconds)
+            done = self._llama.call(
+                "generate",
+                prompt=prompt,
+                max_tokens=max_tokens,
+                setting={"flash_attention": flash},
+            )
+            self.add(f"llama.cpp {flash}", (max_tokens - 1) / done["seconds"][-1])
 
     def add(self, name: str, tok_s: float) -> None:
         self.tok_s.setdefault(name, []).append(tok_s)
@@ -151,7 +129,7 @@ def measure_shape(args: Any, shape: str) -> dict[str, Any]:
         for turn in range(args.rounds):
             print(f"{shape}, round {turn + 1}", file=sys.stderr)
             length = args.tokens + 1  # the first comes out of the prompt's forward
-            pair.time_llama([prompt], length)
+            pair.time_llama(prompt, length)
             done = pair.ours(prompt=prompt, max_tokens=length, decoder="ntp", ignore_eos=True)
             pair.add("ntp", args.tokens / done["seconds"][-1])
             for (size, reduction), plan in plans.items():
@@ -191,28 +169,6 @@ def _seconds(pair: Pair, context: int, block_size: int, plan: list[Phase]) -> fl
     return seconds
 
 
-def measure_demo(args: Any) -> dict[str, Any]:
-    """The trained demo model with its own defaults, over all prompts. The forward that ends a
-    prompt is not counted."""
-    with model_file(None) as path, Pair(str(path), 512, args) as pair:
-        prompts = [pair.encode(text) for text in PROMPTS]
-        for _ in range(args.rounds):
-            for decoder in ("ntp", "sbd"):
-                done = [
-                    pair.ours(prompt=p, max_tokens=_DEMO_TOKENS, decoder=decoder) for p in prompts
-                ]
-                tokens = sum(sum(d["decided"][1:]) for d in done)
-                pair.add(decoder, tokens / sum(d["seconds"][-1] for d in done))
-            pair.time_llama(prompts, _DEMO_TOKENS)
-        return {
-            "llama_cpp_tok_s": pair.llama_tok_s(),
-            "ntp_tok_s": pair.median("ntp"),
-            "sbd_tok_s": pair.median("sbd"),
-            "tokens_per_forward": sum(sum(d["decided"]) for d in done)
-            / sum(len(d["decided"]) for d in done),
-        }
-
-
 def _prompt(length: int) -> list[int]:
     return list(range(100, 100 + length))  # what the ids are does not matter
 
@@ -237,19 +193,6 @@ def tables(report: dict[str, Any]) -> list[Table]:
             "replayed acceptance"
         )
         out.append(Table(title, _HEADER, lines))
-    demo = report["demo"]
-    base = demo["llama_cpp_tok_s"]
-    lines = [
-        ["llama.cpp greedy", "", "1", *_speed(base, base)],
-        ["sbd-engine ntp", "", "1", *_speed(demo["ntp_tok_s"], base)],
-        [
-            "sbd-engine sbd",
-            "16",
-            f"{demo['tokens_per_forward']:.2f}",
-            *_speed(demo["sbd_tok_s"], base),
-        ],
-    ]
-    out.append(Table("the demo model, its own decisions", _HEADER, lines))
     return out
 
 

@@ -202,12 +202,6 @@ PYBIND11_MODULE(_core, module) {
   });
 
   py::class_<Event>(module, "Event")
-      .def(py::init<std::vector<TokenId>, std::vector<std::pair<int, TokenId>>,
-                    std::optional<std::string>, int, std::string, std::optional<int>, bool>(),
-           py::arg("committed") = std::vector<TokenId>{},
-           py::arg("revealed") = std::vector<std::pair<int, TokenId>>{},
-           py::arg("finished") = std::nullopt, py::arg("prompt_rows") = 0, py::arg("error") = "",
-           py::arg("accepted") = std::nullopt, py::arg("thought") = false)
       .def_readonly("committed", &Event::committed)
       .def_readonly("revealed", &Event::revealed)
       .def_readonly("finished", &Event::finished)

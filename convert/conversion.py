@@ -28,7 +28,7 @@ from .lora import LoraAdapter, LowRank, load_lora
 from .quantize import encode, stored_type, weight_type
 from .settings import check_decoding, decoding_settings, end_tokens
 from .tokenizer import load_tokenizer, tokenizer_metadata
-from .writer import OutputTensor, write_gguf
+from .writer import OutputFile, OutputTensor, write_files
 
 StrPath = str | PathLike[str]
 CHUNK = 1 << 20  # elements in hand at a time: 4 MiB of float32, a few times over while encoding
@@ -79,7 +79,8 @@ def convert(
     """Convert a Hugging Face checkpoint into one model file; the options are those of the CLI.
 
     `on_start` hears the number of bytes of all tensors, `on_bytes` of each piece written.
-    Raises ConvertError, or OSError where the file cannot be written; `output` is then untouched.
+    Raises ConvertError, or OSError where a file cannot be written; then neither `output` nor the
+    draft adapter's file beside it is touched.
     """
     wanted = weight_type(type)
     output = Path(output)
@@ -94,7 +95,9 @@ def convert(
     adapter = LoraAdapter({}, {}) if lora is None else load_lora(Path(lora), shapes)
     stored |= adapter.replacements
     _check_shapes(specs, stored)
-    _check_output(output, checkpoint)
+    draft_output = None if draft_lora is None else draft_path(output)
+    for path in filter(None, (output, draft_output)):
+        _check_output(path, checkpoint)
 
     metadata["general.type"] = "model"
     metadata["general.name"] = checkpoint.folder.resolve().name
@@ -130,23 +133,20 @@ def convert(
     names = metadata["sbd.decoders"]
     assert isinstance(names, list)
     decoders = [str(name) for name in names]
-    files = {output: (metadata, tensors)}
-    if draft_lora is not None:
+    files = [OutputFile(output, metadata, tensors)]
+    if draft_lora is not None and draft_output is not None:
         draft = load_lora(Path(draft_lora), shapes)
-        files[draft_path(output)] = (
-            draft_metadata(draft, family.architecture, decoders),
-            [*draft_tensors(draft, specs, wanted)],
-        )
-    on_start(sum(tensor.nbytes for _, written in files.values() for tensor in written))
-    for path, (values, written) in files.items():
-        write_gguf(path, values, written, on_bytes)
+        values = draft_metadata(draft, family.architecture, decoders)
+        files.append(OutputFile(draft_output, values, [*draft_tensors(draft, specs, wanted)]))
+    on_start(sum(file.nbytes for file in files))
+    write_files(files, on_bytes)
     return Conversion(
         output,
         output.stat().st_size,
         len(tensors),
         type,
         decoders,
-        draft_path(output) if draft_lora is not None else None,
+        draft_output,
     )
 
 

@@ -202,9 +202,9 @@ def decoding_settings(
         if value is not None:
             values[key] = parse_setting(key, str(value), option)
     values |= parse_settings(settings)
-    for key, option in ("sbd.block_size", "--block-size"), ("sbd.gamma", "--gamma"):
+    for key in "sbd.block_size", "sbd.gamma":
         if key in values and "sbd.mask_token_id" not in values:
-            raise ConvertError(f"{option} needs a mask token: name one with --mask-token")
+            raise ConvertError(f"{key} needs a mask token: name one with --mask-token")
     if "sbd.dmtd.layers" in values:
         values.setdefault("sbd.dmtd.horizon", 4)
         values.setdefault("sbd.dmtd.prompt_rule", "all_heads")

@@ -1,11 +1,11 @@
-"""Writes a GGUF v3 file whole or not at all."""
+"""Writes GGUF v3 files whole or not at all."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,44 +34,65 @@ class OutputTensor:
         return stored_bytes(self.shape, self.dtype)
 
 
-def write_gguf(
-    path: Path,
-    metadata: Mapping[str, Value],
-    tensors: list[OutputTensor],
-    on_bytes: Callable[[int], None] = lambda _: None,
+@dataclass(frozen=True)
+class OutputFile:
+    path: Path
+    metadata: Mapping[str, Value]
+    tensors: list[OutputTensor]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+
+def write_files(
+    files: Sequence[OutputFile], on_bytes: Callable[[int], None] = lambda _: None
 ) -> None:
-    """Write the model file `path`; `on_bytes` hears of every piece written."""
-    needed = sum(tensor.nbytes for tensor in tensors)
-    free = shutil.disk_usage(path.parent).free
+    """Write all of them, in one folder, or none; `on_bytes` hears of every piece written."""
+    needed = sum(file.nbytes for file in files)
+    free = shutil.disk_usage(files[0].path.parent).free
     if needed > free:
-        raise ConvertError(f"{path}: the disk has {free:,} bytes free, the file needs {needed:,}")
-    with _replacing(path) as temporary:
-        writer = GGUFWriter(temporary, str(metadata["general.architecture"]))
-        writer.add_custom_alignment(ALIGNMENT)
-        for key, value in metadata.items():
-            if key != "general.architecture":
-                writer.add_key_value(key, value, _value_type(value))
+        raise ConvertError(
+            f"{files[0].path}: the disk has {free:,} bytes free, {needed:,} are needed"
+        )
+    with _replacing([file.path for file in files]) as temporaries:
+        for temporary, file in zip(temporaries, files, strict=True):
+            _write(temporary, file, on_bytes)
+
+
+def write_gguf(path: Path, metadata: Mapping[str, Value], tensors: list[OutputTensor]) -> None:
+    """Write one file."""
+    write_files([OutputFile(path, metadata, tensors)])
+
+
+def _write(path: Path, contents: OutputFile, on_bytes: Callable[[int], None]) -> None:
+    metadata, tensors = contents.metadata, contents.tensors
+    writer = GGUFWriter(path, str(metadata["general.architecture"]))
+    writer.add_custom_alignment(ALIGNMENT)
+    for key, value in metadata.items():
+        if key != "general.architecture":
+            writer.add_key_value(key, value, _value_type(value))
+    for tensor in tensors:
+        # With raw_dtype given, the numpy type stands for nothing.
+        writer.add_tensor_info(
+            tensor.name, tensor.shape, np.dtype(np.float32), tensor.nbytes, tensor.dtype
+        )
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        assert writer.fout is not None
+        file = writer.fout[0]
+        writer.write_padding(file, file.tell())
         for tensor in tensors:
-            # With raw_dtype given, the numpy type stands for nothing.
-            writer.add_tensor_info(
-                tensor.name, tensor.shape, np.dtype(np.float32), tensor.nbytes, tensor.dtype
-            )
-        try:
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_ti_data_to_file()
-            assert writer.fout is not None
-            file = writer.fout[0]
-            writer.write_padding(file, file.tell())
-            for tensor in tensors:
-                for chunk in tensor.chunks():
-                    file.write(chunk.data)
-                    on_bytes(chunk.nbytes)
-                writer.write_padding(file, tensor.nbytes)
-            file.flush()
-            os.fsync(file.fileno())
-        finally:
-            writer.close()
+            for chunk in tensor.chunks():
+                file.write(chunk.data)
+                on_bytes(chunk.nbytes)
+            writer.write_padding(file, tensor.nbytes)
+        file.flush()
+        os.fsync(file.fileno())
+    finally:
+        writer.close()
 
 
 def _value_type(value: Value) -> GGUFValueType:
@@ -83,22 +104,28 @@ def _value_type(value: Value) -> GGUFValueType:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place, with usual rights, if the body ends well."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+def _replacing(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """Files beside `paths`, in one folder, that take their places, with usual rights, once the body
+    has ended well: until then all that stood there stands."""
+    folder, temporaries = paths[0].parent, list[Path]()
     try:
-        yield temporary
+        for path in paths:
+            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=folder)
+            os.close(handle)
+            temporaries.append(Path(name))
+        yield temporaries
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
+        for temporary in temporaries:
+            temporary.chmod(0o666 & ~umask)
+        for temporary, path in zip(temporaries, paths, strict=True):
+            temporary.replace(path)
     except BaseException:  # Ctrl-C too
-        temporary.unlink(missing_ok=True)
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the new name is on the disk as well
+        os.fsync(descriptor)  # the new names are on the disk as well
     finally:
-        os.close(folder)
+        os.close(descriptor)

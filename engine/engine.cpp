@@ -9,6 +9,7 @@
 #include <chrono>
 #include <optional>
 #include <thread>
+#include <utility>
 
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cuda/cuda.h"
@@ -61,9 +62,14 @@ std::unique_ptr<Backend> make_backend(const EngineOptions& options) {
                                                                  : available_cores());
 }
 
+int n_ctx_limit(const ModelConfig& config) {
+  const int limit = config.max_position_embeddings;
+  return config.sliding_window > 0 ? std::min(config.sliding_window, limit) : limit;
+}
+
 int choose_n_ctx(const ModelConfig& config, int wanted) {
   const int limit = config.max_position_embeddings;
-  const int window = config.sliding_window > 0 ? std::min(config.sliding_window, limit) : limit;
+  const int window = n_ctx_limit(config);
   SBD_CHECK(wanted >= 0 && wanted <= limit, "n_ctx must be between 1 and the model's {}, got {}",
             limit, wanted);
   SBD_CHECK(wanted <= window,
@@ -138,9 +144,10 @@ std::string Engine::auto_decoder() const { return defaults_.named.front(); }
 Peaks Engine::measure_peaks() { return backend_->measure_peaks(); }
 
 std::unique_ptr<Decoder> Engine::make_decoder(const Request& request) const {
+  DecodeTask task = decode_task(request, config_, n_ctx_);
+  task.n_ctx_limit = n_ctx_limit(config_);
   return sbd::make_decoder(request.decoder == "auto" ? auto_decoder() : request.decoder,
-                           decode_task(request, config_, n_ctx_),
-                           decoder_options(request, defaults_));
+                           std::move(task), decoder_options(request, defaults_));
 }
 
 void Engine::check(const Request& request) const { make_decoder(request); }
@@ -216,7 +223,8 @@ void Engine::run_turns(std::span<const Turn> turns, std::vector<SequenceEvents>&
 std::vector<float> Engine::forward(const std::vector<TokenId>& tokens, int block) {
   const int n = static_cast<int>(tokens.size());
   SBD_CHECK(n >= 1, "forward needs at least one token id");
-  SBD_CHECK(n <= n_ctx_, "{} token ids exceed the context of {}: raise n_ctx", n, n_ctx_);
+  SBD_CHECK(n <= n_ctx_, "expected token ids within the context of {}, got {}: {}", n_ctx_, n,
+            how_to_fit(n_ctx_, n_ctx_limit(config_)));
   SBD_CHECK(block >= 0 && block <= n, "block must be between 0 and the {} token ids, got {}", n,
             block);
   KvCache kv = model_->make_kv(n_ctx_, kv_dtype_);

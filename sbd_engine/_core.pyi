@@ -8,16 +8,6 @@ import numpy.typing as npt
 DTYPES: tuple[str, ...]  # of weights
 
 class Event:
-    def __init__(
-        self,
-        committed: list[int] = ...,
-        revealed: list[tuple[int, int]] = ...,
-        finished: str | None = ...,
-        prompt_rows: int = ...,
-        error: str = ...,
-        accepted: int | None = ...,
-        thought: bool = ...,
-    ) -> None: ...
     @property
     def committed(self) -> list[int]: ...
     @property

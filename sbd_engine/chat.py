@@ -40,7 +40,7 @@ def render_chat(
         raise
     except jinja2.TemplateError as error:
         raise SbdValueError(f"the model's chat template failed: {error}") from None
-    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+    except Exception as error:  # a program from the file: it may call itself without end
         raise SbdValueError(
             f"the model's chat template failed: {type(error).__name__}: {error}"
         ) from None

@@ -40,14 +40,11 @@ class Forwards:
 
 
 class Generations:
-    """Whole generations, through the interface that everyone uses. path None: the demo model."""
+    """Whole generations, through the interface that everyone uses."""
 
-    def __init__(self, path: str | None, threads: int, n_ctx: int | None) -> None:
+    def __init__(self, path: str, threads: int, n_ctx: int) -> None:
         self._engine = Engine(path, n_threads=threads, n_ctx=n_ctx)
         self.about = f"sbd-engine {__version__}, {self._engine.device}"
-
-    def encode(self, text: str) -> list[int]:
-        return self._engine.tokenizer.encode(text)
 
     def generate(self, prompt: Sequence[int], **options: Any) -> dict[str, Any]:
         """When each forward that decided tokens ended, in seconds from the first of them, and how

@@ -61,7 +61,7 @@ std::vector<int> D2fDecoder::outputs(std::size_t index) const {
   return rows;
 }
 
-Plan D2fDecoder::plan() {
+Plan D2fDecoder::plan() const {
   Plan plan;
   if (prompt_pending_) {
     plan.segments.push_back({.tokens = task_.prompt,

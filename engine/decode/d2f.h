@@ -30,7 +30,7 @@ class D2fDecoder final : public Decoder {
  public:
   D2fDecoder(DecodeTask task, const D2fMethod& method);
 
-  Plan plan() override;
+  Plan plan() const override;
   Events absorb(std::span<const RowStats> stats) override;
 
  private:

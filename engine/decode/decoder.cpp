@@ -30,12 +30,16 @@ void check_rows(std::span<const RowStats> stats, std::size_t expected) {
             stats.size());
 }
 
+std::string how_to_fit(int n_ctx, int n_ctx_limit) {
+  if (n_ctx >= n_ctx_limit) return "shorten it";
+  return format("shorten it or raise n_ctx (the model takes {})", n_ctx_limit);
+}
+
 void check_task(const DecodeTask& task) {
   SBD_CHECK(!task.prompt.empty(), "expected a prompt of at least one token, got an empty one");
   SBD_CHECK(static_cast<int>(task.prompt.size()) < task.n_ctx,
-            "expected a prompt shorter than the context of {} tokens, got {} tokens: shorten it or "
-            "raise n_ctx",
-            task.n_ctx, task.prompt.size());
+            "expected a prompt shorter than the context of {} tokens, got {} tokens: {}",
+            task.n_ctx, task.prompt.size(), how_to_fit(task.n_ctx, task.n_ctx_limit));
   SBD_CHECK(task.max_tokens >= 1, "expected max_tokens >= 1, got {}", task.max_tokens);
   const Sampling& sampling = task.sampling;
   SBD_CHECK(sampling.temperature >= 0.0f && std::isfinite(sampling.temperature),

@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "core/types.h"
@@ -39,6 +40,7 @@ struct DecodeTask {
   std::vector<TokenId> prompt;         // at least one token, fewer than n_ctx
   int max_tokens = 256;                // new tokens wanted, at least 1
   int n_ctx = 0;                       // positions the KV cache has room for
+  int n_ctx_limit = 0;                 // to which n_ctx could be raised
   std::vector<TokenId> eos_token_ids;  // empty: end-of-sequence tokens are ordinary ones
   Sampling sampling;
   // Prompt rows per forward at most: they bound the activations' memory and how long Ctrl-C waits.
@@ -56,6 +58,9 @@ struct DecodeTask {
 // Refuses statistics of another number of rows than the plan wanted.
 void check_rows(std::span<const RowStats> stats, std::size_t expected);
 
+// How to mend what is too long for a context of n_ctx positions.
+std::string how_to_fit(int n_ctx, int n_ctx_limit);
+
 // Refuses a task outside the ranges above, its sampling included.
 void check_task(const DecodeTask& task);
 
@@ -63,8 +68,8 @@ class Decoder {
  public:
   virtual ~Decoder() = default;
 
-  // The rows of the next forward. Planning changes nothing.
-  virtual Plan plan() = 0;
+  // The rows of the next forward.
+  virtual Plan plan() const = 0;
 
   // Takes the statistics of every wanted row of the last plan, in order. A forward with revealed
   // positions is one NFE (number of function evaluations). Once finished, neither is called again.

@@ -32,7 +32,7 @@ std::vector<Segment> DmtdDecoder::prompt_segments(int end) const {
   return segments;
 }
 
-Plan DmtdDecoder::plan() {
+Plan DmtdDecoder::plan() const {
   Plan plan;
   if (read_ < prompt_size()) {
     const int end = std::min(prompt_size(), read_ + task_.prefill_rows);

@@ -35,7 +35,7 @@ class DmtdDecoder final : public Decoder {
  public:
   DmtdDecoder(DecodeTask task, const DmtdMethod& method);
 
-  Plan plan() override;
+  Plan plan() const override;
   Events absorb(std::span<const RowStats> stats) override;
 
  private:

@@ -56,7 +56,7 @@ std::vector<int> LosslessDecoder::candidates() const {
   return rows;
 }
 
-Plan LosslessDecoder::plan() {
+Plan LosslessDecoder::plan() const {
   Plan plan{.segments = {}, .start = cached_};
   if (!pending_.empty()) {
     const int rows = pending_rows();

@@ -31,7 +31,7 @@ class LosslessDecoder final : public Decoder {
  public:
   LosslessDecoder(DecodeTask task, const LosslessMethod& method);
 
-  Plan plan() override;
+  Plan plan() const override;
   Events absorb(std::span<const RowStats> stats) override;
 
  private:

@@ -13,7 +13,7 @@ int NtpDecoder::chunk_rows() const {
   return std::min(task_.prefill_rows, static_cast<int>(pending_.size()));
 }
 
-Plan NtpDecoder::plan() {
+Plan NtpDecoder::plan() const {
   const int rows = chunk_rows();
   Segment chunk;
   chunk.tokens.assign(pending_.begin(), pending_.begin() + rows);

@@ -9,7 +9,7 @@ class NtpDecoder final : public Decoder {
  public:
   explicit NtpDecoder(DecodeTask task);
 
-  Plan plan() override;
+  Plan plan() const override;
   Events absorb(std::span<const RowStats> stats) override;
 
  private:

@@ -127,7 +127,7 @@ std::vector<int> SetBlockDecoder::candidates() const {
   return masked;
 }
 
-Plan SetBlockDecoder::plan() {
+Plan SetBlockDecoder::plan() const {
   Plan plan;
   if (!pending_.empty()) {
     plan.segments = commit_segments(pending_rows());

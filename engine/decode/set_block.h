@@ -83,7 +83,7 @@ class SetBlockDecoder final : public Decoder {
  public:
   SetBlockDecoder(DecodeTask task, const BlockMethod& method);
 
-  Plan plan() override;
+  Plan plan() const override;
   Events absorb(std::span<const RowStats> stats) override;
 
  private:

@@ -6,11 +6,12 @@
 
 namespace sbd {
 
-KvCache::KvCache(Backend& backend, const ModelConfig& config, int n_ctx, DType dtype)
+KvCache::KvCache(Backend& backend, const ModelConfig& config, int capacity, DType dtype)
     : storage_(backend.allocate_kv(
           config.num_hidden_layers,
-          {config.num_attention_heads, config.num_key_value_heads, config.head_dim}, n_ctx, dtype)),
-      capacity_(n_ctx) {}
+          {config.num_attention_heads, config.num_key_value_heads, config.head_dim}, capacity,
+          dtype)),
+      capacity_(capacity) {}
 
 Transformer::Transformer(const ModelConfig& config, TensorSource& source, Backend& backend)
     : config_(config),
@@ -18,8 +19,8 @@ Transformer::Transformer(const ModelConfig& config, TensorSource& source, Backen
       backend_(backend),
       weights_(load_weights(config, source, backend)) {}
 
-KvCache Transformer::make_kv(int n_ctx, DType dtype) const {
-  return KvCache(backend_, config_, n_ctx, dtype);
+KvCache Transformer::make_kv(int capacity, DType dtype) const {
+  return KvCache(backend_, config_, capacity, dtype);
 }
 
 void Transformer::set_adapter(const GgufFile& file) {
@@ -213,9 +214,8 @@ void Transformer::gather_sequence(const SequencePlan& sequence) {
   bool scratch = false;
   for (const Segment& segment : sequence.plan.segments) {
     const int n = static_cast<int>(segment.tokens.size());
-    SBD_CHECK(position + n <= kv.capacity(),
-              "the KV cache holds {} positions, but {} are needed: raise n_ctx", kv.capacity(),
-              position + n);
+    SBD_CHECK(position + n <= kv.capacity(), "the KV cache holds {} positions, but {} are needed",
+              kv.capacity(), position + n);
     SBD_CHECK(!(scratch && segment.kv == Kv::commit),
               "a committed segment cannot follow a scratch one");
     scratch = segment.kv == Kv::scratch;

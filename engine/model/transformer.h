@@ -18,7 +18,7 @@ namespace sbd {
 // forward writes behind them.
 class KvCache {
  public:
-  KvCache(Backend& backend, const ModelConfig& config, int n_ctx, DType dtype);
+  KvCache(Backend& backend, const ModelConfig& config, int capacity, DType dtype);
 
   int length() const { return std::ranges::min(lengths_); }
   const std::array<int, kLayerRuns>& lengths() const { return lengths_; }
@@ -45,7 +45,7 @@ class Transformer {
  public:
   Transformer(const ModelConfig& config, TensorSource& source, Backend& backend);
 
-  KvCache make_kv(int n_ctx, DType dtype) const;
+  KvCache make_kv(int capacity, DType dtype) const;
   void set_adapter(const GgufFile& file);
   bool has_adapter() const { return adapter_.rank > 0; }
 

@@ -18,6 +18,7 @@ _OUTPUT = "Output"
 
 
 def evaluate(
+    context: typer.Context,
     model: options.Model = None,
     tasks: experiment.Tasks = None,
     families: experiment.Families = None,
@@ -94,30 +95,11 @@ def evaluate(
         name = engine.auto_decoder if decoder == "auto" else decoder
         if decoder == "auto" and name == NTP:
             options.note("this model does not say that it can decode blocks: ntp alone")
-        decoding = {
-            "block_size": block_size,
-            "unmask": unmask,
-            "gamma": gamma,
-            "proxy": proxy,
-            "factor": factor,
-            "confidence_threshold": confidence_threshold,
-            "top_n": top_n,
-            "steps": steps,
-            "horizon": horizon,
-            "block_add_threshold": block_add_threshold,
-            "decoded_token_threshold": decoded_token_threshold,
-            "skip_threshold": skip_threshold,
-        }
         settings = [Setting(NTP, {"decoder": NTP})]
         if name != NTP:
+            decoding = options.given(context, options.DECODING_NAMES)
             settings.append(Setting(name, {"decoder": name, **decoding}))
-        common = {
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "seed": seed,
-            "stop": stop or (),
-        }
+        common = {**options.given(context, options.SAMPLING_NAMES), "stop": stop or ()}
         evaluation = Evaluation(
             engine,
             questions,

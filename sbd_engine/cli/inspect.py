@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from . import options
-from .options import print_json, terminal_safe
+from .options import one_line, print_json
 
 
 def inspect(
@@ -102,15 +102,17 @@ def _print_summary(summary: dict[str, Any]) -> None:
     from rich.text import Text
 
     console = Console(highlight=False)
-    lines = _lines(summary)
+    lines = [(one_line(label), one_line(value)) for label, value in _lines(summary)]
     width = max(len(label) for label, _ in lines) + 2
     for label, value in lines:
-        console.print(Text(label.ljust(width), "bold") + terminal_safe(value), soft_wrap=True)
+        console.print(Text(label.ljust(width), "bold") + value, soft_wrap=True)
     if "tensors" in summary:
         listing = Table("tensor", "type", "shape", "bytes", box=None, padding=(0, 2, 0, 0))
         for tensor in summary["tensors"]:
             shape = " x ".join(str(size) for size in tensor["shape"])
-            listing.add_row(Text(tensor["name"]), tensor["type"], shape, f"{tensor['bytes']:,}")
+            listing.add_row(
+                Text(one_line(tensor["name"])), tensor["type"], shape, f"{tensor['bytes']:,}"
+            )
         console.print()
         console.print(listing)
 

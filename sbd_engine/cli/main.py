@@ -42,5 +42,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    from .options import one_line
+
+    print("error:", one_line(message), file=sys.stderr)
     return code

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -143,8 +145,30 @@ Debug = Annotated[
     bool, typer.Option("--debug", help="Show tracebacks of errors.", callback=_set_debug)
 ]
 
+# Of Engine.generate: what `run` and `eval` pass on as it is.
+DECODING_NAMES = (
+    "block_size",
+    "unmask",
+    "gamma",
+    "proxy",
+    "factor",
+    "confidence_threshold",
+    "top_n",
+    "steps",
+    "horizon",
+    "block_add_threshold",
+    "decoded_token_threshold",
+    "skip_threshold",
+)
+SAMPLING_NAMES = ("temperature", "top_k", "top_p", "seed")
 
-# A model may write escape sequences; a terminal would obey them.
+
+def given(context: typer.Context, names: Sequence[str]) -> dict[str, Any]:
+    """The values of those options of the command."""
+    return {name: context.params[name] for name in names}
+
+
+# A model, or its file, may write escape sequences; a terminal would obey them.
 _CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
@@ -152,9 +176,23 @@ def terminal_safe(text: str) -> str:
     return text.translate(_CONTROLS)
 
 
+def one_line(text: str) -> str:
+    """What a file or an error says, so that it cannot look like another line of ours."""
+    return terminal_safe(" ".join(text.split()))
+
+
 def print_json(values: Any) -> None:
-    print(json.dumps(values, ensure_ascii=False), flush=True)
+    print(json.dumps(_finite(values), ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has neither infinity nor NaN: they become strings."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def note(message: str) -> None:
-    print("note:", message, file=sys.stderr)
+    print("note:", one_line(message), file=sys.stderr)

@@ -22,6 +22,7 @@ _INPUT, _OUTPUT = "Prompt", "Output"
 
 
 def run(
+    context: typer.Context,
     model: options.Model = None,
     prompt: Annotated[
         str | None,
@@ -93,22 +94,8 @@ def run(
             engine.tokenizer.encode_chat(messages) if chat else text,
             max_tokens=max_tokens,
             decoder=decoder,
-            block_size=block_size,
-            unmask=unmask,
-            gamma=gamma,
-            proxy=proxy,
-            factor=factor,
-            confidence_threshold=confidence_threshold,
-            top_n=top_n,
-            steps=steps,
-            horizon=horizon,
-            block_add_threshold=block_add_threshold,
-            decoded_token_threshold=decoded_token_threshold,
-            skip_threshold=skip_threshold,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
+            **options.given(context, options.DECODING_NAMES),
+            **options.given(context, options.SAMPLING_NAMES),
             stop=stop or (),
             ignore_eos=ignore_eos,
         )
@@ -123,9 +110,10 @@ def run(
                 if show_blocks:
                     from .blocks import show
 
-                    blocks = (engine.auto_decoder if decoder == "auto" else decoder) != "ntp"
-                    default = engine.defaults["block_size"] if blocks else 1
-                    show(engine, stream, block_size or default)
+                    # Without a block size the new text is one block.
+                    in_blocks = block_size or engine.defaults["block_size"] or max_tokens
+                    name = engine.auto_decoder if decoder == "auto" else decoder
+                    show(engine, stream, 1 if name in ("ntp", "dmtd") else in_blocks)
                 else:
                     _write(stream, quiet=json)
             except KeyboardInterrupt:

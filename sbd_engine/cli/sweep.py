@@ -116,7 +116,7 @@ def sweep(
     read = read_tasks(tasks) if prompts is None else read_prompts(prompts)
     questions = experiment.chosen(read, families, limit)
     with Engine(model, device=device, n_threads=threads, n_ctx=n_ctx, kv_dtype=kv_dtype) as engine:
-        points = grid(sizes or [engine.defaults["block_size"]], rules, gamma_values)
+        points = grid(sizes or [_own_size(engine)], rules, gamma_values)
         evaluation = Evaluation(
             engine,
             questions,
@@ -172,6 +172,16 @@ def _sizes(text: str) -> list[int]:
     return sizes
 
 
+def _own_size(engine: Engine) -> int:
+    size: int | None = engine.defaults["block_size"]
+    if not size:
+        raise SbdValueError(
+            f"sweep decodes with sbd; this file names {engine.auto_decoder} and no block size: "
+            "give --block-sizes"
+        )
+    return size
+
+
 def _ready_for(out: Path | None) -> bool:
     """Makes the folder; whether a plot can be drawn into it."""
     from ..evaluation import plots
@@ -200,7 +210,8 @@ def _recommendation(best: dict[str, Any], model: Path | None, engine: Engine) ->
         keys.append(f"sbd.unmask={best['unmask']}")
     if engine.auto_decoder != "sbd":
         flags += ["--decoder", "sbd"]
-        keys.append("sbd.decoders=sbd,ntp")
+        others = [name for name in engine.defaults["decoders"] if name != "sbd"]
+        keys.append(f"sbd.decoders={','.join(['sbd', *others])}")
     command = ["sbd-engine", "run", *([] if model is None else [str(model)]), *flags]
     return {
         **best,

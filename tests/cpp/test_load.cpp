@@ -269,6 +269,11 @@ TEST(load_bounds_the_context) {
   Request request = request_of(100);
   request.prompt.assign(24, 0);
   CHECK_THROWS_WITH(engine.add(request), "shorter than the context of 24 tokens, got 24");
+  Engine smaller = load(windowed, {.n_ctx = 20});
+  const std::string mend = ": shorten it or raise n_ctx (the model takes 24)";
+  CHECK_THROWS_WITH(smaller.add(request), "context of 20 tokens, got 24 tokens" + mend);
+  CHECK_THROWS_WITH(smaller.forward(request.prompt, 0), "context of 20, got 24" + mend);
+  CHECK_EQ(how_to_fit(24, 24), "shorten it");
   request.prompt.assign(20, 0);
   CHECK_EQ(generate(engine, request).size(), 4);
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pty
 import re
@@ -12,14 +13,21 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from gguf import GGMLQuantizationType
 from python.tiny_model import EOS, MASK, byte_tokenizer, write_tiny_model
 
 from sbd_engine import Engine
-from sbd_engine.cli import main
+from sbd_engine.cli import main, options
+from sbd_engine.convert import convert
+from sbd_engine.convert.values import Value
+from sbd_engine.convert.writer import OutputTensor, write_gguf
+from sbd_engine.errors import SbdValueError
 from sbd_engine.parameters import Parameters
 
 COMMAND = Path(sys.executable).parent / "sbd-engine"
@@ -35,6 +43,33 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plain_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """No mask token, no chat template."""
     return write_tiny_model(tmp_path_factory.mktemp("plain"), sbd=False, chat=False)
+
+
+CLEAR = "\x1b[2J"  # a terminal that is told so clears its screen
+
+
+@pytest.fixture(scope="module")
+def hostile_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """No model: escape sequences wherever a file has text, each before a name to look for."""
+    path = tmp_path_factory.mktemp("hostile") / "hostile.bin"
+    metadata: dict[str, Value] = {
+        "general.architecture": f"{CLEAR}architecture",
+        "general.name": f"{CLEAR}title\nforged  line",
+        f"sbd.{CLEAR}key": f"{CLEAR}value",
+    }
+    values = [np.ones(2, np.float32)]
+    tensor = OutputTensor(f"{CLEAR}tensor", (2,), GGMLQuantizationType.F32, lambda: iter(values))
+    write_gguf(path, metadata, [tensor])
+    return path
+
+
+def with_template(folder: Path, template: str) -> Path:
+    """The tiny model with another chat template."""
+    model = write_tiny_model(folder)
+    path = model.parent / "checkpoint" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
+    convert(model.parent / "checkpoint", model, type="f32")
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -95,37 +130,6 @@ class TestRun:
         }
         assert done.stderr == b""
 
-    def test_every_option_of_generate_has_its_flag(self, engine: Engine, model: Path) -> None:
-        options: dict[str, Any] = {
-            "max_tokens": 25,
-            "decoder": "sbd",
-            "block_size": 7,
-            "unmask": "entropy_bounded",
-            "gamma": 1.5,
-            "proxy": "margin",
-            "factor": 1.25,
-            "confidence_threshold": 0.5,
-            "top_n": 3,
-            "steps": 5,
-            "horizon": 2,
-            "block_add_threshold": 0.25,
-            "decoded_token_threshold": 0.75,
-            "skip_threshold": 0.5,
-            "temperature": 0.75,
-            "top_p": 0.9,
-            "top_k": 40,
-            "seed": 11,
-            "stop": "never seen",
-        }
-        # sample_index tells samples of one call apart: a command makes one.
-        elsewhere = {"prompt", "ignore_eos", "sample_index"}
-        assert {*options} == {field.name for field in fields(Parameters)} - elsewhere
-        flags = [x for k, v in options.items() for x in (f"--{k.replace('_', '-')}", v)]
-        done = run("run", model, "-p", PROMPT, *flags, "--ignore-eos", "--json")
-        expected = engine.generate(PROMPT, ignore_eos=True, **options)
-        assert json.loads(done.stdout)["tokens"] == expected.tokens
-        assert expected.tokens != engine.generate(PROMPT, max_tokens=25, ignore_eos=True).tokens
-
     def test_prompts_from_everywhere(self, model: Path, tmp_path: Path) -> None:
         flags = ["--max-tokens", 8, "--json", "--threads", 1, "--n-ctx", 100, "--kv-dtype", "f16"]
         file = tmp_path / "prompt.txt"
@@ -170,6 +174,79 @@ class TestRun:
         assert b"?" in done.stdout
 
 
+@pytest.mark.parametrize("command", ["run", "eval"])
+def test_every_option_reaches_the_engine(
+    command: str,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    adapter, tasks = tmp_path / "draft.bin", tmp_path / "tasks.jsonl"
+    tasks.write_text('{"prompt": "x", "answer": "y"}')
+    engine_options = {
+        "device": "cpu",
+        "n_threads": 1,
+        "n_ctx": 100,
+        "kv_dtype": "f32",
+        "draft_lora": adapter,
+    }
+    options: dict[str, Any] = {
+        "max_tokens": 9,
+        "decoder": "sbd_lossless",
+        "block_size": 7,
+        "unmask": "entropy_bounded",
+        "gamma": 1.5,
+        "proxy": "margin",
+        "factor": 1.25,
+        "confidence_threshold": 0.5,
+        "top_n": 3,
+        "steps": 5,
+        "horizon": 2,
+        "block_add_threshold": 0.25,
+        "decoded_token_threshold": 0.75,
+        "skip_threshold": 0.625,
+        "temperature": 0.75,
+        "top_p": 0.875,
+        "top_k": 40,
+        "seed": 11,
+        "stop": ["never", "seen"],
+    }
+    taken = {f.name: f.default for f in fields(Parameters)} | {
+        name: parameter.default for name, parameter in signature(Engine).parameters.items()
+    }
+    # sample_index tells samples of one call apart: a command makes one.
+    elsewhere = {"path", "prompt", "ignore_eos", "sample_index"}
+    assert {*options, *engine_options} == {*taken} - elsewhere
+    assert all(value != taken[name] for name, value in (options | engine_options).items())
+
+    made: dict[str, Any] = {}
+    asked: list[dict[str, Any]] = []
+    make, stream = Engine.__init__, Engine.stream
+
+    def recorded_make(self: Engine, *arguments: Any, **named: Any) -> None:
+        made.update(signature(make).bind(self, *arguments, **named).arguments)
+        make(self, made["path"])
+
+    def recorded_stream(self: Engine, prompt: Any, **named: Any) -> Any:
+        if named["decoder"] == "ntp":  # what eval compares with
+            return stream(self, prompt, **named)
+        asked.append(named)
+        raise SbdValueError("seen enough")
+
+    monkeypatch.setattr(Engine, "__init__", recorded_make)
+    monkeypatch.setattr(Engine, "stream", recorded_stream)
+    line: list[Any] = ["-p", "x", "--ignore-eos"] if command == "run" else ["--tasks", tasks]
+    for name, value in (engine_options | options).items():
+        flag = "--threads" if name == "n_threads" else f"--{name.replace('_', '-')}"
+        for each in value if isinstance(value, list) else [value]:
+            line += [flag, each]
+    done = run_here(capsys, command, model, *line)
+    assert done.stderr == b"error: seen enough\n"
+    assert asked == [options | ({"ignore_eos": True} if command == "run" else {})]
+    assert {name: made[name] for name in engine_options} == engine_options
+
+
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A command that generates for minutes."""
@@ -212,32 +289,63 @@ class TestInterrupt:
         assert done.stderr == b""
 
 
+def on_a_terminal(*arguments: object) -> str:
+    """All that a command writes to its screen, without the escape sequences."""
+    main, child = pty.openpty()
+    process = subprocess.Popen(
+        [COMMAND, *map(str, arguments)],
+        stdin=child,
+        stdout=child,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "300"},
+    )
+    os.close(child)
+    output = b""
+    try:
+        while data := os.read(main, 65536):
+            output += data
+    except OSError:  # how Linux says that the other end has closed
+        pass
+    os.close(main)
+    assert process.wait(timeout=20) == 0
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.decode())
+
+
+def visible_end(text: str) -> str:
+    return "".join(c for c in text.splitlines()[-1] if c.isprintable())
+
+
 class TestShowBlocks:
     def test_on_a_terminal(self, engine: Engine, model: Path) -> None:
-        main, child = pty.openpty()
-        process = subprocess.Popen(
-            [COMMAND, "run", model, "-p", PROMPT, "--max-tokens", "40", "--show-blocks"],
-            stdin=child,
-            stdout=child,
-            stderr=subprocess.DEVNULL,
-            env=os.environ | {"TERM": "xterm", "COLUMNS": "300"},
-        )
-        os.close(child)
-        output = b""
-        try:
-            while data := os.read(main, 65536):
-                output += data
-        except OSError:  # how Linux says that the other end has closed
-            pass
-        os.close(main)
-        assert process.wait(timeout=20) == 0
-        screen = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.decode())
+        flags = ("-p", PROMPT, "--max-tokens", 40, "--show-blocks")
+        screen = on_a_terminal("run", model, *flags)
         assert "\x1b" not in screen  # the model's text has some
         assert "\u2591" * 7 in screen  # masks of the first block
         assert MASK not in screen
-        last = engine.generate(PROMPT, max_tokens=40).text.splitlines()[-1]
-        visible = "".join(c for c in last if c.isprintable())
-        assert visible in screen
+        assert visible_end(engine.generate(PROMPT, max_tokens=40).text) in screen
+
+    @pytest.mark.parametrize(
+        ("settings", "masks"),
+        [
+            # As Dream's: the text is one block, of which each forward decides a token. Written
+            # lines have the masks drawn again.
+            (
+                ["decoders=dream", "prompt_attention=full", "commit_attention=none"],
+                range(sum(range(24)), 2 * sum(range(24))),
+            ),
+            (["dmtd.layers=0,2,1"], range(1)),
+        ],
+    )
+    def test_files_without_blocks(self, settings: list[str], masks: range, tmp_path: Path) -> None:
+        model = write_tiny_model(tmp_path)
+        rule = ["unmask=top_n", "top_n=1"]
+        convert(tmp_path / "checkpoint", model, type="f32", settings=[*settings, *rule])
+        with Engine(model) as engine:
+            text = engine.generate(PROMPT, max_tokens=24, ignore_eos=True).text
+        flags = ("-p", PROMPT, "--max-tokens", 24, "--ignore-eos", "--show-blocks")
+        screen = on_a_terminal("run", model, *flags)
+        assert visible_end(text) in screen
+        assert screen.count("\u2591") in masks
 
     def test_elsewhere_it_is_plain_text(self, engine: Engine, model: Path) -> None:
         done = run("run", model, "-p", PROMPT, "--max-tokens", 30, "--show-blocks")
@@ -269,6 +377,14 @@ class TestInspect:
         assert embedding["bytes"] == 4 * 272 * values["model_config"]["hidden_size"]
         assert sum(t["bytes"] for t in values["tensors"]) == sum(values["bytes_by_type"].values())
 
+    def test_json_has_no_infinity(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        model = write_tiny_model(tmp_path)
+        convert(tmp_path / "checkpoint", model, type="f32", block_size=4, gamma=math.inf)
+        done = run_here(capsys, "inspect", model, "--json")
+        values = json.loads(done.stdout, parse_constant=pytest.fail)
+        gammas = values["sbd"]["sbd.gamma"], values["defaults"]["gamma"]
+        assert {*gammas, values["decoders"]["sbd"]["gamma"]} == {"inf"}
+
     def test_for_people(self, model: Path, plain_model: Path) -> None:
         text = run("inspect", model, "--tensors").stdout.decode()
         for part in ("tiny.bin", "qwen3", "sbd (block_size 16, unmask entropy_bounded"):
@@ -279,6 +395,14 @@ class TestInspect:
         plain = run("inspect", plain_model).stdout.decode()
         assert re.search(r"decoder +ntp\n", plain)
         assert "token_embd.weight" not in plain
+
+    def test_no_escape_sequence_of_the_file_reaches_a_terminal(self, hostile_model: Path) -> None:
+        done = run("inspect", hostile_model, "--tensors")
+        assert (done.returncode, done.stderr) == (0, b"")
+        text = done.stdout.decode()
+        assert "\x1b" not in text
+        for part in ("[2Jarchitecture", "[2Jtitle forged", "sbd.[2Jkey", "[2Jvalue", "[2Jtensor"):
+            assert part in text
 
 
 class TestBench:
@@ -424,6 +548,21 @@ class TestBadInput:
         self.check(run_here(capsys, *call, "--decoder", "sbd"), "mask")
 
     @pytest.mark.parametrize(
+        ("template", "complaint"),
+        [
+            (f"{{{{ raise_exception('{CLEAR}no') }}}}", "refused the conversation: [2Jno"),
+            ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "failed: RecursionError"),
+            ("{{ 1 // 0 }}", "failed: ZeroDivisionError"),
+            ("{% if %}", "failed: Expected an expression"),
+        ],
+    )
+    def test_chat_templates(
+        self, template: str, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        model = with_template(tmp_path, template)
+        self.check(run_here(capsys, "run", model, "-p", "x", "--chat"), complaint)
+
+    @pytest.mark.parametrize(
         ("flags", "complaint"),
         [
             (["--rows", "0"], "--rows"),
@@ -460,7 +599,13 @@ class TestBadInput:
         assert errors.startswith("error: ")
         assert complaint in errors
         assert errors.count("\n") == 1
+        assert "\x1b" not in errors
         assert output == ""
+
+
+def test_a_note_is_one_safe_line(capsys: pytest.CaptureFixture[str]) -> None:
+    options.note(f"a {CLEAR}name\nerror: none")
+    assert capsys.readouterr().err == "note: a [2Jname error: none\n"
 
 
 def test_help_and_version() -> None:

@@ -184,8 +184,9 @@ def run_main(
 def test_sbd_needs_a_mask_token(llama_copy: Path, tmp_path: Path) -> None:
     edit_json(llama_copy / "tokenizer_config.json", mask_token=None)
     out = tmp_path / "model.bin"
-    assert "--block-size needs a mask token" in refusal(llama_copy, out, block_size=4)
-    assert "--gamma needs a mask token" in refusal(llama_copy, out, gamma=0.1)
+    assert "sbd.block_size needs a mask token" in refusal(llama_copy, out, block_size=4)
+    assert "sbd.gamma needs a mask token" in refusal(llama_copy, out, gamma=0.1)
+    assert "sbd.gamma needs a mask token" in refusal(llama_copy, out, settings=["gamma=0.1"])
     settings = ["decoders=sbd"]
     assert "decoders: sbd needs a mask token" in refusal(llama_copy, out, settings=settings)
 
@@ -258,7 +259,7 @@ def test_full_disk(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    assert "the disk has 1,000 bytes free, the file needs" in refusal(llama, out)
+    assert "the disk has 1,000 bytes free, " in refusal(llama, out)
 
 
 def test_permissions_are_the_usual_ones(llama: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ import pytest
 from python.tiny_model import BOS, EOS, MASK, VOCAB_SIZE, byte_tokenizer, write_tiny_model
 
 from sbd_engine import Completion, Engine, SbdError
-from sbd_engine._core import Event
 from sbd_engine.parameters import parse
 from sbd_engine.session import Session
 
@@ -136,7 +136,7 @@ class TestGenerate:
             completion = engine.generate([1, 2, 3], max_tokens=100, ignore_eos=True)
             assert len(completion.tokens) == 17
             assert completion.finish_reason == "length"
-            with pytest.raises(ValueError, match="20"):
+            with pytest.raises(ValueError, match=r"raise n_ctx \(the model takes 512\)$"):
                 engine.generate(list(range(20)))
 
     def test_forward_ends_in_a_block(self, engine: Engine) -> None:
@@ -232,7 +232,7 @@ class TestBadInput:
             ({"prompt": [1, VOCAB_SIZE]}, ValueError, f"got {VOCAB_SIZE} at position 1"),
             ({"prompt": [-1]}, ValueError, "got -1"),
             ({"prompt": [2**70]}, ValueError, "at position 0"),
-            ({"prompt": [1] * 512}, ValueError, "512"),
+            ({"prompt": [1] * 512}, ValueError, "512 tokens: shorten it$"),
             ({"block_size": 0}, ValueError, "block_size >= 1, got 0"),
             ({"block_size": 513}, ValueError, "513"),
             ({"gamma": -0.1}, ValueError, "gamma >= 0, got -0.1"),
@@ -324,6 +324,20 @@ class TestBadInput:
             engine.forward([1, 2, 3], block=4)
         with pytest.raises(ValueError, match="token ids"):
             engine.forward([VOCAB_SIZE])
+        with pytest.raises(ValueError, match="within the context of 512, got 513: shorten it$"):
+            engine.forward([1] * 513)
+
+
+@dataclass
+class Event:
+    """What one forward did, made by hand."""
+
+    committed: list[int] = field(default_factory=list)
+    revealed: list[tuple[int, int]] = field(default_factory=list)
+    finished: str | None = None
+    prompt_rows: int = 0
+    accepted: int | None = None
+    thought: bool = False
 
 
 class TestSession:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,6 @@ from python.tiny_model import write_tiny_model
 
 from sbd_engine import Completion, Engine
 from sbd_engine.cli import main
-from sbd_engine.cli.eval import evaluate as command
-from sbd_engine.parameters import Parameters
 
 PROMPTS = ["def add(a, b):", "class Stack:", "import os\n", "def is_even(n):", "for i in range("]
 OPTIONS: dict[str, Any] = {"gamma": 1.5, "max_tokens": 24}
@@ -221,12 +217,6 @@ class TestOut:
         assert code == 2 and f"{tmp_path}: cannot be written" in err
         code, _, err = evaluate(capsys, "--tasks", tasks, "--out", tmp_path / "no" / "file")
         assert code == 2 and "cannot be written" in err
-
-
-def test_every_decoding_option_has_its_flag() -> None:
-    elsewhere = {"prompt", "ignore_eos", "sample_index"}
-    options = {field.name for field in fields(Parameters)} - elsewhere
-    assert options <= {*signature(command).parameters}
 
 
 def test_another_decoder(tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from .checkpoints import refusal
+from .checkpoints import convert_quietly, refusal
 from .family_models import (
     DREAM,
     LLADA,
@@ -145,3 +145,31 @@ def test_draft_adapters_that_are_refused(
     write_adapter(tmp_path / "draft", model, (module,), r=4, alpha=4)
     assert message in refusal(folder, tmp_path / "model.bin", draft_lora=tmp_path / "draft")
     assert not (tmp_path / "model.bin").exists()
+
+
+def test_a_draft_that_fails_leaves_both_old_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_family(tmp_path / "model", NEMOTRON)
+    write_adapter(tmp_path / "draft", NEMOTRON, ("o_proj",), r=4, alpha=4)
+    out, draft_out = tmp_path / "model.bin", tmp_path / "model.draft.bin"
+    call: dict[str, Any] = {"draft_lora": tmp_path / "draft"}
+    out.write_bytes(b"old")
+    draft_out.mkdir()
+    encoded: list[object] = []
+    monkeypatch.setattr("sbd_engine.convert.conversion.encode", lambda *a: encoded.append(a))
+    assert f"{draft_out}: is a folder: expected the model file" in refusal(folder, out, **call)
+    assert not encoded  # told before any work
+    monkeypatch.undo()
+
+    draft_out.rmdir()
+    draft_out.write_bytes(b"old draft")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sbd_engine.convert.draft.encode", full)
+    with pytest.raises(OSError, match="No space left"):
+        convert_quietly(folder, out, **call)
+    assert (out.read_bytes(), draft_out.read_bytes()) == (b"old", b"old draft")
+    assert {*tmp_path.iterdir()} == {folder, tmp_path / "draft", out, draft_out}

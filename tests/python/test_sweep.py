@@ -13,6 +13,7 @@ from python.tiny_model import write_tiny_model
 
 from sbd_engine import Completion, Engine
 from sbd_engine.cli import main
+from sbd_engine.convert import convert
 from sbd_engine.evaluation import plots
 from sbd_engine.evaluation.sweeping import GAMMAS, RULES, grid, recommend
 
@@ -314,6 +315,30 @@ def test_a_model_without_a_mask_token(
     out = tmp_path / "out"
     check(sweep(capsys, model, "--prompts", prompts, "--out", out), "mask")
     assert not out.exists()
+
+
+def test_the_recommended_file_keeps_its_other_decoders(
+    prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_tiny_model(tmp_path)
+    settings = ["decoders=nemotron,nemotron_spec,sbd,ntp"]
+    convert(tmp_path / "checkpoint", model, type="f32", settings=settings, block_size=4)
+    flags = ["--gammas", "0.1", "--max-loss", 100, "--max-tokens", 4, "--json"]
+    recommended = json.loads(sweep(capsys, model, "--prompts", prompts, *flags)[1])["recommended"]
+    assert "--decoder sbd" in recommended["command"]
+    assert recommended["in_the_file"].endswith(" --set sbd.decoders=sbd,nemotron,nemotron_spec,ntp")
+
+
+def test_a_model_without_a_block_size(
+    prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_tiny_model(tmp_path)
+    settings = ["decoders=dream", "prompt_attention=full", "commit_attention=none"]
+    convert(tmp_path / "checkpoint", model, type="f32", settings=settings)
+    call = [model, "--prompts", prompts, "--gammas", "0.1", "--max-tokens", 4]
+    complaint = "sweep decodes with sbd; this file names dream and no block size: give --block-"
+    check(sweep(capsys, *call), complaint)
+    assert sweep(capsys, *call, "--block-sizes", 4)[0] == 0
 
 
 def check(done: tuple[int, str, str], complaint: str) -> None:
