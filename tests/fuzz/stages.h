@@ -129,7 +129,8 @@ inline std::string load_stage(const std::string& image) {
 // results (of at least 32 queries) and logits: no more than 8 floats for each number in it.
 inline std::size_t load_heap(std::size_t image_size, const Claims& claims) {
   const auto& c = claims.config;
-  const std::size_t rows = 32 + 2 * static_cast<std::size_t>(claims.defaults.block.block_size.value_or(0));
+  const std::size_t rows =
+      32 + 2 * static_cast<std::size_t>(claims.defaults.block.block_size.value_or(0));
   const std::size_t heads = static_cast<std::size_t>(c.num_attention_heads + c.num_key_value_heads);
   const std::size_t head_dim = static_cast<std::size_t>(c.head_dim + 15) / 16 * 16;
   const std::size_t row = static_cast<std::size_t>(c.hidden_size + c.intermediate_size) +
