@@ -3,6 +3,7 @@
 // threads and kernels. Activations are float32, row-major.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -10,6 +11,7 @@
 #include <string>
 
 #include "core/dtype.h"
+#include "core/error.h"
 #include "core/peaks.h"
 #include "core/types.h"
 #include "format/gguf.h"
@@ -93,6 +95,15 @@ struct Mix {
   int y_row;
   float b;
 };
+
+// The entropy of a row whose logits were not all finite is NaN.
+inline void check_finite(std::span<const RowStats> stats) {
+  for (const RowStats& row : stats) {
+    SBD_CHECK(!std::isnan(row.entropy),
+              "the model computed logits that are NaN or infinite: its weights are damaged, or its "
+              "values exceed an F16 KV cache (then kv_dtype bf16 or f32 helps)");
+  }
+}
 
 class Backend {
  public:

@@ -8,7 +8,6 @@
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cpu/packed_weight.h"
 #include "backend/cpu/sampler.h"
-#include "core/error.h"
 
 namespace sbd::cpu {
 
@@ -124,11 +123,7 @@ void CpuBackend::head_stats(const Input& input, const Weight& head,
     stats[row].sampled = drawn.token;
     stats[row].sampled_probability = drawn.probability;
   });
-  for (const RowStats& row : stats) {
-    SBD_CHECK(!std::isnan(row.entropy),
-              "the model computed logits that are NaN or infinite: its weights are damaged, or its "
-              "values exceed an F16 KV cache (then kv_dtype f32 helps)");
-  }
+  check_finite(stats);
 }
 
 void CpuBackend::head_logits(const Input& input, const Weight& head,

@@ -1,7 +1,6 @@
 // CudaBackend: the LM head. Its matmul leaves the statistics of runs of 128 logits, 24 bytes of
 // each; logits themselves go to memory only where they are asked for, or are to be drawn from.
 #include <algorithm>
-#include <cmath>
 
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/run_stats.h"
@@ -79,11 +78,7 @@ void CudaBackend::head_stats(const Input& input, const Weight& head,
         "fetching a forward's statistics");
   check(cudaStreamSynchronize(stream_), "computing a forward");
   std::memcpy(stats.data(), host_stats_.data(), stats.size_bytes());
-  for (const RowStats& row : stats) {
-    SBD_CHECK(!std::isnan(row.entropy),
-              "the model computed logits that are NaN or infinite: its weights are damaged, or its "
-              "values exceed an F16 KV cache (then kv_dtype f32 helps)");
-  }
+  check_finite(stats);
 }
 
 void CudaBackend::head_logits(const Input& input, const Weight& head,
