@@ -41,6 +41,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    assert config.cache is not None
-    skipped = [report.nodeid for report in terminalreporter.stats.get("skipped", [])]
-    config.cache.set(_SKIPPED, skipped)
+    cache = getattr(config, "cache", None)  # none with `-p no:cacheprovider`
+    if cache is not None:
+        skipped = [report.nodeid for report in terminalreporter.stats.get("skipped", [])]
+        cache.set(_SKIPPED, skipped)
