@@ -14,7 +14,8 @@ from options import DOCS, Parser, at_least, integers, run
 from report import Table, markdown, print_table, write_docs
 
 from sbd_engine import _core
-from sbd_engine.convert.architectures import model_metadata
+from sbd_engine.engine import engine_options
+from sbd_engine.random_model import random_model
 
 QWEN3_4B = {
     "hidden_size": 2560,
@@ -34,16 +35,8 @@ def main() -> None:
     args = parser.parse_args()
 
     config = read_shape("qwen3-0.6b") | QWEN3_4B
-    metadata = dict(model_metadata(config)) | {"sbd.dmtd.layers": list(LAYERS)}
-    core = _core.Engine.random(
-        metadata,
-        args.type,
-        True,
-        device="auto",
-        n_threads=args.threads,
-        n_ctx=PROMPT + args.tokens + 1,
-        kv_dtype="f16",
-    )
+    settings = engine_options("auto", args.threads, PROMPT + args.tokens + 1, "f16")
+    core, _ = random_model(config, args.type, settings, {"sbd.dmtd.layers": list(LAYERS)})
     horizons: list[int | None] = [None, *args.horizons]  # None: next-token decoding
     seconds: dict[int | None, list[float]] = {horizon: [] for horizon in horizons}
     for _ in range(args.rounds):

@@ -60,10 +60,10 @@ inline constexpr Named<bool> kBlockOrigins[] = {{"prompt", false}, {"absolute", 
 struct BlockMethod {
   TokenId mask_token_id = 0;
   std::optional<int> block_size = kBlockSize;  // none: the whole new text
-  std::optional<int> sub_block_size = {};      // only masks of the first such part that has any are
-                                               // decided; none: all
-  std::optional<int> steps =
-      {};  // forwards per block that top_n is spread over; none: top_n in each
+  // Only masks of the first part of this size that has any are decided; none: all.
+  std::optional<int> sub_block_size = {};
+  // Forwards per block that top_n is spread over; none: top_n in each.
+  std::optional<int> steps = {};
   Schedule schedule = Schedule::even;
   Unmask unmask = {};
   bool past_eos = false;   // masks behind a decided end of sequence are decided too, as long as the

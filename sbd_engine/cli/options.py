@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from ..json_values import finite
 
 debug = False  # --debug: errors come with their traceback
 
@@ -182,16 +183,7 @@ def one_line(text: str) -> str:
 
 
 def print_json(values: Any) -> None:
-    print(json.dumps(_finite(values), ensure_ascii=False, allow_nan=False), flush=True)
-
-
-def _finite(value: Any) -> Any:
-    """JSON has neither infinity nor NaN: they become strings."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    print(json.dumps(finite(values), ensure_ascii=False, allow_nan=False), flush=True)
 
 
 def note(message: str) -> None:

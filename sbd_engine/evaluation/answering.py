@@ -19,6 +19,7 @@ import numpy as np
 
 from ..engine import Engine
 from ..errors import SbdError, SbdValueError
+from ..json_values import finite
 from ..model_file import model_file
 from .intervals import Estimate, bootstrap, paired_difference, ratio, share
 from .journal import Journal
@@ -236,12 +237,9 @@ def file_fingerprint(path: Path) -> str:
 
 
 def plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """For JSON, which has no infinity; options that are not given are left out."""
-    return {
-        name: "inf" if value == math.inf else value
-        for name, value in options.items()
-        if value is not None
-    }
+    """For JSON; options that are not given are left out."""
+    values: dict[str, Any] = finite({k: v for k, v in options.items() if v is not None})
+    return values
 
 
 def identity(

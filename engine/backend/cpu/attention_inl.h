@@ -69,7 +69,7 @@ static inline void convert_step(const std::uint8_t* elements, Index n, std::uint
 template <typename Products, DType kCache>
 struct AttentionRun {
   static constexpr int kElement = kCache == DType::f32 ? 4 : 2;
-  static constexpr bool kConverts = kElement * Products::kPerWord != 4 || kCache == DType::f16;
+  static constexpr bool kConverts = kCache != Products::kType;
   using Cached = Converted<Products, kCache>;
 
   const AttentionTask& t;
