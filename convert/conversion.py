@@ -103,13 +103,13 @@ def convert(
     metadata["general.name"] = checkpoint.folder.resolve().name
     metadata["general.file_type"] = int(FILE_TYPES[wanted])
     metadata["general.quantization_version"] = GGML_QUANT_VERSION
-    tokenizer = load_tokenizer(checkpoint)
+    tokenizer = load_tokenizer(checkpoint, warn)
     vocab_size = config["vocab_size"]
     metadata |= tokenizer_metadata(tokenizer, vocab_size, warn)
-    metadata |= end_tokens(checkpoint, family, tokenizer, warn)
+    metadata |= end_tokens(checkpoint, tokenizer, warn)
     published = family.decoding | (family.lora_decoding if lora is not None else {})
     metadata |= decoding_settings(
-        checkpoint, published, tokenizer, mask_token, block_size, gamma, settings, warn
+        checkpoint, published, tokenizer, mask_token, block_size, gamma, settings
     )
     check_decoding(metadata, config)
     if family.architecture in SHIFT_LOGITS:

@@ -54,7 +54,6 @@ class Family:
     fixed: Mapping[str, Any] = field(default_factory=dict)  # keys that must have this value, if any
     decoding: Decoding = field(default_factory=dict)  # as published
     lora_decoding: Decoding = field(default_factory=dict)  # beside it, with an adapter merged
-    turn_ends: tuple[str, ...] = ()  # tokens that end the text too, where the tokenizer has them
     note: str = ""  # what the user should know
     lora_note: str = ""
 
@@ -166,7 +165,6 @@ D2F: Decoding = {
     "d2f.skip_threshold": 0.9,
 }
 D2F_NOTE = "the adapter is taken for one of D2F, which decodes as d2f; else --set decoders={}"
-IM_END = ("<|im_end|>",)
 
 QWEN3 = Family("qwen3", qk_norm=True, head_dim=128)
 FAMILIES = {
@@ -183,7 +181,7 @@ FAMILIES = {
         fixed={"dlm_paradigm": "bidirectional"},
         decoding=NEMOTRON,
     ),
-    "sdar": replace(QWEN3, decoding=SDAR, turn_ends=IM_END),
+    "sdar": replace(QWEN3, decoding=SDAR),
     "Fast_dLLM_Qwen": Family(
         "qwen2", qkv_bias=True, aliases={"block_size": ("bd_size",)}, decoding=FAST_DLLM_V2
     ),
@@ -197,7 +195,6 @@ FAMILIES = {
         decoding=LLADA,
         lora_decoding=D2F | {"decoders": ["d2f", "llada"]},
         lora_note=D2F_NOTE.format("llada"),
-        turn_ends=("<|eot_id|>",),
     ),
     "Dream": Family(
         "dream",
@@ -207,7 +204,6 @@ FAMILIES = {
         decoding=DREAM,
         lora_decoding=D2F | {"decoders": ["d2f", "dream"]},
         lora_note=D2F_NOTE.format("dream"),
-        turn_ends=IM_END,
     ),
     "wedlm": Family(
         "qwen2",

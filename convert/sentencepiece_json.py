@@ -12,6 +12,7 @@ from typing import Any
 from sentencepiece import SentencePieceProcessor
 
 from .errors import ConvertError
+from .spm_merges import merges_by_score
 
 SPACE = "▁"
 UNIGRAM, BPE = 1, 2
@@ -25,10 +26,7 @@ Json = dict[str, Any]
 Field = int | bytes
 
 
-def tokenizer_json(
-    path: Path, added: dict[int, tuple[str, bool]], add_bos: bool, add_eos: bool
-) -> Json:
-    """`added`: more tokens by id, and whether they are special; ids of pieces are passed over."""
+def tokenizer_json(path: Path, add_bos: bool, add_eos: bool) -> Json:
     try:
         processor = SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
@@ -42,15 +40,11 @@ def tokenizer_json(
 
     special = [i for i in range(count) if processor.is_control(i) or processor.is_unknown(i)]
     own = [i for i in range(count) if types[i] == USER_DEFINED]
-    added = {i: added[i] for i in sorted(added) if i >= count}
-    expected = range(count, count + len(added))
-    if list(added) != list(expected):
-        raise ConvertError(
-            f"{path}: has {count} pieces: expected the added tokens' ids from {count} on without "
-            f"a gap, got {list(added)[:4]}"
-        )
     added_tokens = [_added_token(i, pieces[i], i in special) for i in sorted(special + own)]
-    added_tokens += [_added_token(i, *added[i]) for i in expected]
+    try:
+        model = _model(processor, pieces, int(trainer.get(MODEL_TYPE, UNIGRAM)), special + own)
+    except ValueError as error:
+        raise ConvertError(f"{path}: {error}") from None
     return {
         "version": "1.0",
         "truncation": None,
@@ -60,7 +54,7 @@ def tokenizer_json(
         "pre_tokenizer": None,
         "post_processor": _post_processor(processor, add_bos, add_eos),
         "decoder": _decoder(bool(normalizer.get(ADD_DUMMY_PREFIX, 1))),
-        "model": _model(processor, pieces, int(trainer.get(MODEL_TYPE, UNIGRAM)), special + own),
+        "model": model,
     }
 
 
@@ -78,18 +72,9 @@ def _model(
             "byte_fallback": bool(bytes_),
         }
     if model_type != BPE:
-        raise ConvertError(f"sentencepiece: model type {model_type}: expected BPE or unigram")
-    # Sentencepiece joins the neighbours whose union has the best score: each way to split a piece
-    # is a merge, ranked by that score.
+        raise ValueError(f"expected a model of type BPE or unigram, got type {model_type}")
     skipped = {*whole, *bytes_}
     plain = {piece: i for i, piece in enumerate(pieces) if i not in skipped}
-    merges = [
-        (-scores[i], [piece[:cut], piece[cut:]])
-        for piece, i in plain.items()
-        for cut in range(1, len(piece))
-        if piece[:cut] in plain and piece[cut:] in plain
-    ]
-    merges.sort(key=lambda merge: merge[0])
     return {
         "type": "BPE",
         "dropout": None,
@@ -100,7 +85,7 @@ def _model(
         "byte_fallback": bool(bytes_),
         "ignore_merges": False,
         "vocab": {piece: i for i, piece in enumerate(pieces)},
-        "merges": [pair for _, pair in merges],
+        "merges": merges_by_score(plain, scores),
     }
 
 

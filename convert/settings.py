@@ -10,7 +10,7 @@ from typing import Any
 from .checkpoint import Checkpoint
 from .decoders import D2F_THRESHOLDS, DECODERS, PROMPT_RULES, PROXIES, RULES, SCHEDULES
 from .errors import ConvertError
-from .families import Family, named_block_size
+from .families import named_block_size
 from .tokenizer import Tokenizer
 from .values import Value
 
@@ -148,21 +148,20 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Value]:
 
 
 def end_tokens(
-    checkpoint: Checkpoint, family: Family, tokenizer: Tokenizer, warn: Callable[[str], None]
+    checkpoint: Checkpoint, tokenizer: Tokenizer, warn: Callable[[str], None]
 ) -> dict[str, Value]:
-    """BOS and all EOS ids: the generation config's list, else the model's, else the tokenizer's.
-
-    The family may end a turn with another token still, which only its chat template tells.
-    """
-    generation, config = checkpoint.json("generation_config.json"), checkpoint.config
-    ids = generation.get("eos_token_id", config.get("eos_token_id"))
-    if ids is None:
-        ids = tokenizer.special_id("eos")
-    ids = [*ids] if isinstance(ids, list) else [] if ids is None else [ids]
-    turn_ends = [tokenizer.ids[token] for token in family.turn_ends if token in tokenizer.ids]
-    ids += [token for token in turn_ends if token not in ids]
+    """BOS and all EOS ids: those that the generation config names, the model's and the tokenizer's,
+    and what ends a turn in the chat template. Any one of these files may lack it."""
+    config = checkpoint.config
+    ids: list[Any] = []
+    for file in checkpoint.json("generation_config.json"), config:
+        named = file.get("eos_token_id")
+        ids += named if isinstance(named, list) else [] if named is None else [named]
     for token in ids:
         _checked_token(token, config, "eos_token_id")
+    ends = [tokenizer.special_id("eos"), *tokenizer.turn_ends()]
+    ids += [token for token in ends if token is not None and token < config["vocab_size"]]
+    ids = [*dict.fromkeys(ids)]
     values: dict[str, Value] = {}
     if ids:
         values = {"tokenizer.ggml.eos_token_id": ids[0], "sbd.eos_token_ids": ids}
@@ -183,13 +182,12 @@ def decoding_settings(
     block_size: int | None,
     gamma: float | None,
     settings: Sequence[str],
-    warn: Callable[[str], None],
 ) -> dict[str, Value]:
     """The `sbd.*` keys: `--set` goes before the other options, these before the checkpoint, and it
     before what is `published` of its family (keys without "sbd.")."""
     config = checkpoint.config
     values = {f"sbd.{key}": value for key, value in published.items()}
-    mask = _mask_id(config, tokenizer, mask_token, warn)
+    mask = _mask_id(config, tokenizer, mask_token)
     if mask is not None:
         values["sbd.mask_token_id"] = mask
     if "sbd.mask_token_id" in values:
@@ -260,7 +258,6 @@ def _mask_id(
     config: dict[str, Any],
     tokenizer: Tokenizer,
     mask_token: str | int | None,
-    warn: Callable[[str], None],
 ) -> int | None:
     if mask_token is not None:
         name = str(mask_token)
@@ -273,9 +270,6 @@ def _mask_id(
         return tokenizer.ids[name]
     if config.get("mask_token_id") is not None:
         return _checked_token(config["mask_token_id"], config, "config.json: mask_token_id")
-    named = tokenizer.special_token("mask")
-    if named and named not in tokenizer.ids:
-        warn(f"the tokenizer has no token {named!r}, which its configuration calls the mask token")
     return tokenizer.special_id("mask")
 
 

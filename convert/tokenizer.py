@@ -7,40 +7,62 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer as HfTokenizer
-
+from .added_tokens import add_tokens, content, left_out_warning, named_tokens, tokenizer_config
+from .byte_level import (
+    MERGES,
+    REST,
+    SPECIAL_TOKENS,
+    VOCABULARY,
+    WORDS,
+    byte_level_tokenizer,
+    pipeline_of,
+    surrounding,
+)
 from .checkpoint import Checkpoint
 from .errors import ConvertError, listed
+from .families import family_of
+from .guarded import GuardedTokenizer, steps
 from .sentencepiece_json import SPACE, tokenizer_json
 from .values import Value
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # tokenizer.ggml.token_type
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
-WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 # llama.cpp has the splitting of byte-level BPE in code, under these names.
 PRE_TOKENIZERS = {WORDS + "{1,3}" + REST: "llama-bpe", WORDS + REST: "qwen2"}
+# Who trains a model to take turns names their end so.
+TURN_ENDS = (
+    *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<turn|>"),
+    *("<end_of_utterance>", "<|endoftext|>", "<|end_of_text|>", "<EOT>", "[EOT]", "</s>"),
+)
 
 
 @dataclass
 class Tokenizer:
     json_text: str
-    hf: HfTokenizer
+    hf: GuardedTokenizer
     config: dict[str, Any]  # tokenizer_config.json
     chat_templates: dict[str, str]  # by name; "default" is the one
     ids: dict[str, int]
 
     def special_token(self, kind: str) -> str | None:
         """The token that tokenizer_config.json calls `kind`: bos, eos, mask, ..."""
-        token = self.config.get(f"{kind}_token")
-        content = token.get("content") if isinstance(token, dict) else token
-        return content if isinstance(content, str) else None
+        return content(self.config.get(f"{kind}_token")) or None
 
     def special_id(self, kind: str) -> int | None:
         return self.ids.get(self.special_token(kind) or "")
+
+    def turn_ends(self) -> list[int]:
+        """Tokens that end a turn, as the chat templates write it."""
+        written = [
+            name
+            for name in TURN_ENDS
+            if any(name in template for template in self.chat_templates.values())
+        ]
+        return [self.ids[name] for name in written if name in self.ids]
 
     def near(self, name: str) -> str:
         """What a mistyped token may have meant, as the end of an error message."""
@@ -50,28 +72,47 @@ class Tokenizer:
         return f"; did you mean {listed(near)}?" if near else ""
 
 
-def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    config = checkpoint.json("special_tokens_map.json") | checkpoint.json("tokenizer_config.json")
-    folder = checkpoint.folder
+def load_tokenizer(checkpoint: Checkpoint, warn: Callable[[str], None]) -> Tokenizer:
+    """The folder's tokenizer.json, or what means the same of an older form, and with it the tokens
+    that the other files name."""
+    folder, config = checkpoint.folder, tokenizer_config(checkpoint)
+    text: str | None = None
+    pipeline: str | None = None
+    sentencepiece = False
     if (folder / "tokenizer.json").is_file():
         text = _read_text(folder / "tokenizer.json")
+        hf = GuardedTokenizer.from_json(text, str(folder / "tokenizer.json"), ConvertError)
     elif (folder / "tokenizer.model").is_file():
+        sentencepiece = True
         built = tokenizer_json(
             folder / "tokenizer.model",
-            _added_tokens(checkpoint, config),
             add_bos=config.get("add_bos_token") is not False,
             add_eos=config.get("add_eos_token") is True,
         )
         text = json.dumps(built, ensure_ascii=False)
+        hf = GuardedTokenizer.from_json(text, str(folder / "tokenizer.model"), ConvertError)
+    elif (folder / VOCABULARY).is_file() and (folder / MERGES).is_file():
+        pipeline = pipeline_of(folder, config, family_of(checkpoint.config).architecture)
+        config = SPECIAL_TOKENS[pipeline] | config
+        hf = GuardedTokenizer(
+            partial(byte_level_tokenizer, folder, config, pipeline),
+            f"{folder}: {VOCABULARY} and {MERGES}",
+            ConvertError,
+        )
     else:
         raise ConvertError(
-            f"{folder}: no tokenizer: expected tokenizer.json or a sentencepiece tokenizer.model; "
-            "AutoTokenizer.from_pretrained(...).save_pretrained(...) writes the first"
+            f"{folder}: no tokenizer: expected tokenizer.json, a sentencepiece tokenizer.model, or "
+            f"{VOCABULARY} with {MERGES}"
         )
-    try:
-        hf = HfTokenizer.from_str(text)
-    except Exception as error:  # the library raises bare Exception
-        raise ConvertError(f"{folder / 'tokenizer.json'}: {error}") from None
+    vocab_size = checkpoint.config["vocab_size"]
+    named = named_tokens(checkpoint, config, raw=sentencepiece)
+    changed, left_out = add_tokens(hf, named, vocab_size)
+    if left_out:
+        warn(left_out_warning(left_out, vocab_size))
+    if pipeline is not None:
+        hf.set_post_processor(surrounding(hf, config))
+    if changed or text is None:
+        text = str(hf.to_str())
     return Tokenizer(text, hf, config, _chat_templates(checkpoint, config), hf.get_vocab())
 
 
@@ -108,8 +149,14 @@ def tokenizer_metadata(
     # What the tokenizer does counts, not what its configuration says of it.
     plain = tokenizer.hf.encode("a", add_special_tokens=False).ids
     whole = tokenizer.hf.encode("a").ids
-    values["tokenizer.ggml.add_bos_token"] = add_bos = whole[:1] != plain[:1]
-    values["tokenizer.ggml.add_eos_token"] = whole[-1:] != plain[-1:]
+    add_bos, add_eos = whole[:1] != plain[:1], whole[-1:] != plain[-1:]
+    for key, does in ("add_bos_token", add_bos), ("add_eos_token", add_eos):
+        values[f"tokenizer.ggml.{key}"] = does
+        if tokenizer.config.get(key) not in (None, does):
+            warn(
+                f"tokenizer_config.json says {key} {str(not does).lower()}, but the tokenizer adds "
+                f"{'one' if does else 'none'}: what it does counts"
+            )
     bos = whole[0] if add_bos else tokenizer.special_id("bos")
     special = {"bos": bos, "unknown": tokenizer.special_id("unk")}
     special["padding"] = tokenizer.special_id("pad")
@@ -131,9 +178,9 @@ def _ggml_model(
 ) -> dict[str, Value]:
     model = parsed["model"]
     merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges") or []]
-    steps = _steps(parsed.get("pre_tokenizer"))
-    if model["type"] == "BPE" and any(step["type"] == "ByteLevel" for step in steps):
-        pre = _pre_tokenizer(steps)
+    cuts = [*steps(parsed.get("pre_tokenizer"))]
+    if model["type"] == "BPE" and any(step["type"] == "ByteLevel" for step in cuts):
+        pre = _pre_tokenizer(cuts)
         if pre is None:
             warn(
                 "llama.cpp may split text in other tokens: it has no name for this tokenizer's "
@@ -150,7 +197,7 @@ def _ggml_model(
         for i, merge in enumerate(merges):
             rank.setdefault(merge.replace(" ", ""), i)
         names = {i: token for token, i in tokenizer.ids.items()}
-        spaces = _steps(parsed.get("normalizer")) + steps
+        spaces = [*steps(parsed.get("normalizer")), *cuts]
         return {
             "tokenizer.ggml.model": "llama",
             "tokenizer.ggml.pre": "default",
@@ -170,33 +217,12 @@ def _ggml_model(
     return {"tokenizer.ggml.model": "none"}
 
 
-def _steps(component: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """A tokenizer component's steps, taken out of its sequences."""
-    if component is None:
-        return []
-    if component["type"] != "Sequence":
-        return [component]
-    inner = component.get("pretokenizers") or component.get("normalizers") or []
-    return [step for part in inner for step in _steps(part)]
-
-
-def _pre_tokenizer(steps: list[dict[str, Any]]) -> str | None:
-    if len(steps) == 2 and steps[0]["type"] == "Split":
-        return PRE_TOKENIZERS.get(steps[0].get("pattern", {}).get("Regex"))
-    if len(steps) == 1 and steps[0].get("use_regex", True) and not steps[0]["add_prefix_space"]:
+def _pre_tokenizer(cuts: list[dict[str, Any]]) -> str | None:
+    if len(cuts) == 2 and cuts[0]["type"] == "Split":
+        return PRE_TOKENIZERS.get(cuts[0].get("pattern", {}).get("Regex"))
+    if len(cuts) == 1 and cuts[0].get("use_regex", True) and not cuts[0]["add_prefix_space"]:
         return "gpt-2"
     return None
-
-
-def _added_tokens(checkpoint: Checkpoint, config: dict[str, Any]) -> dict[int, tuple[str, bool]]:
-    """Tokens beside the sentencepiece model's and whether they are special, by id.
-
-    Transformers wrote them in two ways; only the newer one says what is special.
-    """
-    tokens = {i: (token, True) for token, i in checkpoint.json("added_tokens.json").items()}
-    for i, token in (config.get("added_tokens_decoder") or {}).items():
-        tokens[int(i)] = token["content"], token.get("special", True)
-    return tokens
 
 
 def _chat_templates(checkpoint: Checkpoint, config: dict[str, Any]) -> dict[str, str]:

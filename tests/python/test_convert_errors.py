@@ -16,7 +16,7 @@ import pytest
 
 from sbd_engine.convert.hf_to_sbd import main
 
-from .checkpoints import SHAPE, Array, convert_quietly, edit_json, refusal
+from .checkpoints import SHAPE, VOCAB_SIZE, Array, convert_quietly, edit_json, refusal
 
 SCRIPT = Path(__file__).resolve().parents[2] / "convert" / "hf_to_sbd.py"
 
@@ -110,7 +110,7 @@ BAD_CHECKPOINTS: list[tuple[Callable[[Path], None], str]] = [
     (_tensors(lambda t: t[NORM].__setitem__(0, -np.inf)), f"{NORM} holds NaN or infinity"),
     (_tensors(lambda t: t[DOWN].__setitem__((0, 0), 1e7)), "1e+07 does not fit Q8_0"),
     (_tensors(lambda t: t.update({NORM: t[NORM].astype(np.int8)})), "is of type I8: expected one"),
-    (_remove("tokenizer.json"), "no tokenizer: expected tokenizer.json or a sentencepiece"),
+    (_remove("tokenizer.json"), "no tokenizer: expected tokenizer.json, a sentencepiece"),
     (_bad_sentencepiece, "tokenizer.model: not a sentencepiece model"),
     (_write("tokenizer.json", b"{}"), "tokenizer.json: "),
     (_write("tokenizer.json", b"\xff"), "tokenizer.json: not UTF-8"),
@@ -289,12 +289,13 @@ def test_warnings_are_lines_on_standard_error(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    edit_json(llama_copy / "tokenizer_config.json", mask_token="<gone>")
+    tokens = [f"<{i}>" for i in range(VOCAB_SIZE - 303)]  # one more than there are rows
+    edit_json(llama_copy / "tokenizer_config.json", mask_token=None, extra_special_tokens=tokens)
     code, out, err = run_main([str(llama_copy), "-o", str(tmp_path / "m.bin")], monkeypatch, capsys)
     assert code == 0 and out.endswith("decoders: ntp\n")
     assert err == (
-        "warning: the tokenizer has no token '<gone>', which its configuration calls the mask "
-        "token\n"
+        "warning: the model's vocabulary of 320 has no place for 1 of the tokens that the "
+        "tokenizer's configuration names: <16>\n"
     )
 
 

@@ -244,13 +244,15 @@ def test_illada_is_llada_with_another_mask(tmp_path: Path) -> None:
 
 
 def test_end_of_turn_ends_the_text(tmp_path: Path) -> None:
-    """LLaDA's and Dream's configs name only the end of the text."""
+    """LLaDA's and Dream's configs name only the end of the text: the chat template knows more."""
     for model, token in (LLADA, "<|eot_id|>"), (DREAM, "<|im_end|>"):
         folder = write_family(tmp_path / token, model)
         tokenizer = json.loads((folder / "tokenizer.json").read_text())
         for added in tokenizer["added_tokens"]:
             added["content"] = {"<|end|>": token}.get(added["content"], added["content"])
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+        assert converted(folder, tmp_path)["sbd.eos_token_ids"] == [EOS_ID]
+        (folder / "chat_template.jinja").write_text("{{ messages[0].content }}" + token)
         assert converted(folder, tmp_path)["sbd.eos_token_ids"] == [EOS_ID, 302]
 
 

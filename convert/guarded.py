@@ -1,0 +1,151 @@
+"""The `tokenizers` library behind a guard: it trusts a tokenizer, and that comes from anyone.
+
+It panics, which no `except Exception` catches, and its steps may make any text of one letter.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tokenizers import Tokenizer
+
+Json = dict[str, Any]
+
+MOST_GROWTH = 256  # characters that all steps together may make of one
+MOST_SURROUNDING = 256  # tokens that a post-processor may put around a text
+# Characters that a step makes of one at most, where its type alone says it: Unicode's own worst.
+GROWTH = {
+    **dict.fromkeys(("NFKC", "NFKD"), 18),
+    **dict.fromkeys(("NFC", "NFD", "BertNormalizer", "Lowercase"), 4),
+    **dict.fromkeys(("ByteLevel",), 4),
+    **dict.fromkeys(("Metaspace", "WordPiece"), 2),
+}
+INNER = ("normalizers", "pretokenizers", "decoders", "processors")
+
+
+class GuardedTokenizer:
+    """A library's tokenizer, each of whose methods raises `error`, in one line, and else nothing.
+
+    `source` is what the tokenizer was made from, for that line.
+    """
+
+    def __init__(self, build: Callable[[], Tokenizer], source: str, error: type[Exception]) -> None:
+        self._source, self._error = source, error
+        with self._guard("expected a tokenizer, got one that does not load"):
+            self._inner = build()
+            # Limits that training left in the file would cut or pad texts.
+            self._inner.no_truncation()
+            self._inner.no_padding()
+
+    @classmethod
+    def from_json(cls, text: str, source: str, error: type[Exception]) -> GuardedTokenizer:
+        """Of a tokenizer.json whose steps make little more of a text than it is."""
+
+        def build() -> Tokenizer:
+            check_steps(json.loads(text))
+            return Tokenizer.from_str(text)
+
+        return cls(build, source, error)
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._inner, name)
+        if not callable(attribute):
+            return attribute
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            with self._guard(f"the tokenizer fails to {name.replace('_', ' ')}"):
+                return attribute(*arguments, **options)
+
+        return call
+
+    def set_post_processor(self, processor: Any) -> None:
+        with self._guard("expected a post_processor"):
+            self._inner.post_processor = processor
+
+    @contextmanager
+    def _guard(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            # A panic is no Exception, and its class cannot be imported.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            line = " ".join(str(error).split())
+            raise self._error(f"{self._source}: {what}: {line}") from None
+
+
+def check_steps(tokenizer: Json) -> None:
+    """Raises ValueError where a short text may become a long one."""
+    for key, parts in (
+        ("normalizer", ("normalizer", "pre_tokenizer")),
+        ("decoder", ("decoder",)),
+    ):
+        growth = 1.0
+        for step in (step for part in parts for step in steps(tokenizer.get(part))):
+            growth *= _growth(step)
+            if growth > MOST_GROWTH:
+                raise ValueError(f"its {key} may make more than {MOST_GROWTH} characters of one")
+    surrounding = sum(_surrounding(step) for step in steps(tokenizer.get("post_processor")))
+    if surrounding > MOST_SURROUNDING:
+        raise ValueError(
+            f"its post_processor puts {surrounding} tokens around a text: expected at most "
+            f"{MOST_SURROUNDING}"
+        )
+
+
+def steps(component: Json | None) -> Iterator[Json]:
+    """A component's steps, taken out of its sequences."""
+    waiting = [component]
+    while waiting:
+        part = waiting.pop()
+        if not isinstance(part, dict):
+            continue
+        if part.get("type") == "Sequence":
+            inner: list[Json] = next((part[key] for key in INNER if part.get(key)), [])
+            waiting += reversed(inner)
+        else:
+            yield part
+
+
+def _growth(step: Json) -> float:
+    kind = step.get("type")
+    if kind == "Replace":
+        pattern, content = step.get("pattern", {}), str(step.get("content", ""))
+        text = pattern.get("String") if isinstance(pattern, dict) else None
+        if isinstance(text, str) and text:
+            return max(1.0, len(content) / len(text))
+        return 1.0 + len(content)  # an expression may match the empty text before each character
+    if kind == "Prepend":
+        return 1.0 + len(str(step.get("prepend", "")))
+    if kind == "Precompiled":
+        return _longest_replacement(step.get("precompiled_charsmap"))
+    return GROWTH.get(str(kind), 1.0)
+
+
+def _longest_replacement(charsmap: Any) -> float:
+    """Of sentencepiece's map of characters: a trie, behind its size, then texts with ends of 0."""
+    try:
+        data = base64.b64decode(charsmap or "")
+    except (TypeError, ValueError, binascii.Error):
+        raise ValueError("its precompiled_charsmap is not base64") from None
+    size = int.from_bytes(data[:4], "little")
+    if len(data) < 4 or 4 + size > len(data):
+        raise ValueError(
+            f"its precompiled_charsmap of {len(data)} bytes ends before its trie of {size}"
+        )
+    return max(1.0, *(len(text) for text in data[4 + size :].split(b"\0")), 1.0)
+
+
+def _surrounding(step: Json) -> int:
+    ids = {
+        name: len(token.get("ids", ()))
+        for name, token in (step.get("special_tokens") or {}).items()
+        if isinstance(token, dict)
+    }
+    pieces = [p.get("SpecialToken", {}).get("id") for p in step.get("single") or []]
+    return sum(ids.get(name, 0) for name in pieces)
