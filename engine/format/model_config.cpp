@@ -6,6 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
+#include <iterator>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -57,6 +59,52 @@ constexpr MissingOperation kMissingOperations[] = {
     {"rope.scaling.attn_factor", 1},
 };
 
+constexpr std::string_view kTokens = "tokenizer.ggml.tokens";
+
+// Tokens that end the text in llama.cpp, by name, whatever a file's keys say.
+constexpr std::string_view kEndNames[] = {
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|calls|>",
+    "<|flush|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "</s>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<|end_of_text|>",
+    "<eos>",
+    "<end_of_utterance>",
+    "<turn|>",
+    "<|tool_response>",
+    "[e~[",
+    "<|fim_pad|>",
+    "<fim-pad>",
+    "<fim_pad>",
+    "<PAD>",
+    "[PAD]",
+    "<|fim_repo|>",
+    "<|repo_name|>",
+    "<fim-repo>",
+    "<REPO>",
+    "<reponame>",
+    "<|file_sep|>",
+    "<｜end▁of▁sentence｜>",
+};
+
+// Where a vocabulary has both of the last two, the first ends a part of the text, not the text.
+constexpr std::string_view kNoEnds[][3] = {
+    {"<|end|>", "<|return|>", "<|call|>"},
+    {"<|end|>", "<|calls|>", "<|flush|>"},
+    {"</s>", "<|tool_response>", "<|tool_response>"},
+};
+
 const Architecture& find_architecture(const Metadata& metadata) {
   const KeyReader reader(metadata, "general.");
   const std::string& name = metadata.string("general.architecture");
@@ -100,7 +148,6 @@ void read_heads(const KeyReader& reader, ModelConfig& config) {
 }
 
 void read_vocab_size(const KeyReader& reader, ModelConfig& config) {
-  constexpr std::string_view kTokens = "tokenizer.ggml.tokens";
   const Metadata& metadata = reader.metadata();
   const std::size_t tokens = metadata.contains(kTokens) ? metadata.strings(kTokens).size() : 0;
   SBD_CHECK(tokens <= kMostVocab,
@@ -142,6 +189,31 @@ void read_attention_temperature(const KeyReader& reader, ModelConfig& config) {
   config.attention_temperature_length = reader.integer("attention.temperature_length", 1, INT_MAX);
 }
 
+// The key of the mask token; empty where there is none.
+std::string_view mask_token_key(const Metadata& metadata) {
+  for (const std::string_view key : {"sbd.mask_token_id", "tokenizer.ggml.mask_token_id"}) {
+    if (metadata.contains(key)) return key;
+  }
+  return {};
+}
+
+// Ids of the names that end a text, in the vocabulary's order.
+std::vector<TokenId> ends_by_name(const std::vector<std::string>& tokens) {
+  std::map<std::string_view, TokenId> found;
+  for (std::size_t id = 0; id < tokens.size(); ++id) {
+    if (std::ranges::find(kEndNames, tokens[id]) != std::end(kEndNames)) {
+      found.emplace(tokens[id], static_cast<TokenId>(id));
+    }
+  }
+  for (const auto& [name, beside, too] : kNoEnds) {
+    if (found.contains(beside) && found.contains(too)) found.erase(name);
+  }
+  std::vector<TokenId> ids;
+  for (const auto& [name, id] : found) ids.push_back(id);
+  std::ranges::sort(ids);
+  return ids;
+}
+
 void read_eos_token_ids(const Metadata& metadata, ModelConfig& config) {
   const std::int64_t last = config.vocab_size - 1;
   const auto add = [&](std::string_view key, std::int64_t id) {
@@ -172,22 +244,24 @@ void read_eos_token_ids(const Metadata& metadata, ModelConfig& config) {
       add(key, metadata.integer(key, INT64_MIN, INT64_MAX));
     }
   }
+  // A file from elsewhere may leave it to the names, of which one may be its mask token.
+  if (!metadata.contains(kTokens) || metadata.contains("tokenizer.huggingface.json")) return;
+  const std::string_view mask = mask_token_key(metadata);
+  for (const TokenId id : ends_by_name(metadata.strings(kTokens))) {
+    if (mask.empty() || metadata.integer(mask, 0, last) != id) add(kTokens, id);
+  }
 }
 
 void read_mask_token_id(const Metadata& metadata, ModelConfig& config) {
-  for (const std::string_view key : {"sbd.mask_token_id", "tokenizer.ggml.mask_token_id"}) {
-    if (!metadata.contains(key)) {
-      continue;
-    }
-    const auto mask = static_cast<TokenId>(metadata.integer(key, 0, config.vocab_size - 1));
-    const auto& eos = config.eos_token_ids;
-    SBD_CHECK(std::find(eos.begin(), eos.end(), mask) == eos.end(),
-              "{}: key '{}' is {}, expected a token that does not end the text; convert the "
-              "checkpoint again with another --mask-token",
-              metadata.source(), key, mask);
-    config.mask_token_id = mask;
-    return;
-  }
+  const std::string_view key = mask_token_key(metadata);
+  if (key.empty()) return;
+  const auto mask = static_cast<TokenId>(metadata.integer(key, 0, config.vocab_size - 1));
+  const auto& eos = config.eos_token_ids;
+  SBD_CHECK(std::find(eos.begin(), eos.end(), mask) == eos.end(),
+            "{}: key '{}' is {}, expected a token that does not end the text; convert the "
+            "checkpoint again with another --mask-token",
+            metadata.source(), key, mask);
+  config.mask_token_id = mask;
 }
 
 // Direct Multi-Token Decoding's cut of the layers.

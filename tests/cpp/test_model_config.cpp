@@ -239,6 +239,25 @@ TEST(config_reads_special_tokens) {
                     "key 'sbd.mask_token_id' is 9, expected a token that does not end the text");
 }
 
+TEST(config_knows_the_names_that_end_a_text) {
+  using Ids = std::vector<TokenId>;
+  const auto ends = [](const Strings& tokens, Changes changes = {}) {
+    changes.insert({"tokenizer.ggml.tokens", tokens});
+    return read(changes).eos_token_ids;
+  };
+  const Strings chat = {"<|im_start|>", "<|im_end|>", "a", "<|endoftext|>", "<|mask|>"};
+  CHECK_EQ(ends(chat), (Ids{1, 3}));
+  CHECK_EQ(ends(chat, {{"tokenizer.ggml.eos_token_id", 3_i}}), (Ids{3, 1}));
+  CHECK_EQ(ends(chat, {{"tokenizer.ggml.mask_token_id", 3_i}}), (Ids{1}));
+  CHECK_EQ(ends({"<s>", "</s>", "<|fim_pad|>", "<|file_sep|>", "</s"}), (Ids{1, 2, 3}));
+  CHECK_EQ(ends({"<|end|>", "<|return|>"}), (Ids{0, 1}));
+  CHECK_EQ(ends({"<|end|>", "<|return|>", "<|call|>"}), (Ids{1, 2}));
+  CHECK_EQ(ends({"</s>", "<|tool_response>"}), (Ids{1}));
+  // The converter has asked all of a checkpoint's files.
+  CHECK_EQ(ends(chat, {{"sbd.eos_token_ids", Integers{2}}}), (Ids{2}));
+  CHECK_EQ(ends(chat, {{"tokenizer.huggingface.json", std::string("{}")}}), (Ids{}));
+}
+
 TEST(config_refuses_operations_the_forward_lacks) {
   CHECK_THROWS_WITH(read({{"*.expert_count", 8_i}}), "key 'llama.expert_count' is 8, expected 0");
   CHECK_EQ(read({{"*.expert_count", 0_i}}).num_hidden_layers, 2);
