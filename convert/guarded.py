@@ -73,7 +73,8 @@ class GuardedTokenizer:
             yield
         except BaseException as error:
             # A panic is no Exception, and its class cannot be imported.
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            panic = type(error).__name__ == "PanicException"
+            if isinstance(error, self._error) or not (panic or isinstance(error, Exception)):
                 raise
             line = " ".join(str(error).split())
             raise self._error(f"{self._source}: {what}: {line}") from None

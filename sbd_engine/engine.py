@@ -232,7 +232,7 @@ class Engine:
         if parameters.stop:
             _ = self.tokenizer  # stop strings need text
         if isinstance(parameters.prompt, str):
-            ids = self.tokenizer.encode(parameters.prompt)
+            ids = self.tokenizer.encode(parameters.prompt, fits=self.n_ctx)
         else:
             ids = token_ids(parameters.prompt, self.model_config["vocab_size"])
         request = _core.Request()

@@ -3,28 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from .convert.spm_merges import merges_by_score
 from .errors import SbdValueError
 
 # tokenizer.ggml.token_type
 _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
 
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_WORDS_AND_SPACE = (
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"  # symbols, line ends, spaces
+_GPT2 = (
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+"  # words, numbers, symbols
+    r"|\s+(?!\S)|\s+"  # the last space goes to the word behind it
 )
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _LETTERS = r"|[^\r\n\p{L}\p{N}]?\p{L}+"
+_SYMBOLS, _SPACE = r"| ?[^\s\p{L}\p{N}]+[\r\n]*", r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3 = _CONTRACTIONS + _LETTERS + r"|\p{N}{1,3}" + _SYMBOLS + _SPACE
+_QWEN2 = _CONTRACTIONS + _LETTERS + r"|\p{N}" + _SYMBOLS + _SPACE
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + _SPACE
+)
 
-# tokenizer.ggml.pre: how text is cut before byte pairs are merged. None: GPT-2's own pattern.
-_PRE_TOKENIZERS: dict[str, str | None] = {
-    "default": None,
-    "gpt-2": None,
-    "llama-bpe": _CONTRACTIONS + _LETTERS + r"|\p{N}{1,3}" + _WORDS_AND_SPACE,
-    "qwen2": _CONTRACTIONS + _LETTERS + r"|\p{N}" + _WORDS_AND_SPACE,
+
+@dataclass(frozen=True)
+class _Cut:
+    """How text is cut before byte pairs are merged: each pattern cuts the pieces of the one before
+    it."""
+
+    patterns: tuple[str, ...]
+    whole_words: bool = False  # a word that is one token is taken, whatever its merges would give
+    bos: bool = False  # in front of a text where the file does not say
+    nfc: bool = False
+
+
+_PUNCTUATION = r"[\p{P}\$\+<=>\^~\|]+"
+# tokenizer.ggml.pre: llama.cpp's names, and what it does for each.
+_PRE_TOKENIZERS = {
+    "default": _Cut((_PUNCTUATION, _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
+    **dict.fromkeys(
+        ("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4", "gigachat", "mellum"),
+        _Cut((_GPT2,)),
+    ),
+    **dict.fromkeys(
+        ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"),
+        _Cut((r"\p{N}", _GPT2)),
+    ),
+    **dict.fromkeys(
+        ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
+        _Cut((_LLAMA3,), whole_words=True, bos=True),
+    ),
+    **dict.fromkeys(("dbrx", "smaug-bpe", "glm4", "chatglm-bpe"), _Cut((_LLAMA3,))),
+    "qwen2": _Cut((_QWEN2,), nfc=True),
+    **dict.fromkeys(
+        ("deepseek-r1-qwen", "megrez", "stablelm2", "hunyuan", "kormo", "f2llmv2"), _Cut((_QWEN2,))
+    ),
+    "tekken": _Cut((_TEKKEN,), whole_words=True, bos=True),
 }
+
+
+def adds_bos(metadata: Mapping[str, Any]) -> bool:
+    """Whether BOS stands in front of a text where `tokenizer.ggml.add_bos_token` is absent."""
+    if metadata.get("tokenizer.ggml.model") == "llama":
+        return True
+    cut = _PRE_TOKENIZERS.get(str(metadata.get("tokenizer.ggml.pre")))
+    return cut is not None and cut.bos
 
 
 def tokenizer_from_ggml(metadata: Mapping[str, Any]) -> Tokenizer:
@@ -73,18 +120,17 @@ def _byte_level_bpe(
             f"tokenizer.ggml.pre: expected one of {', '.join(_PRE_TOKENIZERS)}, got {pre!r}: "
             "give the prompt as token ids"
         )
-    pattern = _PRE_TOKENIZERS[pre]
+    cut = _PRE_TOKENIZERS[pre]
     merges = [_merge(text) for text in _strings(metadata, "tokenizer.ggml.merges")]
-    # Llama 3 takes a word that is one token as it is, whatever its merges would give.
-    tokenizer = _bpe(tokens, merges, ignore_merges=pre == "llama-bpe")
-    if pre == "qwen2":
+    tokenizer = _bpe(tokens, merges, ignore_merges=cut.whole_words)
+    if cut.nfc:
         tokenizer.normalizer = normalizers.NFC()
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
-    if pattern is None:
-        tokenizer.pre_tokenizer = byte_level
-    else:
-        cut = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, byte_level])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            *(pre_tokenizers.Split(Regex(p), behavior="isolated") for p in cut.patterns),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
@@ -132,23 +178,14 @@ def _bpe(tokens: Sequence[str], merges: list[tuple[str, str]], **options: Any) -
 def _merges_by_score(
     tokens: Sequence[str], types: Sequence[int], scores: Sequence[float]
 ) -> list[tuple[str, str]]:
-    """SentencePiece joins the neighbours whose union has the best score. As BPE merges: every cut
-    of a piece into two pieces, best score first (ties: the piece that comes first)."""
     # These are never the result of a merge; an unused token may be a step towards a longer one.
     unmerged = (_UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE)
-    ordinary = {
-        token: index
-        for index, (token, kind) in enumerate(zip(tokens, types, strict=True))
-        if kind not in unmerged
-    }
-    merges = []
-    for token, index in ordinary.items():
-        for cut in range(1, len(token)):
-            left, right = token[:cut], token[cut:]
-            if left in ordinary and right in ordinary:
-                merges.append((-scores[index], index, ordinary[left], left, right))
-    merges.sort()
-    return [(left, right) for *_, left, right in merges]
+    kinds = enumerate(zip(tokens, types, strict=True))
+    ordinary = {token: index for index, (token, kind) in kinds if kind not in unmerged}
+    try:
+        return merges_by_score(ordinary, scores)
+    except ValueError as error:
+        raise SbdValueError(f"tokenizer.ggml.tokens: {error}") from None
 
 
 def _merge(text: str) -> tuple[str, str]:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
-import tokenizers
-
 from .chat import render_chat
+from .convert.guarded import GuardedTokenizer
 from .errors import SbdValueError
-from .ggml_tokenizer import tokenizer_from_ggml
+from .ggml_tokenizer import adds_bos, tokenizer_from_ggml
 from .parameters import check_utf8
+
+_HF_KEY = "tokenizer.huggingface.json"
+# A longer text is refused before it is looked at: no prompt has that many characters a token.
+_MOST_CHARACTERS_A_TOKEN = 256
+_FIRST_CHARACTERS = 4096  # of a text whose length in tokens is limited, and 16 more a token
 
 
 class Tokenizer:
@@ -27,17 +32,25 @@ class Tokenizer:
         mask_token_id: int | None = None,
     ) -> None:
         self.backend = _build(metadata)
-        self.bos_token_id: int | None = metadata.get("tokenizer.ggml.bos_token_id")
+        # SentencePiece's second token is BOS where nothing says otherwise.
+        usual = 1 if metadata.get("tokenizer.ggml.model") == "llama" else None
+        self.bos_token_id: int | None = metadata.get("tokenizer.ggml.bos_token_id", usual)
         self.eos_token_ids = list(eos_token_ids)
         self.mask_token_id = mask_token_id
         self.chat_template: str | None = metadata.get("tokenizer.chat_template")
         # What the text of every prompt begins with.
-        self._prefix = self._leading_ids(metadata.get("tokenizer.ggml.add_bos_token"))
+        self._prefix = self._leading_ids(metadata)
 
-    def encode(self, text: str, add_bos: bool = True) -> list[int]:
+    def encode(self, text: str, add_bos: bool = True, fits: int | None = None) -> list[int]:
         """Token ids of `text`; BOS is put in front where the tokenizer says so, unless the text
-        begins with it or `add_bos` is False (a chat template writes its own)."""
+        begins with it or `add_bos` is False (a chat template writes its own).
+
+        Raises SbdValueError where the text has many more than `fits` tokens, without encoding it
+        all: a megabyte takes a second and 200 MB.
+        """
         check_utf8("text", text)
+        if fits is not None:
+            self._check_length(text, fits)
         ids = list(self.backend.encode(text, add_special_tokens=False).ids)
         if add_bos and self._prefix and ids[: len(self._prefix)] != self._prefix:
             return self._prefix + ids
@@ -81,26 +94,41 @@ class Tokenizer:
     def _special(self, token: int | None) -> str:
         return "" if token is None else self.backend.id_to_token(token) or ""
 
-    def _leading_ids(self, add_bos_token: bool | None) -> list[int]:
-        if add_bos_token is None:  # the tokenizer's own post-processor decides
+    def _check_length(self, text: str, fits: int) -> None:
+        """Of the text's beginning, then of four times as much: what is far too long is known to be
+        after a part of it. A beginning may have more tokens than the whole, but not twice."""
+        size = _FIRST_CHARACTERS + 16 * fits
+        whole = f"expected a text of at most {fits} tokens, got one of {len(text)} characters"
+        if len(text) > _FIRST_CHARACTERS + _MOST_CHARACTERS_A_TOKEN * fits:
+            raise SbdValueError(
+                f"{whole}: more than {_MOST_CHARACTERS_A_TOKEN} a token: shorten it"
+            )
+        while size < len(text):
+            tokens = len(self.backend.encode(text[:size], add_special_tokens=False).ids)
+            if tokens > 2 * fits:
+                raise SbdValueError(
+                    f"{whole}, the first {size} of them {tokens} tokens: shorten it"
+                )
+            size *= 4
+
+    def _leading_ids(self, metadata: Mapping[str, Any]) -> list[int]:
+        add_bos = metadata.get("tokenizer.ggml.add_bos_token")
+        if _HF_KEY in metadata and add_bos is not False:
+            # The tokenizer's own post-processor decides, which may put more than BOS there.
             leading = self.backend.encode("", add_special_tokens=True).ids
-            return [token for token in leading if token not in self.eos_token_ids]
-        if add_bos_token and self.bos_token_id is not None:
+            leading = [token for token in leading if token not in self.eos_token_ids]
+            if leading or add_bos is None:
+                return leading
+        elif add_bos is None:
+            add_bos = adds_bos(metadata)
+        if add_bos and self.bos_token_id is not None:
             return [self.bos_token_id]
         return []
 
 
-def _build(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    source = metadata.get("tokenizer.huggingface.json")
+def _build(metadata: Mapping[str, Any]) -> GuardedTokenizer:
+    source = metadata.get(_HF_KEY)
     if source is None:
-        return tokenizer_from_ggml(metadata)
-    try:
-        tokenizer = tokenizers.Tokenizer.from_str(source)
-    except Exception as error:  # the library raises a bare Exception
-        raise SbdValueError(
-            f"tokenizer.huggingface.json: expected a tokenizer, got one that does not load: {error}"
-        ) from None
-    # Limits that training left in the file would cut or pad prompts.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+        build = partial(tokenizer_from_ggml, metadata)
+        return GuardedTokenizer(build, "tokenizer.ggml.*", SbdValueError)
+    return GuardedTokenizer.from_json(source, _HF_KEY, SbdValueError)

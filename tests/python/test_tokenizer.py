@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from python.tiny_model import BOS, CHAT_TEMPLATE, EOS, MASK, SYSTEM, byte_tokenizer
+from tokenizers import processors
 
 from sbd_engine.detokenizer import Detokenizer, StopStrings
 from sbd_engine.errors import SbdError
@@ -79,6 +80,39 @@ class TestTokenizer:
         assert cuts("llama-bpe", "It's 12345\n\n x") == ["It", "'s", " ", "123", "45", "\n\n", " x"]
         assert cuts("qwen2", "It'S 123") == ["It", "'S", " ", "1", "2", "3"]
         assert cuts("gpt-2", "It's 12345  x") == ["It", "'s", " 12345", " ", " x"]
+        assert cuts("smollm", "It's 123  x") == ["It", "'s", " ", "1", "2", "3", " ", " x"]
+        camel = ["Hello", "World", " i", "Phone", " ", "1", "2", " -/\n", "x"]
+        assert cuts("tekken", "HelloWorld iPhone 12 -/\nx") == camel
+        # Four patterns, one after the other: punctuation, GPT-2's, numbers, three digits.
+        default = ["Hello", ",", " world", "!!", " ", "123", "45", " don", "'", "t", " ", " x"]
+        assert cuts("default", "Hello, world!! 12345 don't  x") == default
+        text = "It's 12345\n\n naïve  中文 x"
+        for pre, other in ("llama3", "llama-bpe"), ("falcon3", "llama-bpe"), ("megrez", "qwen2"):
+            assert cuts(pre, text) == cuts(other, text)
+
+    def test_whole_words_of_llama_3(self) -> None:
+        keys = ggml_bpe("llama3")
+        keys["tokenizer.ggml.tokens"][-1] = "Ġwhole"
+        keys["tokenizer.ggml.add_bos_token"] = False
+        ids = Tokenizer(keys).encode(" whole")
+        assert ids == [len(keys["tokenizer.ggml.tokens"]) - 1]
+        assert len(Tokenizer(keys | {"tokenizer.ggml.pre": "dbrx"}).encode(" whole")) > 1
+
+    @pytest.mark.parametrize(
+        ("pre", "bos"),
+        [
+            *(("llama-bpe", True), ("llama-v3", True), ("tekken", True)),
+            *(("gpt-2", False), ("qwen2", False), ("default", False), ("dbrx", False)),
+        ],
+    )
+    def test_bos_where_a_file_does_not_say(self, pre: str, bos: bool) -> None:
+        keys = ggml_bpe(pre)
+        first = [keys["tokenizer.ggml.bos_token_id"]]
+        body = Tokenizer(keys).encode("the", add_bos=False)
+        assert Tokenizer(keys).encode("the") == (first if bos else []) + body
+        for says in False, True:
+            told = Tokenizer(keys | {"tokenizer.ggml.add_bos_token": says})
+            assert told.encode("the") == (first if says else []) + body
 
     def test_bos_comes_first_as_the_tokenizer_says(self) -> None:
         bos = byte_tokenizer().token_to_id(BOS)
@@ -91,6 +125,17 @@ class TestTokenizer:
         key = "tokenizer.ggml.add_bos_token"
         assert huggingface(add_bos=True, **{key: False}).encode("the") == body
         assert huggingface(add_bos=False, **{key: True}).encode("the") == [bos, *body]
+
+    def test_all_that_the_tokenizer_puts_in_front(self) -> None:
+        backend = byte_tokenizer()
+        names = [(t, backend.token_to_id(t)) for t in (SYSTEM, BOS, EOS)]
+        template = processors.TemplateProcessing(f"{SYSTEM} {BOS} $A {EOS}", None, names)
+        backend.post_processor = template
+        keys = {"tokenizer.huggingface.json": backend.to_str()}
+        ends = [backend.token_to_id(EOS)]
+        expected = [backend.token_to_id(token) for token in (SYSTEM, BOS, "a")]
+        for says in {}, {"tokenizer.ggml.add_bos_token": True}:
+            assert Tokenizer(keys | says, ends).encode("a") == expected
 
     def test_limits_from_training_do_not_cut_prompts(self) -> None:
         backend = byte_tokenizer()
@@ -172,8 +217,6 @@ def tokenizer(processor: Any) -> Tokenizer:
             "tokenizer.ggml.token_type": [
                 next((kind for holds, kind in kinds if holds(i)), 1) for i in ids
             ],
-            "tokenizer.ggml.bos_token_id": processor.bos_id(),
-            "tokenizer.ggml.add_bos_token": True,
         },
         [processor.eos_id()],
     )
