@@ -8,15 +8,18 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from .spm_merges import check_nesting
+
 Json = dict[str, Any]
 
 MOST_GROWTH = 256  # characters that all steps together may make of one
+MOST_ADDED, MOST_ADDED_CHARACTERS = 1 << 17, 1 << 21
 MOST_SURROUNDING = 256  # tokens that a post-processor may put around a text
 # Characters that a step makes of one at most, where its type alone says it: Unicode's own worst.
 GROWTH = {
@@ -44,10 +47,10 @@ class GuardedTokenizer:
 
     @classmethod
     def from_json(cls, text: str, source: str, error: type[Exception]) -> GuardedTokenizer:
-        """Of a tokenizer.json whose steps make little more of a text than it is."""
+        """Of a tokenizer.json that check_tokenizer lets through."""
 
         def build() -> Tokenizer:
-            check_steps(json.loads(text))
+            check_tokenizer(json.loads(text))
             return Tokenizer.from_str(text)
 
         return cls(build, source, error)
@@ -80,8 +83,16 @@ class GuardedTokenizer:
             raise self._error(f"{self._source}: {what}: {line}") from None
 
 
-def check_steps(tokenizer: Json) -> None:
-    """Raises ValueError where a short text may become a long one."""
+def check_tokenizer(tokenizer: Json) -> None:
+    """Raises ValueError where a short text may become a long one, and where loading or encoding
+    would take time or memory out of all proportion to the file."""
+    check_added(token["content"] for token in tokenizer.get("added_tokens") or [])
+    model = tokenizer.get("model") or {}
+    vocabulary = model.get("vocab") or []
+    if model.get("type") == "WordPiece":
+        check_nesting(vocabulary)
+    elif model.get("type") == "Unigram" or isinstance(vocabulary, list):
+        check_nesting(piece for piece, _ in vocabulary)
     for key, parts in (
         ("normalizer", ("normalizer", "pre_tokenizer")),
         ("decoder", ("decoder",)),
@@ -96,6 +107,16 @@ def check_steps(tokenizer: Json) -> None:
         raise ValueError(
             f"its post_processor puts {surrounding} tokens around a text: expected at most "
             f"{MOST_SURROUNDING}"
+        )
+
+
+def check_added(contents: Iterable[str]) -> None:
+    """Added tokens are looked for in every text, all at once: a kilobyte of memory each."""
+    lengths = [len(content) for content in contents]
+    if len(lengths) > MOST_ADDED or sum(lengths) > MOST_ADDED_CHARACTERS:
+        raise ValueError(
+            f"expected at most {MOST_ADDED} added tokens of {MOST_ADDED_CHARACTERS} characters in "
+            f"all, got {len(lengths)} of {sum(lengths)}"
         )
 
 

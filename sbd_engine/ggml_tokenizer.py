@@ -8,6 +8,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from .convert.guarded import check_added
 from .convert.spm_merges import merges_by_score
 from .errors import SbdValueError
 
@@ -93,21 +94,17 @@ def tokenizer_from_ggml(metadata: Mapping[str, Any]) -> Tokenizer:
             f"tokenizer.ggml.token_type: expected {len(tokens)} types, one per token, "
             f"got {len(types) if isinstance(types, list) else types!r}"
         )
+    added = [
+        AddedToken(token, special=kind != _USER_DEFINED, normalized=False)
+        for token, kind in zip(tokens, types, strict=True)
+        if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)
+    ]
+    try:
+        check_added(token.content for token in added)
+    except ValueError as error:
+        raise SbdValueError(f"tokenizer.ggml.token_type: {error}") from None
     tokenizer = build(metadata, tokens, types)
-    tokenizer.add_special_tokens(
-        [
-            AddedToken(token, special=True, normalized=False)
-            for token, kind in zip(tokens, types, strict=True)
-            if kind in (_UNKNOWN, _CONTROL)
-        ]
-    )
-    tokenizer.add_tokens(
-        [
-            AddedToken(token, special=False, normalized=False)
-            for token, kind in zip(tokens, types, strict=True)
-            if kind == _USER_DEFINED
-        ]
-    )
+    tokenizer.add_tokens(added)
     return tokenizer
 
 

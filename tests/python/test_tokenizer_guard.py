@@ -87,6 +87,28 @@ BAD: dict[str, dict[str, Any]] = {
 }
 
 
+BAD |= {
+    "long added token": {
+        "added_tokens": [
+            {"id": 16, "content": "<" * (1 << 22), "special": True, "normalized": False}
+            | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+        ]
+    },
+    "nested unigram": {
+        "model": {"type": "Unigram", "unk_id": 0, "vocab": [["a" * i, -i] for i in range(1000)]}
+    },
+    "nested word pieces": {
+        "model": {
+            "type": "WordPiece",
+            "unk_token": "a",
+            "continuing_subword_prefix": "",
+            "max_input_chars_per_word": 10**9,
+            "vocab": {"a" * (i + 1): i for i in range(1000)},
+        }
+    },
+}
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_one_line_whatever_the_library_does(name: str) -> None:
     began = time.perf_counter()
@@ -135,6 +157,16 @@ def test_nested_tokens() -> None:
         with pytest.raises(SbdError, match="tokenizer.ggml.tokens: expected tokens whose squared"):
             Tokenizer(keys)
         assert time.perf_counter() - began < 1
+
+
+def test_more_special_tokens_than_a_text_can_be_searched_for() -> None:
+    for names in [f"<{i}>" for i in range((1 << 17) + 1)], ["<" * (1 << 22)]:
+        keys = nested(0)
+        keys["tokenizer.ggml.tokens"] += names
+        keys["tokenizer.ggml.token_type"] += [3] * len(names)
+        keys["tokenizer.ggml.scores"] += [0.0] * len(names)
+        with pytest.raises(SbdError, match="token_type: expected at most 131072 added tokens"):
+            Tokenizer(keys)
 
 
 class TestLength:
