@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,18 +12,31 @@ from ..errors import SbdValueError
 from . import options
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Column, Table
+
     from ..evaluation.answering import Evaluation
     from ..evaluation.journal import Journal
     from ..evaluation.questions import Question
 
 QUESTIONS = "Questions"
+_NARROWEST = 8  # characters of a column of names
 
 Tasks = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help='Questions, a JSON object a line: "prompt", "answer" and perhaps "family". '
+        help='Questions, a JSON object a line: "prompt", "answer", perhaps "family" and "score". '
         "Without: the demo model's.",
+        rich_help_panel=QUESTIONS,
+    ),
+]
+Score = Annotated[
+    str | None,
+    typer.Option(
+        help="When a text is right: exact (it is the answer, the default), contains (the answer "
+        "stands in it), regex (the answer, a regular expression, matches in it) or last_number "
+        '(that of both is the same). A task\'s own "score" goes first.',
         rich_help_panel=QUESTIONS,
     ),
 ]
@@ -50,28 +64,58 @@ def chosen(questions: list[Question], families: str | None, limit: int | None) -
     return select(questions, names, None if limit is None else integer("--limit", limit, 1))
 
 
+def score_named(score: str | None) -> str:
+    from ..evaluation.scoring import EXACT, SCORES
+    from ..parameters import one_of
+
+    return EXACT if score is None else one_of("--score", score, list(SCORES))
+
+
 def model_name(model: Path | None) -> str:
     return "demo.bin" if model is None else model.name
 
 
 def run_with_progress(evaluation: Evaluation, journal: Journal) -> bool:
-    """Runs it; True where Ctrl-C cut it off."""
+    """Runs it; True where Ctrl-C or a SIGTERM cut it off."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as TimeRemaining
 
+    if journal.left_out:
+        lines = "1 line" if journal.left_out == 1 else f"{journal.left_out} lines"
+        options.note(f"--out: {lines} left out: cut off, damaged, or of another run")
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemaining())
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as progress:
         task = progress.add_task("answers", total=evaluation.size)
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             for count in evaluation.run(journal):
                 progress.update(task, completed=count)
         except KeyboardInterrupt:
             return True
+        finally:
+            signal.signal(signal.SIGTERM, before)
     return False
+
+
+def print_table(console: Console, table: Table, names: Column | None = None) -> None:
+    """All of its numbers, however narrow the console: only `names` gives way, down to 8 characters.
+    Below that lines are longer than the console, and the terminal breaks them."""
+    from rich.measure import Measurement
+
+    for column in table.columns:
+        column.no_wrap = column is not names
+    if names:
+        names.width, names.overflow = _NARROWEST, "fold"
+    unlimited = console.options.update(max_width=10_000)
+    needed = Measurement.get(console, unlimited, table).maximum
+    if names:
+        names.width, names.max_width = None, max(_NARROWEST, console.width - needed + _NARROWEST)
+    console.width = max(console.width, needed)
+    console.print(table)
 
 
 def note_interruption(count: int, total: int, out: Path | None) -> None:
