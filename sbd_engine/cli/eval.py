@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..evaluation.questions import Question
 
 _OUTPUT = "Output"
+_MOST_FAMILY = 24  # characters of its name in the table
 
 
 def evaluate(
@@ -158,13 +159,12 @@ def _rows(questions: list[Question], results: dict[str, list[Result]]) -> list[d
 
 
 def _print_report(report: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from rich.markup import escape
 
     from ..evaluation.intervals import forwards, gain
+    from .console import Console, Table, print_table
 
-    console = Console(highlight=False, markup=False)
+    console = Console(markup=False)
     how = "one at a time" if report["batch"] == 1 else f"in batches of {report['batch']}"
     console.print(
         one_line(
@@ -177,18 +177,14 @@ def _print_report(report: dict[str, Any]) -> None:
         return
     table = Table(
         *("family", "n", "decoder", "right %", "95 %", "tok/forward", "tok/s", "x ntp"),
-        box=None,
-        padding=(0, 2, 0, 0),
+        words=("family", "decoder"),
     )
-    for column in table.columns:
-        if column.header not in ("family", "decoder"):
-            column.justify = "right"
     shown: object = ()
     for row in report["results"]:
         family = row["family"]
         first, shown = family != shown, family
         table.add_row(
-            Text("" if not first else "all" if family is None else one_line(family)),
+            escape("all" if family is None else _shown(family)) if first else "",
             str(row["questions"]) if first else "",
             row["decoder"],
             f"{100 * row['accuracy']['value']:.1f}",
@@ -198,7 +194,7 @@ def _print_report(report: dict[str, Any]) -> None:
             f"{row['speedup']['value']:.2f}",
             style="bold" if family is None else None,
         )
-    experiment.print_table(console, table, names=table.columns[0])
+    print_table(table)
     last = report["results"][-1]
     if last["decoder"] == "ntp":
         return
@@ -208,3 +204,8 @@ def _print_report(report: dict[str, Any]) -> None:
         f"{gain(loss)} points, {forwards(last['tokens_per_forward'])}, "
         f"{speedup['value']:.2f}x the speed ({experiment.span(speedup, 1, '.2f')})",
     )
+
+
+def _shown(family: str) -> str:
+    name = one_line(family)
+    return name if len(name) <= _MOST_FAMILY else f"{name[: _MOST_FAMILY - 1]}…"

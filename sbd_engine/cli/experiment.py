@@ -12,15 +12,11 @@ from ..errors import SbdValueError
 from . import options
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Column, Table
-
     from ..evaluation.answering import Evaluation
     from ..evaluation.journal import Journal
     from ..evaluation.questions import Question
 
 QUESTIONS = "Questions"
-_NARROWEST = 8  # characters of a column of names
 
 Tasks = Annotated[
     Path | None,
@@ -99,23 +95,6 @@ def run_with_progress(evaluation: Evaluation, journal: Journal) -> bool:
         finally:
             signal.signal(signal.SIGTERM, before)
     return False
-
-
-def print_table(console: Console, table: Table, names: Column | None = None) -> None:
-    """All of its numbers, however narrow the console: only `names` gives way, down to 8 characters.
-    Below that lines are longer than the console, and the terminal breaks them."""
-    from rich.measure import Measurement
-
-    for column in table.columns:
-        column.no_wrap = column is not names
-    if names:
-        names.width, names.overflow = _NARROWEST, "fold"
-    unlimited = console.options.update(max_width=10_000)
-    needed = Measurement.get(console, unlimited, table).maximum
-    if names:
-        names.width, names.max_width = None, max(_NARROWEST, console.width - needed + _NARROWEST)
-    console.width = max(console.width, needed)
-    console.print(table)
 
 
 def note_interruption(count: int, total: int, out: Path | None) -> None:

@@ -45,10 +45,9 @@ def commands(row: dict[str, Any], model: Path | None, engine: Engine) -> dict[st
 
 
 def print_report(report: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from .console import Console, Table, print_table
 
-    console = Console(highlight=False, markup=False)
+    console = Console(markup=False)
     how = "one at a time" if report["batch"] == 1 else f"in batches of {report['batch']}"
     console.print(
         one_line(
@@ -66,11 +65,8 @@ def print_report(report: dict[str, Any]) -> None:
         "tok/forward",
         *(() if agreement else ("95 %",)),
         "x ntp",
-        box=None,
-        padding=(0, 2, 0, 0),
+        words=("setting",),
     )
-    for column in table.columns[1:]:
-        column.justify = "right"
     best = report["recommended"]
     for row in report["results"]:
         table.add_row(
@@ -84,7 +80,7 @@ def print_report(report: dict[str, Any]) -> None:
             f"{row['speedup']['value']:.2f}",
             style="bold" if best and _setting(row) == _setting(best) else None,
         )
-    experiment.print_table(console, table)
+    print_table(table)
     if any(row.get("default") for row in report["results"]):
         console.print("* what the file says")
     for line in _advice(report):  # a command is copied: it has no line ends of its own

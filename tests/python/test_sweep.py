@@ -180,7 +180,8 @@ def test_tasks(
 ) -> None:
     out = tmp_path / "out"
     flags = ["--gammas", "0,0.1,inf", "--unmask", "all", "--block-sizes", "4,8", "--max-tokens", 12]
-    code, printed, err = sweep(capsys, "--tasks", tasks, *flags, "--json", "--out", out)
+    call = ["--tasks", tasks, *flags, "--batch", 4, "--json", "--out", out]
+    code, printed, err = sweep(capsys, *call)
     assert code == 0
     report = json.loads(printed)
     assert report["quality"] == "right answers"
