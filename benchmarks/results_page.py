@@ -10,7 +10,7 @@ from typing import Any
 from report import Table, markdown
 
 from sbd_engine.evaluation import plots
-from sbd_engine.evaluation.intervals import gain
+from sbd_engine.evaluation.intervals import forwards, gain
 from sbd_engine.evaluation.sweeping import RULES
 from sbd_engine.roofline import implied_speedup
 
@@ -92,7 +92,7 @@ def tuning_text(report: dict[str, Any]) -> str:
         figures = whole[name]
         shares.append(
             f"at gamma {report['gammas'][name]:g} {gain(figures['loss'])} points against the "
-            f"same weights decoded NTP, {times(figures['tokens_per_forward'])} fewer forwards and "
+            f"same weights decoded NTP, {forwards(figures['tokens_per_forward'])} and "
             f"{times(figures['speedup'])} the speed"
         )
     lows = [row["ntp"]["loss"]["value"] for row in report["tuning"] if row["family"] is not None]
@@ -127,9 +127,8 @@ def gamma_text(report: dict[str, Any]) -> str:
     rows = curve(report, report["curves"]["block_size"], "entropy_bounded")
     parts = []
     for limit in (1, 3):
-        fit = [row for row in rows if 100 * row["loss"]["value"] <= limit]
-        if fit:
-            best = max(fit, key=lambda row: row["tokens_per_forward"]["value"])
+        best = boldest(rows, limit / 100)
+        if best:
             parts.append(
                 f"within {limit} point{'s' if limit > 1 else ''} of NTP: gamma {best['gamma']:g} "
                 f"with {best['tokens_per_forward']['value']:.2f} tokens per forward"
@@ -156,17 +155,26 @@ def rules_text(report: dict[str, Any]) -> str:
     """What each rule reaches for a point of accuracy."""
     parts = []
     for rule in RULES:
-        rows = curve(report, report["curves"]["block_size"], rule)
-        fit = [row for row in rows if row["loss"]["value"] <= 0.01 + 1e-12]
-        if fit:
-            best = max(fit, key=lambda row: row["tokens_per_forward"]["value"])
+        best = boldest(curve(report, report["curves"]["block_size"], rule), 0.01)
+        if best:
             option = RULES[rule].option
             parts.append(
                 f"`{option} {best[option]:g}`: {percent(best['quality'])} % right, "
-                f"{times(best['tokens_per_forward'])} fewer forwards, "
-                f"{times(best['speedup'])} the speed"
+                f"{forwards(best['tokens_per_forward'])}, {times(best['speedup'])} the speed"
             )
+        else:
+            parts.append(f"`{rule}`: none")
     return f"The boldest setting of each rule within 1 point of NTP: {'; '.join(parts)}."
+
+
+def boldest(rows: Sequence[Figures], max_loss: float) -> Figures | None:
+    """Of most tokens per forward, more than NTP's one, within the loss."""
+    fit = [
+        row
+        for row in rows
+        if row["loss"]["value"] <= max_loss + 1e-12 and row["tokens_per_forward"]["value"] > 1
+    ]
+    return max(fit, key=lambda row: row["tokens_per_forward"]["value"], default=None)
 
 
 def interpolated(rows: Sequence[Figures], target: float) -> tuple[float, float] | None:
@@ -235,7 +243,7 @@ def forwards_text(report: dict[str, Any]) -> str:
         if {1, size, 2 * size} <= ms.keys():
             parts.append(
                 f"{each['type']}: {size} rows cost {ms[size] / ms[1]:.2f} and {2 * size} rows "
-                f"{ms[2 * size] / ms[1]:.2f} times one, so {nfe:.2f}x fewer forwards would be "
+                f"{ms[2 * size] / ms[1]:.2f} times one, so {nfe:.2f} tokens per forward would be "
                 f"{implied_speedup(ms, size, nfe):.2f}x the speed in an endless text, "
                 f"{whole['low']['speedup']['value']:.2f}x was measured"
             )

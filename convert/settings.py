@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from .checkpoint import Checkpoint
 from .decoders import D2F_THRESHOLDS, DECODERS, PROMPT_RULES, PROXIES, RULES, SCHEDULES
 from .errors import ConvertError
@@ -31,9 +33,15 @@ def _integer(low: int, high: int = 2**31 - 1) -> Setting:
     return Setting(f"an integer from {low} to {high}", parse)
 
 
+def _float32(text: str) -> float:
+    """As the file will hold it: what is too small for it is 0, what is too large infinite."""
+    with np.errstate(over="ignore"):
+        return float(np.float32(float(text)))
+
+
 def _number(low: float, high: float) -> Setting:
     def parse(text: str) -> float:
-        value = float(text)
+        value = _float32(text)
         if not low <= value <= high:  # NaN too
             raise ValueError
         return value
@@ -43,7 +51,7 @@ def _number(low: float, high: float) -> Setting:
 
 def _positive_number() -> Setting:
     def parse(text: str) -> float:
-        value = float(text)
+        value = _float32(text)
         if not 0 < value < math.inf:
             raise ValueError
         return value
@@ -128,22 +136,30 @@ def parse_setting(key: str, text: str, option: str) -> Value:
     try:
         return SETTINGS[key].parse(text)
     except ValueError:
-        raise ConvertError(f"{option}: expected {SETTINGS[key].expected}, got {text!r}") from None
+        raise ConvertError(
+            f"{option}: expected {SETTINGS[key].expected}, got {text!r:.60}"
+        ) from None
 
 
-def parse_settings(pairs: Sequence[str]) -> dict[str, Value]:
-    """`--set KEY=VALUE`, the key with or without its "sbd."."""
+def full_key(name: str) -> str:
+    """A key's name, which may be given without its "sbd."."""
+    return f"sbd.{name.removeprefix('sbd.')}"
+
+
+def parse_settings(pairs: Sequence[str], option: str = "--set ") -> dict[str, Value]:
+    """KEY=VALUE each, as `option` takes them; "": as bare arguments."""
     values: dict[str, Value] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
-            raise ConvertError(f"--set: expected KEY=VALUE, got {pair!r}")
-        key = f"sbd.{name.removeprefix('sbd.')}"
+            raise ConvertError(f"{option.strip() or 'set'}: expected KEY=VALUE, got {pair!r:.60}")
+        key = full_key(name)
         if key not in SETTINGS:
             raise ConvertError(
-                f"--set: unknown key {name!r}: expected one of {', '.join(SETTINGS)}"
+                f"{option.strip() or 'set'}: unknown key {name!r:.60}: expected one of "
+                f"{', '.join(SETTINGS)}"
             )
-        values[key] = parse_setting(key, text, f"--set {name}")
+        values[key] = parse_setting(key, text, f"{option}{name}")
     return values
 
 

@@ -1,7 +1,8 @@
-"""What JSON can hold."""
+"""What JSON can hold, and reading it from anyone."""
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -13,3 +14,15 @@ def finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [finite(each) for each in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def parse_json(text: str) -> Any:
+    """Raises ValueError for all that cannot be read, whatever it is that stops the parser."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:  # Python's limit, with advice for programmers
+        raise ValueError("a number of thousands of digits") from None
+    except RecursionError:
+        raise ValueError("brackets nested too deeply") from None

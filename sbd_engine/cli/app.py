@@ -11,6 +11,7 @@ from .bench import bench
 from .eval import evaluate
 from .inspect import inspect
 from .run import run
+from .set_keys import set_keys
 from .sweep import sweep
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app.command()(inspect)
 app.command()(bench)
 app.command("eval")(evaluate)
 app.command()(sweep)
+app.command("set")(set_keys)
 
 # The parser's own errors: missing or malformed options. Typer has its base by no public name.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]

@@ -8,26 +8,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import experiment, options
-from .options import print_json
+from .options import one_line, print_json
 
 if TYPE_CHECKING:
     from ..evaluation.answering import Result
     from ..evaluation.questions import Question
 
 _OUTPUT = "Output"
+_MOST_FAMILY = 24  # characters of its name in the table
 
 
 def evaluate(
     context: typer.Context,
     model: options.Model = None,
     tasks: experiment.Tasks = None,
+    score: experiment.Score = None,
     families: experiment.Families = None,
     limit: experiment.Limit = None,
     chat: experiment.Chat = False,
     max_tokens: Annotated[
         int | None,
         typer.Option(
-            help="New tokens at most. Without: the answer's and 16 more.",
+            help="New tokens at most. Without: an exact answer's and 16 more, else 256.",
             rich_help_panel=experiment.QUESTIONS,
         ),
     ] = None,
@@ -73,11 +75,11 @@ def evaluate(
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> int:
-    """Answer questions with one exact answer each, and again token by token.
+    """Answer questions with one right answer each, and again token by token.
 
-    Right is a text equal to the answer, but for space at its ends. Without
-    --tasks the questions are the ones shipped with the demo model, held out
-    from its training.
+    Right is a text equal to the answer, but for space at its ends, or what
+    --score says. Without --tasks the questions are the ones shipped with the
+    demo model, held out from its training.
 
     Both decoders run in the same process, in turn on every batch of questions,
     the other one first each time. The speedup is tokens per second over
@@ -90,7 +92,7 @@ def evaluate(
     from ..parameters import integer
 
     batch = integer("--batch", batch, 1)
-    questions = experiment.chosen(read_tasks(tasks), families, limit)
+    questions = experiment.chosen(read_tasks(tasks, experiment.score_named(score)), families, limit)
     with Engine(model, device, threads, n_ctx, kv_dtype, draft_lora) as engine:
         name = engine.auto_decoder if decoder == "auto" else decoder
         if decoder == "auto" and name == NTP:
@@ -109,7 +111,8 @@ def evaluate(
             chat=chat,
             common=common,
         )
-        with Journal(out, identity(model, evaluation, kv_dtype, draft_lora)) as journal:
+        settled = identity(model, evaluation, kv_dtype, draft_lora)
+        with Journal(out, settled, evaluation.fits) as journal:
             interrupted = experiment.run_with_progress(evaluation, journal)
         results = evaluation.results(journal)
         report: dict[str, Any] = {
@@ -117,6 +120,7 @@ def evaluate(
             "device": engine.device,
             "n_threads": engine.n_threads,
             "tasks": str(tasks) if tasks else "shipped",
+            "scores": sorted({question.score for question in questions}),
             "questions": len(questions),
             "answered": len(results[NTP]),
             "batch": batch,
@@ -155,35 +159,32 @@ def _rows(questions: list[Question], results: dict[str, list[Result]]) -> list[d
 
 
 def _print_report(report: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from rich.markup import escape
 
-    from ..evaluation.intervals import gain
+    from ..evaluation.intervals import forwards, gain
+    from .console import Console, Table, print_table
 
-    console = Console(highlight=False)
+    console = Console(markup=False)
     how = "one at a time" if report["batch"] == 1 else f"in batches of {report['batch']}"
     console.print(
-        f"{report['model']} on {report['device']}, {report['n_threads']} threads, "
-        f"{report['answered']} questions {how}",
+        one_line(
+            f"{report['model']} on {report['device']}, {report['n_threads']} threads, "
+            f"{report['answered']} questions {how}"
+        ),
         soft_wrap=True,
     )
     if not report["results"]:
         return
     table = Table(
         *("family", "n", "decoder", "right %", "95 %", "tok/forward", "tok/s", "x ntp"),
-        box=None,
-        padding=(0, 2, 0, 0),
+        words=("family", "decoder"),
     )
-    for column in table.columns:
-        column.no_wrap = True
-        if column.header not in ("family", "decoder"):
-            column.justify = "right"
-    shown = ""
+    shown: object = ()
     for row in report["results"]:
-        family = "all" if row["family"] is None else row["family"]
+        family = row["family"]
         first, shown = family != shown, family
         table.add_row(
-            family if first else "",
+            escape("all" if family is None else _shown(family)) if first else "",
             str(row["questions"]) if first else "",
             row["decoder"],
             f"{100 * row['accuracy']['value']:.1f}",
@@ -191,17 +192,20 @@ def _print_report(report: dict[str, Any]) -> None:
             f"{row['tokens_per_forward']['value']:.2f}",
             f"{row['tok_s']:.0f}",
             f"{row['speedup']['value']:.2f}",
-            style="bold" if row["family"] is None else None,
+            style="bold" if family is None else None,
         )
-    console.print(table)
+    print_table(table)
     last = report["results"][-1]
     if last["decoder"] == "ntp":
         return
     loss, speedup = last["loss"], last["speedup"]
     console.print(
         f"{last['decoder']} beside ntp on the same questions: "
-        f"{gain(loss)} points, "
-        f"{last['tokens_per_forward']['value']:.2f}x fewer forwards "
-        f"({experiment.span(last['tokens_per_forward'], 1, '.2f')}), "
+        f"{gain(loss)} points, {forwards(last['tokens_per_forward'])}, "
         f"{speedup['value']:.2f}x the speed ({experiment.span(speedup, 1, '.2f')})",
     )
+
+
+def _shown(family: str) -> str:
+    name = one_line(family)
+    return name if len(name) <= _MOST_FAMILY else f"{name[: _MOST_FAMILY - 1]}…"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,8 +22,17 @@ Tasks = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help='Questions, a JSON object a line: "prompt", "answer" and perhaps "family". '
+        help='Questions, a JSON object a line: "prompt", "answer", perhaps "family" and "score". '
         "Without: the demo model's.",
+        rich_help_panel=QUESTIONS,
+    ),
+]
+Score = Annotated[
+    str | None,
+    typer.Option(
+        help="When a text is right: exact (it is the answer, the default), contains (the answer "
+        "stands in it), regex (the answer, a regular expression, matches in it) or last_number "
+        '(that of both is the same). A task\'s own "score" goes first.',
         rich_help_panel=QUESTIONS,
     ),
 ]
@@ -50,27 +60,40 @@ def chosen(questions: list[Question], families: str | None, limit: int | None) -
     return select(questions, names, None if limit is None else integer("--limit", limit, 1))
 
 
+def score_named(score: str | None) -> str:
+    from ..evaluation.scoring import EXACT, SCORES
+    from ..parameters import one_of
+
+    return EXACT if score is None else one_of("--score", score, list(SCORES))
+
+
 def model_name(model: Path | None) -> str:
     return "demo.bin" if model is None else model.name
 
 
 def run_with_progress(evaluation: Evaluation, journal: Journal) -> bool:
-    """Runs it; True where Ctrl-C cut it off."""
+    """Runs it; True where Ctrl-C or a SIGTERM cut it off."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as TimeRemaining
 
+    if journal.left_out:
+        lines = "1 line" if journal.left_out == 1 else f"{journal.left_out} lines"
+        options.note(f"--out: {lines} left out: cut off, damaged, or of another run")
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemaining())
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as progress:
         task = progress.add_task("answers", total=evaluation.size)
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             for count in evaluation.run(journal):
                 progress.update(task, completed=count)
         except KeyboardInterrupt:
             return True
+        finally:
+            signal.signal(signal.SIGTERM, before)
     return False
 
 

@@ -24,10 +24,11 @@ from ..model_file import model_file
 from .intervals import Estimate, bootstrap, paired_difference, ratio, share
 from .journal import Journal
 from .questions import Question, questions_fingerprint
+from .scoring import EXACT, is_right
 
 NTP = "ntp"  # the setting that all are compared with
-_SLACK_TOKENS = 16  # beyond the answer's: an answer that does not end there is wrong
-_PROMPT_MAX_TOKENS = 256
+_SLACK_TOKENS = 16  # beyond an exact answer's: one that does not end there is wrong
+_MAX_TOKENS = 256  # where nothing says how long a text may be
 _EDGE_BYTES = 1 << 20
 
 
@@ -43,7 +44,7 @@ class Setting:
 class Result:
     """What one setting made of one question. seconds: of its batch, in equal shares.
 
-    right: the text is the answer, but for space at its ends; None where there is no answer.
+    right: the text has the answer, by the question's score; None where there is no answer.
     agreed: how many of the tokens NTP would have chosen after what stands before them; None where
     there is an answer.
     """
@@ -61,9 +62,9 @@ class Result:
 class Evaluation:
     """Runs the settings over the questions. The first setting is NTP, the reference.
 
-    max_tokens: None is as many as the answer has, and a few more. chat: prompts go into the model's
-    chat template. common: options of Engine.generate for all settings. Results go into the journal
-    as they come, and those that it has already are not run again.
+    max_tokens: None is as many as an exact answer has, and a few more. chat: prompts go into the
+    model's chat template. common: options of Engine.generate for all settings. Results go into the
+    journal as they come, and those that it has already are not run again.
     """
 
     def __init__(
@@ -99,8 +100,8 @@ class Evaluation:
     def _token_limit(self, question: Question) -> int:
         if self.max_tokens is not None:
             return self.max_tokens
-        if question.answer is None:
-            return _PROMPT_MAX_TOKENS
+        if question.answer is None or question.score != EXACT:
+            return _MAX_TOKENS
         return len(self.engine.tokenizer.encode(question.answer, add_bos=False)) + _SLACK_TOKENS
 
     def _check(self) -> None:
@@ -145,6 +146,18 @@ class Evaluation:
                     done.add((result.setting, result.question))
                 yield len(done)
 
+    def fits(self, line: dict[str, Any]) -> bool:
+        """Whether a line of a journal is a result of this evaluation."""
+        try:
+            result = Result(**line)
+            question = self.questions[result.question]
+            known = result.setting in {setting.name for setting in self.settings}
+            counts = min(result.question + 1, result.tokens, result.nfe) > 0 and result.seconds > 0
+        except (TypeError, IndexError):
+            return False
+        judged = result.agreed if question.answer is None else result.right
+        return known and counts and isinstance(result.text, str) and judged is not None
+
     def results(self, journal: Journal) -> dict[str, list[Result]]:
         """By setting, of the questions that every setting has answered, in their order."""
         found: dict[str, dict[int, Result]] = {setting.name: {} for setting in self.settings}
@@ -165,7 +178,7 @@ class Evaluation:
             right: bool | None = None
             agreed: int | None = None
             if question.answer is not None:
-                right = completion.text.strip() == question.answer.strip()
+                right = is_right(question.score, completion.text, question.answer)
             elif setting.name == NTP:
                 agreed = count
             else:

@@ -92,3 +92,13 @@ def gain(loss: dict[str, float]) -> str:
     """A loss turned round, in points of 100, with its interval."""
     value, low, high = (0.0 - 100 * loss[key] for key in ("value", "high", "low"))  # never -0.0
     return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def forwards(tokens_per_forward: dict[str, float]) -> str:
+    """How many fewer, or more, forwards than one for each token, with its interval."""
+    value, low, high = (tokens_per_forward[key] for key in ("value", "low", "high"))
+    if round(value, 2) == 1:
+        return f"as many forwards ({1 / high:.2f}x to {1 / low:.2f}x)"
+    if value > 1:
+        return f"{value:.2f}x fewer forwards ({low:.2f} to {high:.2f})"
+    return f"{1 / value:.2f}x more forwards ({1 / high:.2f} to {1 / low:.2f})"

@@ -72,9 +72,10 @@ def draw_reference(axis: Any, row: dict[str, Any], label: str = "ntp") -> None:
     )
 
 
-def draw_ring(axis: Any, row: dict[str, Any], label: str) -> None:
+def draw_mark(axis: Any, row: dict[str, Any], shape: str, label: str) -> None:
+    """Around a row's point."""
     at = row["tokens_per_forward"]["value"], 100 * row["quality"]["value"]
-    axis.plot(*at, "o", markersize=9, fillstyle="none", color="black", label=label)
+    axis.plot(*at, shape, markersize=9, fillstyle="none", color="black", label=label)
 
 
 def finish(axis: Any, title: str, quality: str) -> None:
@@ -89,7 +90,7 @@ def save(figure: Any, path: Path) -> None:
     from matplotlib import pyplot
 
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, format="png")
     pyplot.close(figure)
 
 

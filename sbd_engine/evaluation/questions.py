@@ -4,46 +4,56 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ..errors import SbdFileNotFoundError, SbdValueError
-from ..parameters import unknown
+from ..errors import SbdError, SbdFileNotFoundError, SbdValueError
+from ..json_values import parse_json
+from ..parameters import one_of, unknown
 from ..text_file import read_text
+from .scoring import EXACT, SCORES, check_answer
 
 SHIPPED = "exact.jsonl"
 
 
 @dataclass(frozen=True)
 class Question:
-    """answer: None in a file of prompts. source: where it stands, for errors."""
+    """answer: None in a file of prompts. source: where it stands, for errors. score: of SCORES."""
 
     prompt: str
     answer: str | None
     family: str
     source: str
+    score: str = EXACT
 
 
-def read_tasks(path: Path | None) -> list[Question]:
-    """One JSON object a line: "prompt", "answer" and, where there are several kinds, "family". None
-    is the shipped file: tasks held out from the demo model's training."""
+def read_tasks(path: Path | None, score: str = EXACT) -> list[Question]:
+    """One JSON object a line: "prompt", "answer", where there are several kinds "family", and where
+    it is not `score` "score". None is the shipped file: tasks held out from the demo model's
+    training."""
     if path is None:
         text, name = _shipped(), SHIPPED
     else:
         text, name = read_text(path), str(path)
-    questions = [
-        Question(
-            _string(fields, "prompt", source),
-            _string(fields, "answer", source),
-            _string(fields, "family", source) if "family" in fields else "",
-            source,
-        )
-        for source, fields in _objects(text, name)
-    ]
-    return _some(questions, name, "prompt and answer")
+    return _some(
+        [_question(fields, source, score) for source, fields in _objects(text, name)],
+        name,
+        "prompt and answer",
+    )
+
+
+def _question(fields: dict[str, Any], source: str, score: str) -> Question:
+    prompt, answer = _string(fields, "prompt", source), _string(fields, "answer", source)
+    family = _string(fields, "family", source) if "family" in fields else ""
+    try:
+        score = one_of("score", fields.get("score", score), list(SCORES))
+        check_answer(score, answer)
+    except SbdError as error:
+        raise SbdValueError(f"{source}: {error}") from None
+    return Question(prompt, answer, family, source, score)
 
 
 def read_prompts(path: Path) -> list[Question]:
@@ -52,8 +62,7 @@ def read_prompts(path: Path) -> list[Question]:
     if path.suffix == ".jsonl":
         prompts = [(s, _string(fields, "prompt", s)) for s, fields in _objects(text, name)]
     else:
-        lines = enumerate(text.split("\n"), 1)
-        prompts = [(f"{name}, line {n}", line.rstrip("\r")) for n, line in lines if line.strip()]
+        prompts = [(source, line.rstrip("\r")) for source, line in _lines(text, name)]
     return _some([Question(prompt, None, "", s) for s, prompt in prompts], name, "prompt")
 
 
@@ -91,14 +100,20 @@ def _shipped() -> str:
     return file.read_text(encoding="utf-8")
 
 
+def _lines(text: str, name: str) -> Iterator[tuple[str, str]]:
+    """Those with something on them, each with where it stands. Some editors begin a file with a
+    byte order mark, and files may be joined."""
+    for number, line in enumerate(text.split("\n"), 1):
+        content = line.removeprefix("\ufeff")
+        if content.strip():
+            yield f"{name}, line {number}", content
+
+
 def _objects(text: str, name: str) -> list[tuple[str, dict[str, Any]]]:
     objects = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        source = f"{name}, line {number}"
+    for source, line in _lines(text, name):
         try:
-            fields = json.loads(line)
+            fields = parse_json(line)
         except ValueError as error:
             raise SbdValueError(f"{source}: expected a JSON object, got no JSON: {error}") from None
         if not isinstance(fields, dict):
@@ -109,10 +124,12 @@ def _objects(text: str, name: str) -> list[tuple[str, dict[str, Any]]]:
 
 def _string(fields: dict[str, Any], key: str, source: str) -> str:
     if key not in fields:
-        raise SbdValueError(f'{source}: expected a "{key}", got only {", ".join(fields) or "{}"}')
+        got = ", ".join([*fields][:8]) or "{}"
+        raise SbdValueError(f'{source}: expected a "{key}", got only {got:.80}')
     value = fields[key]
     if not isinstance(value, str):
-        raise SbdValueError(f'{source}: expected "{key}" as a string, got {value!r:.40}')
+        got = type(value).__name__ if isinstance(value, (dict, list)) else f"{value!r:.40}"
+        raise SbdValueError(f'{source}: expected "{key}" as a string, got {got}')
     if not value.strip():
         raise SbdValueError(f'{source}: expected a "{key}" that is not empty')
     try:

@@ -1,8 +1,8 @@
-"""The curve of quality against tokens per forward, and the gamma that it recommends."""
+"""What a sweep tries: rules of unmasking from careful to bold, what the file says, the lossless."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import SbdValueError
@@ -10,43 +10,46 @@ from ..parameters import unknown
 from .answering import NTP, Setting, plain
 
 GAMMAS = (0.0, 0.01, 0.1, 0.2, 0.4, 0.8, 1.5)  # of the paper's ablation
+LOSSLESS = "sbd_lossless"
 
 
 class Rule(NamedTuple):
-    """An unmasking rule: the option that sets how bold it is, and values from careful to bold."""
+    """An unmasking rule: the option that sets how bold it is, the model file's key of that, and
+    values from careful to bold."""
 
     option: str
+    key: str
     ladder: tuple[float, ...]
 
 
 RULES = {
-    "entropy_bounded": Rule("gamma", GAMMAS),
-    "factor": Rule("factor", (0.01, 0.03, 0.1, 0.25, 0.5, 1.0, 2.0)),
-    "confidence": Rule("confidence_threshold", (0.999, 0.99, 0.95, 0.9, 0.8, 0.7, 0.5)),
-    "top_n": Rule("top_n", (1, 2, 3, 4, 5, 6, 8)),
+    "entropy_bounded": Rule("gamma", "sbd.gamma", GAMMAS),
+    "factor": Rule("factor", "sbd.factor", (0.01, 0.03, 0.1, 0.25, 0.5, 1.0, 2.0)),
+    "confidence": Rule(
+        "confidence_threshold", "sbd.threshold", (0.999, 0.99, 0.95, 0.9, 0.8, 0.7, 0.5)
+    ),
+    "top_n": Rule("top_n", "sbd.top_n", (1, 2, 3, 4, 5, 6, 8)),
 }
 
 
 class Point(NamedTuple):
-    """One setting of the sweep."""
+    """One setting of the sweep: options of Engine.generate; default: what the file itself says."""
 
-    block_size: int
-    unmask: str
-    value: float  # of the rule's option
+    options: Mapping[str, Any]
+    default: bool = False
 
     @property
-    def option(self) -> str:
-        return RULES[self.unmask].option
+    def name(self) -> str:
+        size = self.options.get("block_size")
+        return label(self.options) if size is None else f"block_size {size}, {label(self.options)}"
 
-    def setting(self) -> Setting:
-        options = {
-            "decoder": "sbd",
-            "block_size": self.block_size,
-            "unmask": self.unmask,
-            self.option: self.value,
-        }
-        name = f"block_size {self.block_size}, {self.option} {self.value:g}"
-        return Setting(name, options)
+
+def label(options: Mapping[str, Any]) -> str:
+    """A setting in a word or two, its block size left out."""
+    if "unmask" not in options:
+        return str(options["decoder"])
+    option = RULES[options["unmask"]].option
+    return f"{option.removesuffix('_threshold')} {float(options[option]):g}"
 
 
 def grid(block_sizes: Iterable[int], rules: Iterable[str], gammas: Sequence[float]) -> list[Point]:
@@ -59,29 +62,56 @@ def grid(block_sizes: Iterable[int], rules: Iterable[str], gammas: Sequence[floa
             values = gammas if name == "entropy_bounded" else RULES[name].ladder
             if name == "top_n":
                 values = sorted({min(value, size) for value in values})
-            points += [Point(size, name, value) for value in values]
+            points += [_sbd(size, name, value) for value in values]
     return points
 
 
+def _sbd(block_size: int, unmask: str, value: float) -> Point:
+    options = {"decoder": "sbd", "block_size": block_size, "unmask": unmask}
+    return Point({**options, RULES[unmask].option: value})
+
+
+def with_files_own(
+    points: Sequence[Point],
+    block_sizes: Iterable[int],
+    auto: str,
+    able: Collection[str],
+    defaults: Mapping[str, Any],
+) -> list[Point]:
+    """The points and, where they are not among them: sbd_lossless, where the file can run it, and
+    what the file says, `auto` being its decoder and `defaults` its options."""
+    own = _own(auto, defaults)
+    lossless = [
+        Point({"decoder": LOSSLESS, "block_size": size}) for size in block_sizes if LOSSLESS in able
+    ]
+    points = [*points, *lossless]
+    if own is None:
+        return points
+    found = [point._replace(default=point.options == own.options) for point in points]
+    return found if any(point.default for point in found) else [own, *found]
+
+
+def _own(auto: str, defaults: Mapping[str, Any]) -> Point | None:
+    if auto == NTP:
+        return None
+    if auto == "sbd":
+        unmask = defaults["unmask"]
+        own = _sbd(defaults["block_size"], unmask, defaults[RULES[unmask].option])
+        return own._replace(default=True)
+    if auto == LOSSLESS:
+        return Point({"decoder": auto, "block_size": defaults["block_size"]}, default=True)
+    return Point({"decoder": auto}, default=True)
+
+
 def settings(points: Sequence[Point]) -> list[Setting]:
-    return [Setting(NTP, {"decoder": NTP}), *(point.setting() for point in points)]
+    return [
+        Setting(NTP, {"decoder": NTP}),
+        *(Setting(point.name, point.options) for point in points),
+    ]
 
 
 def as_row(point: Point | None, figures: dict[str, Any]) -> dict[str, Any]:
     """A line of the report; None is NTP."""
-    options: dict[str, Any] = {"decoder": NTP} if point is None else plain(point.setting().options)
-    return {**options, **figures}
-
-
-def recommend(rows: Sequence[dict[str, Any]], max_loss: float) -> dict[str, Any] | None:
-    """Of the rows decoded with entropy_bounded, the one of most tokens per forward among those that
-    lose at most `max_loss` (a share) of quality. None where all lose more, or where there is
-    nothing to lose: the first row, NTP's, has quality 0."""
-    if not rows or rows[0]["quality"]["value"] == 0:
-        return None
-    fit = [
-        row
-        for row in rows
-        if row.get("unmask") == "entropy_bounded" and row["loss"]["value"] <= max_loss + 1e-12
-    ]
-    return max(fit, key=lambda row: row["tokens_per_forward"]["value"], default=None)
+    if point is None:
+        return {"decoder": NTP, **figures}
+    return {**plain(point.options), "default": point.default, **figures}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sbd_engine.evaluation.intervals import bootstrap, paired_difference, ratio, share
+from sbd_engine.evaluation.intervals import bootstrap, forwards, paired_difference, ratio, share
 
 
 @pytest.mark.parametrize(
@@ -88,3 +88,17 @@ def test_ratio() -> None:
 def test_bootstrap_passes_sums() -> None:
     estimate = bootstrap([[1, 2, 3], [1, 1, 1]], lambda a, b: a * b)
     assert estimate.value == 18
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "said"),
+    [
+        (3.07, 3.01, 3.12, "3.07x fewer forwards (3.01 to 3.12)"),
+        (1.05, 0.98, 1.11, "1.05x fewer forwards (0.98 to 1.11)"),
+        (0.8, 0.5, 1.25, "1.25x more forwards (0.80 to 2.00)"),
+        (1.004, 0.8, 1.25, "as many forwards (0.80x to 1.25x)"),
+        (0.996, 0.8, 1.25, "as many forwards (0.80x to 1.25x)"),
+    ],
+)
+def test_fewer_or_more_forwards(value: float, low: float, high: float, said: str) -> None:
+    assert forwards({"value": value, "low": low, "high": high}) == said

@@ -107,7 +107,9 @@ def test_tables() -> None:
     assert [line.split(" | ")[0] for line in text["blocks"].splitlines()[2:]] == ["| 4", "| 8"]
     assert "| f32 | 3.0 | 89.0 (87.0 to 91.0) | 100 |" in text["types"]
     # 8 * 1 / (1.5 + (8 / 3 - 1) * 1.1)
-    assert "so 3.00x fewer forwards would be 2.40x the speed" in text["forwards"]
+    assert "so 3.00 tokens per forward would be 2.40x the speed" in text["forwards"]
+    assert "; `factor`: none; " in text["rules"]
+    assert "points against the same weights decoded NTP, 3.00x fewer forwards (" in text["tuning"]
 
 
 def test_interpolated() -> None:
@@ -123,6 +125,13 @@ def test_no_gamma_within_a_point() -> None:
     worse = [{**row, "loss": estimate(0.02)} for row in REPORT["curves"]["rows"]]
     report = {**REPORT, "curves": {**REPORT["curves"], "rows": worse}}
     assert "within 1 point of NTP: none; within 3" in results_page.gamma_text(report)
+
+
+def test_what_is_slower_than_ntp_is_none_to_take() -> None:
+    careful = {**point(8, 0.0, 0.9, 0.96), "loss": estimate(0.0)}
+    report = {**REPORT, "curves": {**REPORT["curves"], "rows": [careful]}}
+    assert "within 1 point of NTP: none; within 3" in results_page.gamma_text(report)
+    assert "`entropy_bounded`: none" in results_page.rules_text(report)
 
 
 def test_families_are_compared_with_their_own_questions() -> None:

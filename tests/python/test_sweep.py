@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from python.full_disk import full_disk
 from python.tiny_model import write_tiny_model
 
 from sbd_engine import Completion, Engine
 from sbd_engine.cli import main
+from sbd_engine.cli.sweep_report import commands, print_report
 from sbd_engine.convert import convert
 from sbd_engine.evaluation import plots
-from sbd_engine.evaluation.sweeping import GAMMAS, RULES, grid, recommend
+from sbd_engine.evaluation.recommending import evidence, recommend
+from sbd_engine.evaluation.sweeping import GAMMAS, RULES, grid, settings, with_files_own
+from sbd_engine.model_file import model_file
 
 PROMPTS = ["def add(a, b):", "class Stack:", "import os", "def is_even(n):"]
 
@@ -55,62 +59,117 @@ def sweep(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, 
 
 
 def row(gamma: float, quality: float, tokens_per_forward: float, **changes: Any) -> dict[str, Any]:
+    speed = changes.pop("speed", tokens_per_forward / 2)
     return {
+        "decoder": "sbd",
         "unmask": "entropy_bounded",
         "gamma": gamma,
         "quality": {"value": quality},
         "loss": {"value": 0.9 - quality},
         "tokens_per_forward": {"value": tokens_per_forward},
+        "speedup": {"value": speed, "low": speed - 0.1, "high": speed + 0.1},
         **changes,
     }
 
 
-NTP = {"quality": {"value": 0.9}, "loss": {"value": 0.0}, "tokens_per_forward": {"value": 1.0}}
+NTP = row(-1, 0.9, 1.0, decoder="ntp", speed=1.0)
+LOSSLESS = row(-2, 0.9, 2.8, decoder="sbd_lossless")
+
+
+def gamma(rows: list[dict[str, Any]], max_loss: float, questions: int = 10**6) -> float | None:
+    best = recommend([NTP, *rows], evidence(questions, questions, max_loss)).best
+    return None if best is None else float(best["gamma"])
 
 
 def test_recommended_is_the_fastest_within_the_loss() -> None:
     rows = [
-        NTP,
-        row(0.0, 0.9, 1.0),
+        row(0.0, 0.9, 0.96),
         row(0.1, 0.885, 2.0),  # a dip does not bar what lies behind it
         row(0.2, 0.89, 3.0),
         row(0.4, 0.87, 4.0),
-        row(0.3, 0.9, 9.0, unmask="factor"),
+        row(0.3, 0.88, 3.5, unmask="factor"),
     ]
-
-    def gamma(max_loss: float) -> float | None:
-        best = recommend(rows, max_loss)
-        return None if best is None else float(best["gamma"])
-
-    assert gamma(0.0) == 0.0
-    assert gamma(0.01) == 0.2  # 0.9 - 0.89 is not quite 0.01 in binary
-    assert gamma(0.03) == 0.4
-    assert gamma(1.0) == 0.4
-    rows[1] = row(0.0, 0.88, 1.0)
-    assert gamma(0.005) is None
-    assert recommend([NTP], 1.0) is None
-    assert recommend([], 1.0) is None
+    assert gamma(rows, 0.005) is None  # gamma 0 is slower than NTP
+    assert gamma(rows, 0.01) == 0.2  # 0.9 - 0.89 is not quite 0.01 in binary
+    assert gamma(rows, 0.02) == 0.3  # any rule
+    assert gamma(rows, 0.03) == 0.4
+    assert gamma(rows, 1.0) == 0.4
+    assert gamma([*rows, row(0.5, 0.9, 8.0, speed=0.99)], 1.0) == 0.4  # in time, too
+    assert gamma([*rows, row(0.5, 0.9, 8.0, speed=1.79)], 1.0) == 0.4  # shown to be slower
+    assert gamma([*rows, row(0.5, 0.9, 8.0, speed=1.81)], 1.0) == 0.5  # may be as fast
+    assert gamma([row(0.0, 0.9, 0.96, speed=3.0)], 1.0) is None
 
 
-def test_nothing_is_recommended_where_ntp_is_never_right() -> None:
+def test_why_nothing_is_recommended() -> None:
+    plenty, few = evidence(10**6, 10**6, 0.01), evidence(100, 100, 0.01)
+    slow, bold = row(0.0, 0.9, 0.96), row(1.5, 0.5, 6.0)
+    found = recommend([NTP, slow, row(0.1, 0.9, 1.5)], plenty)
+    assert (found.best, found.reason, found.nearest) == (None, "slower", row(0.1, 0.9, 1.5))
+    found = recommend([NTP, slow, bold], plenty)
+    assert (found.best, found.reason, found.nearest) == (None, "loss", bold)
+    careful = row(0.2, 0.9, 3.0)
+    found = recommend([NTP, slow, bold, careful], few)
+    assert (found.best, found.reason, found.nearest) == (None, "evidence", careful)
+    # What is lossless by its making needs no evidence.
+    found = recommend([NTP, careful, LOSSLESS], few)
+    assert (found.best, found.reason, found.nearest) == (LOSSLESS, "evidence", careful)
+    assert recommend([NTP, careful, LOSSLESS], plenty).best == careful
+    assert recommend([NTP, LOSSLESS], evidence(2, 2, 0.0)).best == LOSSLESS
     nothing = {**NTP, "quality": {"value": 0.0}}
-    assert recommend([nothing, row(1.5, 0.0, 6.0, loss={"value": 0.0})], 0.01) is None
+    found = recommend([nothing, row(1.5, 0.0, 6.0, loss={"value": 0.0})], plenty)
+    assert (found.best, found.reason) == (None, "ntp is never right")
+
+
+def test_how_many_questions_it_takes() -> None:
+    # Wilson's upper end of 0 of n is z^2 / (n + z^2), z^2 = 3.8415.
+    assert evidence(2, 2, 0.01).hidden_loss == pytest.approx(3.8415 / 5.8415, abs=1e-4)
+    assert evidence(2, 2, 0.01).needed == 381  # 3.8415 * 0.99 / 0.01
+    assert not evidence(380, 380, 0.01).enough
+    assert evidence(381, 381, 0.01).enough
+    # Of prompts the tokens count, yet few prompts say nothing of others.
+    assert evidence(10, 1000, 0.01).needed == 20
+    assert evidence(10, 100, 0.01).needed == 39
+    assert evidence(10**9, 10**9, 0.0).needed is None
 
 
 def test_grid() -> None:
-    assert [p.value for p in grid([16], ["entropy_bounded"], GAMMAS)] == [*GAMMAS]
+    careful = [p.options["gamma"] for p in grid([16], ["entropy_bounded"], GAMMAS)]
+    assert careful == [*GAMMAS]
     points = grid([4, 8], RULES, [0.5])
-    assert {p.block_size for p in points} == {4, 8}
-    settings = [p.setting() for p in points]
-    assert len({s.name for s in settings}) == len(settings)
-    assert settings[0].options == {
+    assert {p.options["block_size"] for p in points} == {4, 8}
+    names = [setting.name for setting in settings(points)]
+    assert len({*names}) == len(points) + 1 and names[0] == "ntp"
+    assert points[0].options == {
         "decoder": "sbd",
         "block_size": 4,
         "unmask": "entropy_bounded",
         "gamma": 0.5,
     }
-    whole = [p.value for p in points if (p.block_size, p.unmask) == (4, "top_n")]
+    whole = [
+        p.options["top_n"]
+        for p in points
+        if p.options["block_size"] == 4 and p.options["unmask"] == "top_n"
+    ]
     assert whole == [1, 2, 3, 4]
+
+
+def test_the_files_own_settings_are_swept_once() -> None:
+    points = grid([8], ["factor"], GAMMAS)
+    says = {"block_size": 8, "unmask": "factor", "factor": 0.5}
+
+    def default(auto: str, able: list[str], defaults: dict[str, Any]) -> list[Any]:
+        swept = with_files_own(points, [8], auto, able, defaults)
+        return [len(swept) - len(points), *(dict(p.options) for p in swept if p.default)]
+
+    factor = {"decoder": "sbd", **says}
+    assert default("sbd", ["sbd"], says) == [0, factor]
+    assert default("sbd", ["sbd", "sbd_lossless"], says) == [1, factor]
+    other = {"block_size": 8, "unmask": "entropy_bounded", "gamma": 0.35}
+    assert default("sbd", ["sbd"], other) == [1, {"decoder": "sbd", **other}]
+    assert default("d2f", ["sbd", "d2f"], says) == [1, {"decoder": "d2f"}]
+    lossless = {"decoder": "sbd_lossless", "block_size": 8}
+    assert default("sbd_lossless", ["sbd_lossless"], says) == [1, lossless]
+    assert default("ntp", ["ntp", "sbd"], says) == [0]
 
 
 # Runs
@@ -121,7 +180,8 @@ def test_tasks(
 ) -> None:
     out = tmp_path / "out"
     flags = ["--gammas", "0,0.1,inf", "--unmask", "all", "--block-sizes", "4,8", "--max-tokens", 12]
-    code, printed, err = sweep(capsys, "--tasks", tasks, *flags, "--json", "--out", out)
+    call = ["--tasks", tasks, *flags, "--batch", 4, "--json", "--out", out]
+    code, printed, err = sweep(capsys, *call)
     assert code == 0
     report = json.loads(printed)
     assert report["quality"] == "right answers"
@@ -129,7 +189,12 @@ def test_tasks(
     ntp, *rows = report["results"]
     assert ntp["decoder"] == "ntp"
     assert ntp["quality"]["value"] == ntp["identical"]["value"] == 1
-    assert len(rows) == 2 * (3 + 7 + 7) + 4 + 7
+    assert len(rows) == 2 * (3 + 7 + 7) + 4 + 7 + 2
+    lossless = [r for r in rows if r["decoder"] == "sbd_lossless"]
+    assert [r["block_size"] for r in lossless] == [4, 8]
+    assert all(r["identical"]["value"] == 1 for r in lossless)
+    (own,) = (r for r in rows if r["default"])
+    assert (own["block_size"], own["unmask"], own["factor"]) == (8, "factor", 0.5)
     answers = [json.loads(line)["answer"] for line in tasks.read_text().splitlines()]
     names = ("decoder", "block_size", "unmask", *(rule.option for rule in RULES.values()))
     for each in rows[::5]:
@@ -141,7 +206,7 @@ def test_tasks(
         assert each["quality"]["value"] == sum(hits) / 4
         tokens, nfe = sum(len(c.tokens) for c in done), sum(c.stats.nfe for c in done)
         assert each["tokens_per_forward"]["value"] == pytest.approx(tokens / nfe)
-    bounded = [r for r in rows if r["unmask"] == "entropy_bounded"]
+    bounded = [r for r in rows if r.get("unmask") == "entropy_bounded"]
     assert [r["gamma"] for r in bounded] == [0, 0.1, "inf"] * 2
     assert bounded[0]["tokens_per_forward"]["value"] == 1
     assert (out / "sweep.png").is_file() == plots.installed()
@@ -161,8 +226,9 @@ def agreement(engine: Engine, prompt: str, completion: Completion) -> int:
 def test_prompts_agree_with_ntp(
     engine: Engine, prompts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--gammas", "0,inf", "--block-sizes", 8, "--max-tokens", 20]
-    code, out, err = sweep(capsys, "--prompts", prompts, *flags, "--json")
+    flags = ["--gammas", "0,inf", "--unmask", "entropy_bounded", "--block-sizes", 8]
+    call = ["--prompts", prompts, *flags, "--max-tokens", 20]
+    code, out, err = sweep(capsys, *call, "--json")
     assert (code, err) == (0, "")
     report = json.loads(out)
     assert report["quality"] == "agreement with ntp"
@@ -173,10 +239,12 @@ def test_prompts_agree_with_ntp(
     assert [agreement(engine, p, c) for p, c in zip(PROMPTS, reference, strict=True)] == [
         len(c.tokens) for c in reference
     ]
-    for each in rows:
-        gamma = float(each["gamma"])
+    bounded = [each for each in rows if "gamma" in each]
+    assert len(bounded) == 2 and len(rows) == 4  # what the file says, and sbd_lossless
+    for each in bounded:
+        options = {"unmask": "entropy_bounded", "gamma": float(each["gamma"])}
         done = [
-            engine.generate(p, max_tokens=20, decoder="sbd", block_size=8, gamma=gamma)
+            engine.generate(p, max_tokens=20, decoder="sbd", block_size=8, **options)
             for p in PROMPTS
         ]
         agreed = sum(agreement(engine, p, c) for p, c in zip(PROMPTS, done, strict=True))
@@ -184,36 +252,137 @@ def test_prompts_agree_with_ntp(
         same = sum(c.text == r.text for c, r in zip(done, reference, strict=True))
         assert each["identical"]["value"] == same / 4
         assert each["loss"]["value"] == pytest.approx(1 - each["quality"]["value"])
-    assert rows[1]["quality"]["value"] < 1  # else this showed little
+    assert bounded[1]["quality"]["value"] < 1  # else this showed little
 
 
-def test_the_recommended_command_runs(
-    engine: Engine, prompts: Path, capsys: pytest.CaptureFixture[str]
+def test_what_is_recommended_can_be_applied(
+    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--gammas", "0.25", "--block-sizes", 5, "--max-loss", 100, "--max-tokens", 9]
-    code, out, _ = sweep(capsys, "--prompts", prompts, *flags)
+    ways: list[dict[str, Any]] = [
+        {"decoder": "sbd", "block_size": 5, "unmask": "entropy_bounded", "gamma": 0.25},
+        {"decoder": "sbd", "block_size": 8, "unmask": "confidence", "confidence_threshold": 0.6},
+        {"decoder": "sbd_lossless", "block_size": 4},
+    ]
+    for way in ways:
+        model = tmp_path / "a model.bin"
+        with model_file(None) as demo:
+            model.write_bytes(demo.read_bytes())
+        advice = commands({**way, "default": False}, model, engine)
+        assert advice["set"]
+        prompt = ["-p", PROMPTS[0], "--max-tokens", "9", "--json"]
+        once = shlex.split(advice["command"])
+        assert once[:2] == ["sbd-engine", "run"] and once[-2:] == ["-p", "..."]
+        expected = engine.generate(PROMPTS[0], max_tokens=9, **way)
+        for call in (once[1:-2], shlex.split(advice["set"])[1:], ["run", str(model)]):
+            assert main.run([*call, *(prompt if call[0] == "run" else [])]) == 0
+            out = capsys.readouterr().out
+            if call[0] == "run":
+                done = json.loads(out)
+                assert (done["tokens"], done["stats"]["nfe"]) == (
+                    expected.tokens,
+                    expected.stats.nfe,
+                )
+    default = {"decoder": "sbd", "block_size": 8, "unmask": "factor", "factor": 0.5}
+    assert commands({**default, "default": True}, Path("m.bin"), engine) == {
+        "command": "sbd-engine run m.bin -p '...'",
+        "set": None,
+    }
+    # The installation's own model stays as it is.
+    assert commands({**ways[0], "default": False}, None, engine)["set"] is None
+
+
+def test_a_recommendation_is_never_slower_than_ntp(
+    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("".join(f"def f{i}(" + "\n" for i in range(20)))
+    flags = ["--gammas", "0,inf", "--unmask", "entropy_bounded", "--max-loss", 100]
+    code, out, _ = sweep(capsys, "--prompts", prompts, *flags, "--max-tokens", 8, "--json")
     assert code == 0
-    assert "recommended: gamma 0.25 in blocks of 5: " in out
-    lines = dict(line.strip().split(":", 1) for line in out.splitlines()[-2:])
-    command = shlex.split(lines["now"])
-    assert command[:2] == ["sbd-engine", "run"]
-    assert command[-2:] == ["-p", "..."]
-    code = main.run([*command[1:-1], PROMPTS[0], "--max-tokens", "9", "--json"])
-    expected = engine.generate(PROMPTS[0], max_tokens=9, decoder="sbd", block_size=5, gamma=0.25)
-    done = json.loads(capsys.readouterr().out)
-    assert (code, done["tokens"]) == (0, expected.tokens)
-    assert lines["in the file"].split("DIR -o model.bin ")[1] == (
-        "--set sbd.gamma=0.25 --set sbd.block_size=5 --set sbd.unmask=entropy_bounded"
+    report = json.loads(out)
+    assert report["evidence"]["enough"]
+    best, rows = report["recommended"], report["results"][1:]
+    fast = [r for r in rows if r["speedup"]["value"] >= 1 and r["tokens_per_forward"]["value"] > 1]
+    if fast:
+        assert best["speedup"]["value"] >= 1 and best["tokens_per_forward"]["value"] > 1
+    else:
+        assert (best, report["reason"]) == (None, "slower")
+
+
+def test_two_questions_are_too_few(tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--unmask", "factor", "--max-tokens", 12, "--limit", 2]
+    report = json.loads(sweep(capsys, "--tasks", tasks, *flags, "--json")[1])
+    assert not report["evidence"]["enough"] and report["evidence"]["needed"] == 381
+    best = report["recommended"]
+    assert best is None or best["decoder"] == "sbd_lossless"
+    assert report["reason"] in ("evidence", "slower")
+
+
+@pytest.mark.parametrize("reason", ["", "evidence", "loss", "slower", "ntp is never right"])
+def test_advice_for_people(reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    spread = {"low": 0.0, "high": 0.5}
+    figures = {
+        name: {"value": value, **spread}
+        for name, value in (("quality", 0.9), ("loss", 0.005), ("tokens_per_forward", 3.0))
+    }
+    ntp = {"decoder": "ntp", "speedup": {"value": 1.0, **spread}, **figures}
+    careful = {"decoder": "sbd", "block_size": 8, "unmask": "factor", "factor": 0.1}
+    row = {**ntp, **careful, "default": False}
+    best = {**row, "command": "sbd-engine run", "set": "sbd-engine set"}
+    print_report(
+        {
+            "model": "[b]m.bin",
+            "device": "cpu",
+            "n_threads": 1,
+            "answered": 6,
+            "batch": 1,
+            "quality": "right answers",
+            "results": [ntp, row],
+            "max_loss": 1.0,
+            "recommended": None if reason else best,
+            "reason": reason,
+            "nearest": row if reason else None,
+            "evidence": {"questions": 6, "hidden_loss": 0.39, "needed": 381},
+        }
     )
+    out = capsys.readouterr().out
+    assert out.startswith("[b]m.bin on cpu, 1 threads, 6 questions one at a time\n")
+    words = " ".join(out.split())
+    said = {
+        "": "recommended: factor 0.1 in blocks of 8: 3.00 tokens per forward, 1.00x ntp's speed "
+        "(0.00 to 0.50), 0.5 points lost (0.0 to 50.0), 1 allowed now: sbd-engine run in the file: "
+        "sbd-engine set",
+        "evidence": "too little data to recommend a setting: 6 questions can hide a loss of 39.0 "
+        "points, it takes about 381 to show one of at most 1 point; --max-loss allows more "
+        "foremost so far: factor 0.1 in blocks of 8: 3.00",
+        "loss": "nothing is recommended: what is as fast as ntp loses more than 1 point, the least "
+        "factor 0.1 in blocks of 8",
+        "slower": "nothing is recommended: no setting is faster than ntp here: the fastest is "
+        "factor 0.1",
+        "ntp is never right": "nothing can be recommended: ntp has none of these right",
+    }
+    assert said[reason] in words
+    assert ("recommended: factor" in words) == (reason == "")
 
 
-def test_a_loss_that_no_gamma_keeps_to(
-    tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("columns", [80, 40])
+def test_tables_keep_their_numbers(
+    columns: int,
+    prompts: Path,
+    tasks: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    flags = ["--gammas", "inf", "--block-sizes", 16, "--max-loss", 0, "--max-tokens", 12]
-    code, out, _ = sweep(capsys, "--tasks", tasks, *flags)
-    assert code == 0
-    assert "no gamma here loses at most 0 points: the least is " in " ".join(out.split())
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for source in (["--tasks", tasks], ["--prompts", prompts]):
+        flags = ["--unmask", "confidence", "--block-sizes", 4, "--max-tokens", 2]
+        code, out, _ = sweep(capsys, *source, *flags)
+        assert code == 0
+        assert "…" not in out
+        table = [line.rstrip() for line in out.split("\n* ")[0].splitlines()[1:]]
+        assert all(len(line) <= 80 for line in table)
+        assert len(table) == 1 + 1 + 1 + 7 + 1  # each row is one line
+        assert all(len(line.split()) in (6, 7, 8) for line in table[1:])
 
 
 def test_an_interrupted_sweep_goes_on(
@@ -222,15 +391,15 @@ def test_an_interrupted_sweep_goes_on(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    flags = ["--gammas", "0.1,1", "--block-sizes", 16, "--batch", 2, "--max-tokens", 8, "--json"]
-    call = ["--prompts", prompts, *flags]
+    flags = ["--gammas", "0.1,1", "--unmask", "entropy_bounded", "--block-sizes", 16, "--batch", 2]
+    call = ["--prompts", prompts, *flags, "--max-tokens", 8, "--json"]
     whole = json.loads(sweep(capsys, *call)[1])
     calls: list[int] = []
     generate_batch = Engine.generate_batch
 
     def counted(self: Engine, prompts: Any) -> list[Completion]:
         calls.append(len(prompts))
-        if len(calls) == 6:
+        if len(calls) == 9:
             raise KeyboardInterrupt
         return generate_batch(self, prompts)
 
@@ -239,13 +408,13 @@ def test_an_interrupted_sweep_goes_on(
     code, printed, err = sweep(capsys, *call, "--out", out)
     assert code == 130
     partial = json.loads(printed)
-    assert [each["questions"] for each in partial["results"]] == [2, 2, 2]
+    assert [each["questions"] for each in partial["results"]] == [2] * 5
     assert "interrupted after 2 of 4 questions" in err
     assert [path.name for path in out.iterdir()] == ["answers.jsonl"]
 
     code, printed, _ = sweep(capsys, *call, "--out", out)
     assert code == 0
-    assert calls == [2] * 7  # six batches in all, one of them tried twice
+    assert calls == [2] * 11  # ten batches in all, one of them tried twice
     for before, after in zip(whole["results"], json.loads(printed)["results"], strict=True):
         for key in ("quality", "identical", "loss", "tokens_per_forward"):
             assert before[key] == after[key]
@@ -262,7 +431,7 @@ def test_without_matplotlib(
     monkeypatch.setattr(plots, "installed", lambda: False)
     out = tmp_path / "out"
     code, _, err = sweep(
-        capsys, "--prompts", prompts, "--gammas", "0", "--max-tokens", 2, "--out", out
+        capsys, "--prompts", prompts, "--unmask", "factor", "--max-tokens", 2, "--out", out
     )
     assert code == 0
     assert err == "note: no plot: it needs matplotlib (pip install 'sbd-engine[plot]')\n"
@@ -276,6 +445,8 @@ def test_without_matplotlib(
         (["--gammas", ""], "--gammas"),
         (["--gammas", "nan"], "--gammas"),
         (["--gammas=-1"], "--gammas"),
+        (["--gammas", "0", "--unmask", "factor"], "--gammas is of entropy_bounded, which --unmask"),
+        (["--score", "contains"], "expected --score or --prompts, got both"),
         (["--unmask", "factor,bold"], "unknown unmask 'bold': expected one of entropy_bounded, "),
         (["--block-sizes", "8,0"], "expected --block-sizes as integers >= 1 with commas"),
         (["--block-sizes", "8;16"], "'8;16'"),
@@ -317,16 +488,48 @@ def test_a_model_without_a_mask_token(
     assert not out.exists()
 
 
-def test_the_recommended_file_keeps_its_other_decoders(
-    prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_recommended_file_keeps_its_other_decoders(tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path)
-    settings = ["decoders=nemotron,nemotron_spec,sbd,ntp"]
-    convert(tmp_path / "checkpoint", model, type="f32", settings=settings, block_size=4)
-    flags = ["--gammas", "0.1", "--max-loss", 100, "--max-tokens", 4, "--json"]
-    recommended = json.loads(sweep(capsys, model, "--prompts", prompts, *flags)[1])["recommended"]
-    assert "--decoder sbd" in recommended["command"]
-    assert recommended["in_the_file"].endswith(" --set sbd.decoders=sbd,nemotron,nemotron_spec,ntp")
+    names = ["decoders=nemotron,nemotron_spec,sbd,ntp"]
+    convert(tmp_path / "checkpoint", model, type="f32", settings=names, block_size=4)
+    way = {"decoder": "sbd", "block_size": 4, "unmask": "factor", "factor": 0.1, "default": False}
+    with Engine(model) as engine:
+        advice = commands(way, model, engine)
+    assert "--decoder sbd" in advice["command"]
+    assert advice["set"] and advice["set"].endswith(" sbd.decoders=sbd,nemotron,nemotron_spec,ntp")
+
+
+class TestOut:
+    FLAGS = ("--unmask", "factor", "--max-tokens", 2)
+
+    def test_links_are_not_followed(
+        self, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out, victim = tmp_path / "out", tmp_path / "victim"
+        out.mkdir()
+        victim.write_text("precious")
+        for name in ("sweep.json", "sweep.json.part", "sweep.png", "sweep.part.png"):
+            (out / name).symlink_to(victim)
+        assert sweep(capsys, "--prompts", prompts, *self.FLAGS, "--out", out)[0] == 0
+        assert victim.read_text() == "precious"
+        assert not (out / "sweep.json").is_symlink()
+        (out / "answers.jsonl").unlink()
+        (out / "answers.jsonl").symlink_to(victim)
+        done = sweep(capsys, "--prompts", prompts, *self.FLAGS, "--out", out)
+        check(done, "answers.jsonl: expected a file, got a symbolic link")
+        assert victim.read_text() == "precious"
+
+    def test_a_disk_that_is_full(
+        self, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out = tmp_path / "out"
+        call = ["--prompts", prompts, *self.FLAGS, "--out", out]
+        assert sweep(capsys, *call)[0] == 0
+        before = (out / "sweep.json").read_text()
+        with full_disk(1000):
+            check(sweep(capsys, *call), "sweep.json: cannot be written: File too large")
+        assert (out / "sweep.json").read_text() == before
+        assert not [path for path in out.iterdir() if path.name.endswith(".part")]
 
 
 def test_a_model_without_a_block_size(
