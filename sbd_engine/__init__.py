@@ -5,12 +5,15 @@
     with Engine() as engine:  # the embedded demo model; or Engine("model.bin")
         print(engine.generate("def add(a, b):").text)
 
-Names are loaded on first use, so `import sbd_engine.convert` needs no compiled engine.
+Names are loaded on first use, so `import sbd_engine.convert` loads no compiled engine.
 """
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from importlib.machinery import PathFinder
+from importlib.util import find_spec, module_from_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,6 +33,28 @@ _HOME = {
 }
 
 __all__ = ["Chunk", "Completion", "Engine", "SbdError", "Stats", "Stream", "Tokenizer"]
+
+
+def _hand_over() -> None:
+    """Puts the installed package in this one's place, whole: two versions never mix."""
+    for folder in sys.path:
+        spec = PathFinder.find_spec(__name__, [folder])
+        parts = spec.submodule_search_locations if spec else None
+        if spec and spec.loader and parts and PathFinder.find_spec(f"{__name__}._core", parts):
+            sys.modules[__name__] = installed = module_from_spec(spec)
+            spec.loader.exec_module(installed)
+            return
+    raise ImportError(
+        f"sbd_engine is not installed in {sys.prefix}, and {__path__[0]} is a clone's source "
+        "without the compiled engine: start the Python it is installed in (.venv/bin/python by the "
+        "README), or pip install ."
+    )
+
+
+# Python looks into the folder it was started in first, so in a clone's root it finds this source,
+# which has no compiled engine, before the installed package.
+if find_spec(f"{__name__}._core") is None:
+    _hand_over()
 
 
 def __getattr__(name: str) -> Any:

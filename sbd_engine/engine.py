@@ -10,20 +10,13 @@ from dataclasses import fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from . import _core
 from .completion import Chunk, Completion
 from .errors import SbdError, SbdTypeError, SbdValueError
 from .model_file import ModelPath, existing, model_file
 from .parameters import Parameters, Prompt, integer, one_of, parse, token_ids
 from .session import Session
 from .tokenizer import Tokenizer
-
-try:
-    from . import _core
-except ImportError as error:
-    raise ImportError(
-        f"the compiled engine does not load ({error}); in a clone's own folder install it with "
-        "pip install -e ., or start from another folder"
-    ) from error
 
 if TYPE_CHECKING:
     import numpy as np
