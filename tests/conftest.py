@@ -11,6 +11,13 @@ import pytest
 # The reference's matrices are tiny: more BLAS threads only wait for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+# Each of several workers has a core of its own, so that their engines have one thread each and do
+# not wait for each other's.
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+if CORES and "PYTEST_XDIST_WORKER" in os.environ:
+    worker = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
+    os.sched_setaffinity(0, {CORES[worker % len(CORES)]})
+
 # For `training`, which is not installed. Behind everything else: the installed package comes first.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
@@ -28,7 +35,9 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With SBD_ONLY_SKIPPED set, what the last run skipped is all that runs."""
+    """With SBD_ONLY_SKIPPED set, what the last run skipped is all that runs. What takes longest comes
+    first: the C++ tests, which are built."""
+    items.sort(key=lambda item: item.path.name != "test_cpp.py")
     if not os.environ.get("SBD_ONLY_SKIPPED"):
         return
     assert config.cache is not None

@@ -12,6 +12,13 @@ import pytest
 from .isas import ISAS
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.xdist_group("cpp")  # one build, by all cores
+
+
+def on_all_cores() -> None:
+    """The suite's worker has one core (conftest.py); a build takes what there is."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +31,12 @@ def binaries() -> Path:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     for command in (["cmake", *configure, *options], ["cmake", "--build", build]):
         done = subprocess.run(
-            command, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+            command,
+            env={**os.environ, "PATH": path},
+            preexec_fn=on_all_cores,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     return build
