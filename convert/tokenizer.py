@@ -7,12 +7,12 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as HfTokenizer
 
-from .checkpoint import Checkpoint
+from .chat import chat_metadata, chat_templates
+from .checkpoint import Checkpoint, read_text
 from .errors import ConvertError, listed
 from .sentencepiece_json import SPACE, tokenizer_json
 from .values import Value
@@ -54,7 +54,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     config = checkpoint.json("special_tokens_map.json") | checkpoint.json("tokenizer_config.json")
     folder = checkpoint.folder
     if (folder / "tokenizer.json").is_file():
-        text = _read_text(folder / "tokenizer.json")
+        text = read_text(folder / "tokenizer.json")
     elif (folder / "tokenizer.model").is_file():
         built = tokenizer_json(
             folder / "tokenizer.model",
@@ -72,7 +72,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
         hf = HfTokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exception
         raise ConvertError(f"{folder / 'tokenizer.json'}: {error}") from None
-    return Tokenizer(text, hf, config, _chat_templates(checkpoint, config), hf.get_vocab())
+    return Tokenizer(text, hf, config, chat_templates(checkpoint), hf.get_vocab())
 
 
 def tokenizer_metadata(
@@ -116,14 +116,7 @@ def tokenizer_metadata(
     for key, id_ in special.items():
         if id_ is not None and id_ < vocab_size:
             values[f"tokenizer.ggml.{key}_token_id"] = id_
-
-    for name, template in tokenizer.chat_templates.items():
-        suffix = "" if name == "default" else f".{name}"
-        values[f"tokenizer.chat_template{suffix}"] = template
-    others = [name for name in tokenizer.chat_templates if name != "default"]
-    if others:
-        values["tokenizer.chat_templates"] = others
-    return values
+    return values | chat_metadata(tokenizer.chat_templates, tokenizer.config)
 
 
 def _ggml_model(
@@ -197,22 +190,3 @@ def _added_tokens(checkpoint: Checkpoint, config: dict[str, Any]) -> dict[int, t
     for i, token in (config.get("added_tokens_decoder") or {}).items():
         tokens[int(i)] = token["content"], token.get("special", True)
     return tokens
-
-
-def _chat_templates(checkpoint: Checkpoint, config: dict[str, Any]) -> dict[str, str]:
-    file = checkpoint.folder / "chat_template.jinja"
-    if file.is_file():
-        return {"default": _read_text(file)}
-    template = config.get("chat_template") or checkpoint.json("chat_template.json").get(
-        "chat_template"
-    )
-    if isinstance(template, list):
-        return {entry["name"]: entry["template"] for entry in template}
-    return {"default": template} if template else {}
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise ConvertError(f"{path}: not UTF-8: {error}") from None

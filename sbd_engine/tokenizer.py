@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import tokenizers
 
-from .chat import render_chat
+from .chat import ChatTemplates, Message, special_tokens
 from .errors import SbdValueError
 from .ggml_tokenizer import tokenizer_from_ggml
 from .parameters import check_utf8
+from .spelled_tokens import SpelledTokens
 
 
 class Tokenizer:
@@ -30,7 +32,9 @@ class Tokenizer:
         self.bos_token_id: int | None = metadata.get("tokenizer.ggml.bos_token_id")
         self.eos_token_ids = list(eos_token_ids)
         self.mask_token_id = mask_token_id
-        self.chat_template: str | None = metadata.get("tokenizer.chat_template")
+        eos = self.eos_token_ids[0] if self.eos_token_ids else None
+        names = special_tokens(metadata, self.backend.id_to_token, eos)
+        self._chat = ChatTemplates(metadata, names)
         # What the text of every prompt begins with.
         self._prefix = self._leading_ids(metadata.get("tokenizer.ggml.add_bos_token"))
 
@@ -56,30 +60,64 @@ class Tokenizer:
         twice = self.decode([token, token], skip_special_tokens=False)
         return twice[len(once) :]
 
+    @property
+    def chat_templates(self) -> dict[str, str]:
+        """The file's chat templates by name; "default" is the one where none is named."""
+        return dict(self._chat.templates)
+
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        **template_arguments: Any,
     ) -> str:
-        """The model's chat template over [{"role": ..., "content": ...}]. Its text is encoded with
-        `add_bos=False`. Raises SbdValueError where the file has none or the template refuses."""
-        if self.chat_template is None:
-            raise SbdValueError(
-                "this model file has no chat template: give the prompt as plain text"
-            )
-        eos = self.eos_token_ids[0] if self.eos_token_ids else None
-        return render_chat(
-            self.chat_template,
-            messages,
-            add_generation_prompt=add_generation_prompt,
-            bos_token=self._special(self.bos_token_id),
-            eos_token=self._special(eos),
+        """The text of [{"role": ..., "content": ...}] in the model's chat template, as transformers
+        gives it; encode_chat has its tokens.
+
+        tools, documents: dicts, for templates that know them. chat_template: the name of one where
+        the file has several, or a template; None is "tool_use" with tools where there is one, else
+        "default". template_arguments: what else the template takes, such as enable_thinking=False.
+
+        Raises SbdValueError where the file has no template, or it refuses or spends too much.
+        """
+        return self._chat.conversation(
+            messages, tools, documents, chat_template, add_generation_prompt, template_arguments
+        ).text()
+
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        sanitize_control_tokens: bool = True,
+        **template_arguments: Any,
+    ) -> list[int]:
+        """Token ids of a conversation in the model's chat template, for the model to continue.
+
+        Arguments are apply_chat_template's. A special token that is spelled out in what the caller
+        gives stays text, only those that the template writes become tokens;
+        sanitize_control_tokens=False makes tokens of all, as transformers does by default.
+        """
+        conversation = self._chat.conversation(
+            messages, tools, documents, chat_template, add_generation_prompt, template_arguments
         )
+        if sanitize_control_tokens:
+            return self._spelled.encode(conversation)
+        return self._encode_chat_text(conversation.text())
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Token ids of a conversation in the model's chat template, for the model to continue."""
-        return self.encode(self.apply_chat_template(messages), add_bos=False)
+    def _encode_chat_text(self, text: str) -> list[int]:
+        return self.encode(text, add_bos=False)
 
-    def _special(self, token: int | None) -> str:
-        return "" if token is None else self.backend.id_to_token(token) or ""
+    @cached_property
+    def _spelled(self) -> SpelledTokens:
+        return SpelledTokens(self.backend, self._encode_chat_text)
 
     def _leading_ids(self, add_bos_token: bool | None) -> list[int]:
         if add_bos_token is None:  # the tokenizer's own post-processor decides
