@@ -98,7 +98,7 @@ class Conversation:
         return Conversation(self._process, self._template, self._fixed, given, self._now)
 
 
-def special_tokens(
+def named_tokens(
     metadata: Mapping[str, Any], token: Callable[[int], str | None], eos_token_id: int | None
 ) -> dict[str, Any]:
     """The tokenizer's special tokens by the names that templates know, from a file of another

@@ -11,34 +11,26 @@ from __future__ import annotations
 import re
 import secrets
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 
-from tokenizers import AddedToken, Tokenizer, models
+from tokenizers import AddedToken, Tokenizer
 
 from .chat import Conversation
 from .errors import SbdValueError
+from .special_tokens import SpecialTokens
 
 
 class SpelledTokens:
     """Encodes conversations. encode: what the tokenizer makes of a text by itself."""
 
-    def __init__(self, backend: Tokenizer, encode: Callable[[str], list[int]]) -> None:
-        self._backend, self._encode = backend, encode
-        added = backend.get_added_tokens_decoder()
-        self._special = {id_: token for id_, token in added.items() if token.special}
-        self._ids = {token.content: id_ for id_, token in self._special.items()}
-        # Finds added tokens where the tokenizer does, in linear time, and has no other.
-        self._finder = Tokenizer(models.WordLevel({"": 0}, ""))
-        self._finder.add_tokens(
-            [
-                AddedToken(token.content, single_word=token.single_word, normalized=False)
-                for token in added.values()
-            ]
-        )
+    def __init__(
+        self, backend: Tokenizer, special: SpecialTokens, encode: Callable[[str], list[int]]
+    ) -> None:
+        self._backend, self._special, self._encode = backend, special, encode
         word = secrets.token_hex(8)  # nobody who writes a conversation knows it
         self._marks = f"b{word}", f"e{word}"
-        self._stand_ins = {id_: f"<|{word}-{id_}|>" for id_ in self._special}
+        self._stand_ins = {id_: f"<|{word}-{id_}|>" for id_ in special.tokens}
 
     def encode(self, conversation: Conversation) -> list[int]:
         """Token ids of a conversation. Raises SbdValueError where it cannot be told what the
@@ -48,7 +40,7 @@ class SpelledTokens:
 
         def mark(text: str) -> str:
             pieces, at = [], 0
-            for token, first, last in self._found(text):
+            for token, first, last in self._special.find(text):
                 spelled.add(token)
                 pieces += [text[at:first], begin, text[first:last], end]
                 at = last
@@ -66,13 +58,6 @@ class SpelledTokens:
             raise self._refusal(spelled, "this tokenizer has no other tokens for")
         return [self._by_stand_in.get(id_, id_) for id_ in ids]
 
-    def _found(self, text: str) -> Iterator[tuple[int, int, int]]:
-        """The special tokens in a text: id, begin and end."""
-        found = self._finder.encode(text, add_special_tokens=False)
-        for content, (first, last) in zip(found.tokens, found.offsets, strict=True):
-            if content in self._ids:
-                yield self._ids[content], first, last
-
     def _own_replaced(self, pieces: list[str]) -> str:
         """The text of pieces, every other one a mark, with stand-ins for the special tokens that
         the template wrote: those that no mark cuts and no pair of marks encloses."""
@@ -85,7 +70,7 @@ class SpelledTokens:
             cuts.append(first + len(piece))
         text = "".join(pieces[::2])
         replaced, at = [], 0
-        for token, first, last in self._found(text):
+        for token, first, last in self._special.find(text):
             is_cut = bisect_right(cuts, first) < bisect_left(cuts, last)
             if not is_cut and (first, last) not in enclosed:
                 replaced += [text[at:first], self._stand_ins[token]]
@@ -106,7 +91,7 @@ class SpelledTokens:
                     normalized=token.normalized,
                     special=False,
                 )
-                for id_, token in self._special.items()
+                for id_, token in self._special.tokens.items()
             ]
         )
         return copy
@@ -117,7 +102,7 @@ class SpelledTokens:
         return {ids[word]: id_ for id_, word in self._stand_ins.items()}
 
     def _refusal(self, spelled: set[int], what: str) -> SbdValueError:
-        names = ", ".join(self._special[id_].content for id_ in sorted(spelled)[:3])
+        names = ", ".join(self._special.contents[id_] for id_ in sorted(spelled)[:3])
         return SbdValueError(
             f"{what} the special token {names} that the conversation spells out: take it out, or "
             "have it encoded as the token with sanitize_control_tokens=False"

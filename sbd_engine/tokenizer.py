@@ -8,10 +8,11 @@ from typing import Any
 
 import tokenizers
 
-from .chat import ChatTemplates, Message, special_tokens
+from .chat import ChatTemplates, Message, named_tokens
 from .errors import SbdValueError
 from .ggml_tokenizer import tokenizer_from_ggml
 from .parameters import check_utf8
+from .special_tokens import SpecialTokens
 from .spelled_tokens import SpelledTokens
 
 
@@ -32,8 +33,9 @@ class Tokenizer:
         self.bos_token_id: int | None = metadata.get("tokenizer.ggml.bos_token_id")
         self.eos_token_ids = list(eos_token_ids)
         self.mask_token_id = mask_token_id
+        self.special_tokens = SpecialTokens(self.backend)
         eos = self.eos_token_ids[0] if self.eos_token_ids else None
-        names = special_tokens(metadata, self.backend.id_to_token, eos)
+        names = named_tokens(metadata, self.backend.id_to_token, eos)
         self._chat = ChatTemplates(metadata, names)
         # What the text of every prompt begins with.
         self._prefix = self._leading_ids(metadata.get("tokenizer.ggml.add_bos_token"))
@@ -59,6 +61,12 @@ class Tokenizer:
         once = self.decode([token], skip_special_tokens=False)
         twice = self.decode([token, token], skip_special_tokens=False)
         return twice[len(once) :]
+
+    @cached_property
+    def spaces_words(self) -> bool:
+        """Whether decoding puts a space between words that have none of their own."""
+        word = self.encode("a", add_bos=False)
+        return len(self.decode(word * 2)) > 2 * len(self.decode(word))
 
     @property
     def chat_templates(self) -> dict[str, str]:
@@ -117,7 +125,7 @@ class Tokenizer:
 
     @cached_property
     def _spelled(self) -> SpelledTokens:
-        return SpelledTokens(self.backend, self._encode_chat_text)
+        return SpelledTokens(self.backend, self.special_tokens, self._encode_chat_text)
 
     def _leading_ids(self, add_bos_token: bool | None) -> list[int]:
         if add_bos_token is None:  # the tokenizer's own post-processor decides
