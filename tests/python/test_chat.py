@@ -306,6 +306,12 @@ class TestGivenByTheCaller:
         with pytest.raises(SbdError, match=complaint):
             with_template("{{ messages }}").apply_chat_template(**call)
 
+    @pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
+    def test_reasoning_by_each_of_its_names(self, name: str) -> None:
+        template = "{{ messages[0].reasoning_content }} {{ messages[0].thinking }}"
+        message = {"role": "assistant", "content": None, name: "so"}
+        assert with_template(template).apply_chat_template([message]) == "so so"
+
     def test_nesting_without_end(self) -> None:
         message: dict[str, Any] = {"role": "user"}
         message["content"] = [message]
