@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from .added_tokens import add_tokens, content, left_out_warning, named_tokens, tokenizer_config
@@ -22,7 +21,8 @@ from .byte_level import (
     pipeline_of,
     surrounding,
 )
-from .checkpoint import Checkpoint
+from .chat import chat_metadata, chat_templates
+from .checkpoint import Checkpoint, read_text
 from .errors import ConvertError, listed
 from .families import family_of
 from .guarded import GuardedTokenizer, steps
@@ -80,7 +80,7 @@ def load_tokenizer(checkpoint: Checkpoint, warn: Callable[[str], None]) -> Token
     pipeline: str | None = None
     sentencepiece = False
     if (folder / "tokenizer.json").is_file():
-        text = _read_text(folder / "tokenizer.json")
+        text = read_text(folder / "tokenizer.json")
         hf = GuardedTokenizer.from_json(text, str(folder / "tokenizer.json"), ConvertError)
     elif (folder / "tokenizer.model").is_file():
         sentencepiece = True
@@ -113,7 +113,7 @@ def load_tokenizer(checkpoint: Checkpoint, warn: Callable[[str], None]) -> Token
         hf.set_post_processor(surrounding(hf, config))
     if changed or text is None:
         text = str(hf.to_str())
-    return Tokenizer(text, hf, config, _chat_templates(checkpoint, config), hf.get_vocab())
+    return Tokenizer(text, hf, config, chat_templates(checkpoint), hf.get_vocab())
 
 
 def tokenizer_metadata(
@@ -163,14 +163,7 @@ def tokenizer_metadata(
     for key, id_ in special.items():
         if id_ is not None and id_ < vocab_size:
             values[f"tokenizer.ggml.{key}_token_id"] = id_
-
-    for name, template in tokenizer.chat_templates.items():
-        suffix = "" if name == "default" else f".{name}"
-        values[f"tokenizer.chat_template{suffix}"] = template
-    others = [name for name in tokenizer.chat_templates if name != "default"]
-    if others:
-        values["tokenizer.chat_templates"] = others
-    return values
+    return values | chat_metadata(tokenizer.chat_templates, tokenizer.config)
 
 
 def _ggml_model(
@@ -223,22 +216,3 @@ def _pre_tokenizer(cuts: list[dict[str, Any]]) -> str | None:
     if len(cuts) == 1 and cuts[0].get("use_regex", True) and not cuts[0]["add_prefix_space"]:
         return "gpt-2"
     return None
-
-
-def _chat_templates(checkpoint: Checkpoint, config: dict[str, Any]) -> dict[str, str]:
-    file = checkpoint.folder / "chat_template.jinja"
-    if file.is_file():
-        return {"default": _read_text(file)}
-    template = config.get("chat_template") or checkpoint.json("chat_template.json").get(
-        "chat_template"
-    )
-    if isinstance(template, list):
-        return {entry["name"]: entry["template"] for entry in template}
-    return {"default": template} if template else {}
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise ConvertError(f"{path}: not UTF-8: {error}") from None

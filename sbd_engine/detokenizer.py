@@ -1,4 +1,4 @@
-"""Tokens to text as they become final: whole characters only, and no stop string."""
+"""Tokens to text as they become final: whole characters only."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Protocol
 
 _REPLACEMENT = "\ufffd"
 _CONTEXT_TOKENS = 6  # of the prompt: enough for the longest character and the space before a word
+_CHARACTER_BYTES = 4  # at most, and as many tokens
+_PENDING_TOKENS = 8
+_PROMPT_TOKENS = _CONTEXT_TOKENS + 2 * _CHARACTER_BYTES
 
 
 class Decodes(Protocol):
@@ -16,71 +19,89 @@ class Decodes(Protocol):
 class Detokenizer:
     """Turns one sequence's tokens into text piece by piece.
 
-    A piece is the difference of two decodings of the same window of tokens, so a decoder that
+    A piece is what decoding adds to the text that is out, in a window of a few tokens: those whose
+    text is out, for context, and those that wait for the rest of a character. So a decoder that
     strips the first space, or needs several tokens for one character, gives the text that it gives
     to the whole. The window begins in the prompt: the text continues it.
+
+    A token that is one byte has its own trap: decoders take a run of them as text in whole or not
+    at all, so that one missing byte takes back what was whole before it.
     """
 
     def __init__(self, tokenizer: Decodes, prompt: Sequence[int] = ()) -> None:
-        self._tokenizer = tokenizer
-        self._window = list(prompt[-_CONTEXT_TOKENS:])
-        self._window_text = self._whole_characters()
-        self._new = 0  # tokens of the window since its text last ended in a whole character
+        self._decode = tokenizer.decode
+        self._context, self._pending = self._end_of(list(prompt[-_PROMPT_TOKENS:]))
+        self._shown = self._decode(self._context)  # what of the window's text is out
+        whole = self._decode(self._context + self._pending).rstrip(_REPLACEMENT)
+        if whole.startswith(self._shown):
+            self._shown = whole
 
     def feed(self, token: int) -> str:
         """The text that `token` completes; "" while a character is incomplete."""
-        self._window.append(token)
-        self._new += 1
-        decoded = self._tokenizer.decode(self._window)
-        whole = decoded.rstrip(_REPLACEMENT)
-        piece = whole[len(self._window_text) :]
-        if not piece:
-            return ""
-        self._window_text = whole
-        if whole == decoded:  # the next piece needs no more context than this one
-            self._window = self._window[-self._new :]
-            self._window_text = self._whole_characters()
-            self._new = 0
+        self._pending.append(token)
+        text = self._decode(self._context + self._pending)
+        if not text.startswith(self._shown):  # a run of bytes: the new ones begin another
+            self._context, self._shown = [], ""
+            text = self._decode(self._pending)
+        whole = text.rstrip(_REPLACEMENT)
+        piece = whole[len(self._shown) :]
+        if whole != text:
+            return self._bytes_after_junk() or self._incomplete(text, piece)
+        if piece:
+            self._go_on_from(self._pending)
+        elif len(self._pending) > _PENDING_TOKENS:  # tokens without text
+            del self._pending[0]
         return piece
 
     def flush(self) -> str:
         """What is still held back: bytes that never became a character, each shown as U+FFFD."""
-        piece = self._tokenizer.decode(self._window)[len(self._window_text) :]
-        self._window_text += piece
+        piece = self._rest(self._pending)
+        self._go_on_from(self._pending)
         return piece
 
-    def _whole_characters(self) -> str:
-        return self._tokenizer.decode(self._window).rstrip(_REPLACEMENT)
+    def _end_of(self, prompt: list[int]) -> tuple[list[int], list[int]]:
+        """The prompt's last tokens: those to begin with that end in a whole character, and those
+        of a character that it leaves incomplete. A window must not begin within a run of bytes at
+        a place that makes it none."""
+        for left in range(_CHARACTER_BYTES):
+            end = len(prompt) - left
+            for more in range(_CHARACTER_BYTES):
+                window = prompt[max(0, end - _CONTEXT_TOKENS - more) : end]
+                if not self._decode(window).endswith(_REPLACEMENT):
+                    return window, prompt[end:]
+        return prompt[-_CONTEXT_TOKENS:], []
 
+    def _go_on_from(self, tokens: list[int]) -> None:
+        """All text is out, and `tokens` are the context of what follows."""
+        self._context, self._pending = tokens, []
+        self._shown = self._decode(tokens)
 
-class StopStrings:
-    """Cuts a growing text before the first of some strings, even one that spans several pieces."""
+    def _rest(self, pending: list[int]) -> str:
+        text = self._decode(self._context + pending)
+        broken = not text.startswith(self._shown)
+        return self._decode(pending) if broken else text[len(self._shown) :]
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
-        self._held = ""  # given in, not out: may begin a stop string
-        self.stopped = False
+    def _bytes_after_junk(self) -> str:
+        """The text where the last bytes are a character, which those before them hid."""
+        for size in range(1, min(_CHARACTER_BYTES + 1, len(self._pending))):
+            character = self._decode(self._pending[-size:])
+            if character and _REPLACEMENT not in character:
+                piece = self._rest(self._pending[:-size]) + character
+                self._go_on_from(self._pending[-size:])
+                return piece
+        return ""
 
-    def feed(self, piece: str) -> str:
-        """The part of the text so far that is now certain to come before any stop string."""
-        text = self._held + piece
-        begins = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
-        if begins:
-            self.stopped = True
-            self._held = ""
-            return text[: min(begins)]
-        certain = len(text) - self._longest_begun(text)
-        self._held = text[certain:]
-        return text[:certain]
-
-    def flush(self) -> str:
-        """What was held back, now that no more text follows."""
-        held, self._held = self._held, ""
-        return held
-
-    def _longest_begun(self, text: str) -> int:
-        longest = max((len(stop) for stop in self._stops), default=1) - 1
-        for size in range(min(longest, len(text)), 0, -1):
-            if any(stop.startswith(text[-size:]) for stop in self._stops):
-                return size
-        return 0
+    def _incomplete(self, text: str, piece: str) -> str:
+        """`piece` is whole, `text` ends within a character: that of the last few tokens."""
+        self._shown += piece
+        if len(self._pending) <= _PENDING_TOKENS:
+            return piece
+        pending = self._pending[-_CHARACTER_BYTES:]
+        window = self._decode(pending)
+        held = min(
+            _CHARACTER_BYTES - 1, *(len(t) - len(t.rstrip(_REPLACEMENT)) for t in (text, window))
+        )
+        piece += text[len(self._shown) : len(text) - held]
+        self._context, self._pending = [], pending
+        self._shown = window[: len(window) - held]
+        return piece

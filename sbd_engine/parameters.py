@@ -7,6 +7,7 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from itertools import islice
 from typing import Any, TypedDict
 
 from .errors import SbdTypeError, SbdValueError
@@ -14,6 +15,7 @@ from .errors import SbdTypeError, SbdValueError
 Prompt = str | Sequence[int]
 
 _INT32_MAX = 2**31 - 1
+_MAX_STOPS, _MAX_STOP_CHARACTERS = 1024, 1 << 14  # each is memory while its text is written
 
 
 class Options(TypedDict, total=False):
@@ -168,13 +170,20 @@ def _stop(_: str, value: Any) -> tuple[str, ...]:
     stops = (value,) if isinstance(value, str) else value
     if not isinstance(stops, Iterable) or isinstance(stops, (bytes, Mapping)):
         raise SbdTypeError(f"expected stop as a string or several, got {value!r}")
-    stops = tuple(stops)
+    stops = tuple(islice(stops, _MAX_STOPS + 1))
+    if len(stops) > _MAX_STOPS:
+        raise SbdValueError(f"expected at most {_MAX_STOPS} stop strings, got more")
     for stop in stops:
         if not isinstance(stop, str):
             raise SbdTypeError(f"expected stop as a string or several, got {stop!r}")
         if not stop:
             raise SbdValueError("expected stop strings of at least one character, got an empty one")
         check_utf8("stop", stop)
+    length = sum(map(len, stops))
+    if length > _MAX_STOP_CHARACTERS:
+        raise SbdValueError(
+            f"expected stop strings of {_MAX_STOP_CHARACTERS} characters together, got {length}"
+        )
     return stops
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from statistics import fmean
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from .completion import Chunk, Completion, FinishReason, Stats
-from .detokenizer import Decodes, Detokenizer, StopStrings
+from .detokenizer import Detokenizer
+from .stop_strings import StopStrings
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
 
 
 class Event(Protocol):
@@ -39,7 +43,7 @@ class Session:
         self,
         prompt: Sequence[int],
         stop: Sequence[str],
-        tokenizer: Decodes | None,
+        tokenizer: Tokenizer | None,
         called: float,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -47,7 +51,8 @@ class Session:
         self._text: list[str] = []
         self._tokens: list[int] = []
         self._detokenizer = Detokenizer(tokenizer, prompt) if tokenizer else None
-        self._stops = StopStrings(stop)
+        self._special_tokens = tokenizer.special_tokens.contents if tokenizer else {}
+        self._stops = _stop_strings(stop, tokenizer)
         self._prompt_tokens = len(prompt)
         self._clock = clock
         self._called = called
@@ -77,7 +82,7 @@ class Session:
         for index, token in enumerate(event.committed):
             tokens.append(token)
             if self._detokenizer and not (closes and index == len(event.committed) - 1):
-                pieces.append(self._stops.feed(self._detokenizer.feed(token)))
+                pieces.append(self._text_of(token, self._detokenizer))
             if self._stops.stopped:
                 self.finish_reason = "stop"
                 break
@@ -105,6 +110,12 @@ class Session:
             self._stats(),
         )
 
+    def _text_of(self, token: int, detokenizer: Detokenizer) -> str:
+        special = self._special_tokens.get(token)
+        if special is not None:
+            return self._stops.feed_hidden(special)
+        return self._stops.feed(detokenizer.feed(token))
+
     def _flush(self) -> str:
         if self._detokenizer is None or self._stops.stopped:
             return ""
@@ -126,6 +137,14 @@ class Session:
             accepted_length=fmean(self._accepted) if self._accepted else None,
             thinking_forwards=self._thinking_forwards or None,
         )
+
+
+def _stop_strings(stop: Sequence[str], tokenizer: Tokenizer | None) -> StopStrings:
+    """Each as a text, and with the special tokens that it spells as such."""
+    if tokenizer is None or not stop:
+        return StopStrings(stop)
+    as_tokens = map(tokenizer.special_tokens.symbols, stop)
+    return StopStrings([*stop, *as_tokens], spaced=tokenizer.spaces_words)
 
 
 def _ratio(count: int, per: float) -> float:

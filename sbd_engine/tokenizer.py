@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
-from .chat import render_chat
+from .chat import ChatTemplates, Message, named_tokens
 from .convert.guarded import GuardedTokenizer
 from .errors import SbdValueError
 from .ggml_tokenizer import adds_bos, tokenizer_from_ggml
 from .parameters import check_utf8
+from .special_tokens import SpecialTokens
+from .spelled_tokens import SpelledTokens
 
 _HF_KEY = "tokenizer.huggingface.json"
 # A longer text is refused before it is looked at: no prompt has that many characters a token.
@@ -37,7 +39,10 @@ class Tokenizer:
         self.bos_token_id: int | None = metadata.get("tokenizer.ggml.bos_token_id", usual)
         self.eos_token_ids = list(eos_token_ids)
         self.mask_token_id = mask_token_id
-        self.chat_template: str | None = metadata.get("tokenizer.chat_template")
+        self.special_tokens = SpecialTokens(self.backend)
+        eos = self.eos_token_ids[0] if self.eos_token_ids else None
+        names = named_tokens(metadata, self.backend.id_to_token, eos)
+        self._chat = ChatTemplates(metadata, names)
         # What the text of every prompt begins with.
         self._prefix = self._leading_ids(metadata)
 
@@ -69,30 +74,70 @@ class Tokenizer:
         twice = self.decode([token, token], skip_special_tokens=False)
         return twice[len(once) :]
 
+    @cached_property
+    def spaces_words(self) -> bool:
+        """Whether decoding puts a space between words that have none of their own."""
+        word = self.encode("a", add_bos=False)
+        return len(self.decode(word * 2)) > 2 * len(self.decode(word))
+
+    @property
+    def chat_templates(self) -> dict[str, str]:
+        """The file's chat templates by name; "default" is the one where none is named."""
+        return dict(self._chat.templates)
+
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        **template_arguments: Any,
     ) -> str:
-        """The model's chat template over [{"role": ..., "content": ...}]. Its text is encoded with
-        `add_bos=False`. Raises SbdValueError where the file has none or the template refuses."""
-        if self.chat_template is None:
-            raise SbdValueError(
-                "this model file has no chat template: give the prompt as plain text"
-            )
-        eos = self.eos_token_ids[0] if self.eos_token_ids else None
-        return render_chat(
-            self.chat_template,
-            messages,
-            add_generation_prompt=add_generation_prompt,
-            bos_token=self._special(self.bos_token_id),
-            eos_token=self._special(eos),
+        """The text of [{"role": ..., "content": ...}] in the model's chat template, as transformers
+        gives it; encode_chat has its tokens.
+
+        tools, documents: dicts, for templates that know them. chat_template: the name of one where
+        the file has several, or a template; None is "tool_use" with tools where there is one, else
+        "default". template_arguments: what else the template takes, such as enable_thinking=False.
+
+        Raises SbdValueError where the file has no template, or it refuses or spends too much.
+        """
+        return self._chat.conversation(
+            messages, tools, documents, chat_template, add_generation_prompt, template_arguments
+        ).text()
+
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        sanitize_control_tokens: bool = True,
+        **template_arguments: Any,
+    ) -> list[int]:
+        """Token ids of a conversation in the model's chat template, for the model to continue.
+
+        Arguments are apply_chat_template's. A special token that is spelled out in what the caller
+        gives stays text, only those that the template writes become tokens;
+        sanitize_control_tokens=False makes tokens of all, as transformers does by default.
+        """
+        conversation = self._chat.conversation(
+            messages, tools, documents, chat_template, add_generation_prompt, template_arguments
         )
+        if sanitize_control_tokens:
+            return self._spelled.encode(conversation)
+        return self._encode_chat_text(conversation.text())
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Token ids of a conversation in the model's chat template, for the model to continue."""
-        return self.encode(self.apply_chat_template(messages), add_bos=False)
+    def _encode_chat_text(self, text: str) -> list[int]:
+        return self.encode(text, add_bos=False)
 
-    def _special(self, token: int | None) -> str:
-        return "" if token is None else self.backend.id_to_token(token) or ""
+    @cached_property
+    def _spelled(self) -> SpelledTokens:
+        return SpelledTokens(self.backend, self.special_tokens, self._encode_chat_text)
 
     def _check_length(self, text: str, fits: int) -> None:
         """Of the text's beginning, then of four times as much: what is far too long is known to be

@@ -35,8 +35,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With SBD_ONLY_SKIPPED set, what the last run skipped is all that runs. What takes longest comes
-    first: the C++ tests, which are built."""
+    """With SBD_ONLY_SKIPPED set, what the last run skipped is all that runs. The C++ tests, which
+    are built, take longest and come first."""
     items.sort(key=lambda item: item.path.name != "test_cpp.py")
     if not os.environ.get("SBD_ONLY_SKIPPED"):
         return

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json as json_module
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -40,6 +41,15 @@ def run(
             "--chat", help="Put the prompt into the model's chat template.", rich_help_panel=_INPUT
         ),
     ] = False,
+    template_arg: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="What the chat template takes, such as enable_thinking=false: JSON, or else a "
+            "string; may be repeated.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = None,
     max_tokens: options.MaxTokens = 256,
     stop: options.Stop = None,
     ignore_eos: options.IgnoreEos = False,
@@ -87,11 +97,14 @@ def run(
 
     if show_blocks and json:
         raise SbdValueError("expected --show-blocks or --json, got both")
+    if template_arg and not chat:
+        raise SbdValueError("expected --template-arg together with --chat")
+    arguments = dict(map(_template_argument, template_arg or ()))
     text = _read_prompt(prompt, file)
     with Engine(model, device, threads, n_ctx, kv_dtype, draft_lora) as engine:
         messages = [{"role": "user", "content": text}]
         stream = engine.stream(
-            engine.tokenizer.encode_chat(messages) if chat else text,
+            engine.tokenizer.encode_chat(messages, **arguments) if chat else text,
             max_tokens=max_tokens,
             decoder=decoder,
             **options.given(context, options.DECODING_NAMES),
@@ -152,6 +165,18 @@ def _read_prompt(prompt: str | None, file: Path | None) -> str:
     if prompt is None:
         raise SbdValueError("expected a prompt: give --prompt TEXT, --file FILE, or pipe it in")
     return prompt
+
+
+def _template_argument(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier() or name == "messages":
+        raise SbdValueError(
+            f"expected --template-arg NAME=VALUE, such as enable_thinking=false, got {text!r}"
+        )
+    try:
+        return name, json_module.loads(value)
+    except (ValueError, RecursionError):
+        return name, value
 
 
 def _print_figures(completion: Completion) -> None:

@@ -152,6 +152,18 @@ class TestRun:
         expected = engine.generate(tokenizer.encode(text, add_bos=False), max_tokens=8)
         assert json.loads(done.stdout)["tokens"] == expected.tokens
 
+    def test_template_arguments(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        written = "{{ x }}|{{ y }}|{{ tools[0].name }}|{{ messages[0].content }}"
+        model = with_template(tmp_path, written)
+        arguments = ["x=false", "y=a=b", 'tools=[{"name": "t"}]']
+        flags = [part for each in arguments for part in ("--template-arg", each)]
+        call = ("run", model, "--max-tokens", 4, "--json", "-p")
+        done = run_here(capsys, *call, "hi", "--chat", *flags)
+        tokens = json.loads(done.stdout)["tokens"]
+        with Engine(model) as engine:
+            ids = engine.tokenizer.encode("False|a=b|t|hi", add_bos=False)
+            assert engine.generate(ids, max_tokens=4).tokens == tokens
+
     def test_ntp_comes_with_a_note(self, plain_model: Path) -> None:
         done = run("run", plain_model, "-p", PROMPT, "--max-tokens", 4, "--ignore-eos")
         assert done.returncode == 0
@@ -548,8 +560,24 @@ class TestBadInput:
         self.check(run_here(capsys, *call, "--decoder", "sbd"), "mask")
 
     @pytest.mark.parametrize(
+        ("flags", "complaint"),
+        [
+            (["--template-arg", "x=1"], "together with --chat"),
+            (["--chat", "--template-arg", "x"], "--template-arg NAME=VALUE"),
+            (["--chat", "--template-arg", "messages=[]"], "got 'messages=[]'"),
+            (["--chat", "--template-arg", "chat_template=rag"], "expected one of default"),
+            (["--chat", "--template-arg", "tools=1"], "expected tools as a list"),
+        ],
+    )
+    def test_template_arguments(
+        self, flags: list[str], complaint: str, model: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.check(run_here(capsys, "run", model, "-p", "x", *flags), complaint)
+
+    @pytest.mark.parametrize(
         ("template", "complaint"),
         [
+            ("{{ 'a' * 10**10 }}", "needs more memory than its 128 MiB"),
             (f"{{{{ raise_exception('{CLEAR}no') }}}}", "refused the conversation: [2Jno"),
             ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "failed: RecursionError"),
             ("{{ 1 // 0 }}", "failed: ZeroDivisionError"),

@@ -12,9 +12,10 @@ import pytest
 from python.tiny_model import BOS, CHAT_TEMPLATE, EOS, MASK, SYSTEM, byte_tokenizer
 from tokenizers import processors
 
-from sbd_engine.detokenizer import Detokenizer, StopStrings
+from sbd_engine.detokenizer import Detokenizer
 from sbd_engine.errors import SbdError
 from sbd_engine.ggml_tokenizer import tokenizer_from_ggml
+from sbd_engine.stop_strings import StopStrings
 from sbd_engine.tokenizer import Tokenizer
 
 TEXTS = [
