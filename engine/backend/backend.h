@@ -38,6 +38,10 @@ class Weight {
 class KvStorage {
  public:
   virtual ~KvStorage() = default;
+  // Memory that n positions take.
+  virtual std::size_t bytes(int n_positions) const = 0;
+  // Takes over the first n positions of another of the same shape and type.
+  virtual void copy(const KvStorage& from, int n_positions) = 0;
 };
 
 using Buffer = std::shared_ptr<float>;  // floats in the backend's memory
@@ -110,6 +114,7 @@ class Backend {
   virtual ~Backend() = default;
   virtual std::string description() const = 0;  // such as "cpu (avx512_bf16)"
   virtual int n_threads() const = 0;
+  virtual std::size_t free_memory() const = 0;  // bytes that caches could take
   virtual Peaks measure_peaks() = 0;
 
   // Memory. A weight that holds NaN or infinity is an error that names the tensor.

@@ -61,7 +61,21 @@ std::vector<int> D2fDecoder::outputs(std::size_t index) const {
   return rows;
 }
 
-Plan D2fDecoder::plan() const {
+// The prompt is one block: each of its rows sees all of it.
+Sharing D2fDecoder::sharing() const { return {}; }
+
+void D2fDecoder::begin_behind(int n_cached) {
+  SBD_CHECK(n_cached == 0, "d2f cannot begin behind {} cached positions", n_cached);
+}
+
+Demand D2fDecoder::demand() const {
+  const int prompt_rows = prompt_pending_ ? static_cast<int>(task_.prompt.size()) : 0;
+  int rows = prompt_rows;
+  for (const Flight& flight : flights_) rows += flight.block.size();
+  return {.least_rows = rows, .prompt_rows = prompt_rows};
+}
+
+Plan D2fDecoder::plan(const Budget&) const {
   Plan plan;
   if (prompt_pending_) {
     plan.segments.push_back({.tokens = task_.prompt,
@@ -85,22 +99,23 @@ Plan D2fDecoder::plan() const {
   return plan;
 }
 
-Events D2fDecoder::absorb(std::span<const RowStats> stats) {
-  const bool prompt_row = prompt_pending_ && method_.logit_shift == 1;
-  std::size_t expected = prompt_row ? 1 : 0;
-  for (std::size_t i = 0; i < flights_.size(); ++i) expected += outputs(i).size();
-  check_rows(stats, expected);
+Events D2fDecoder::absorb(const Plan& plan, std::span<const RowStats> stats) {
+  check_rows(plan, stats);
+  std::span<const Segment> segments = plan.segments;
   Events events;
-  if (prompt_row) {
-    kept_ = stats.front();
-    stats = stats.subspan(1);
+  if (prompt_pending_) {
+    if (method_.logit_shift == 1) {
+      kept_ = stats.front();
+      stats = stats.subspan(1);
+    }
+    segments = segments.subspan(1);
+    prompt_pending_ = false;
   }
-  prompt_pending_ = false;
 
   RowStats before = kept_;  // of the row in front of the block
   for (std::size_t i = 0; i < flights_.size(); ++i) {
     Flight& flight = flights_[i];
-    const std::size_t n = outputs(i).size();
+    const std::size_t n = segments[i].outputs.size();
     std::vector<RowStats> rows(stats.begin(), stats.begin() + static_cast<std::ptrdiff_t>(n));
     stats = stats.subspan(n);
     const RowStats last = rows.empty() ? RowStats{} : rows.back();

@@ -59,6 +59,10 @@ struct Plan {
   // Position of the first row: what is cached from there on is forgotten. Unset: the first
   // position that is not cached.
   std::optional<int> start = {};
+
+  int n_rows() const;
+  int n_outputs() const;
+  int n_committed() const;  // rows of commit segments
 };
 
 // Statistics of one row's distribution, over the vocabulary without the mask token, untempered.
@@ -71,5 +75,25 @@ struct RowStats {
   TokenId sampled = 0;            // the argmax at temperature 0
   float sampled_probability = 0;  // under the filtered, tempered distribution it was drawn from
 };
+
+inline int Plan::n_rows() const {
+  int n = 0;
+  for (const Segment& segment : segments) n += static_cast<int>(segment.tokens.size());
+  return n;
+}
+
+inline int Plan::n_outputs() const {
+  int n = 0;
+  for (const Segment& segment : segments) n += static_cast<int>(segment.outputs.size());
+  return n;
+}
+
+inline int Plan::n_committed() const {
+  int n = 0;
+  for (const Segment& segment : segments) {
+    if (segment.kv == Kv::commit) n += static_cast<int>(segment.tokens.size());
+  }
+  return n;
+}
 
 }  // namespace sbd

@@ -17,6 +17,9 @@ class CpuKv : public KvStorage {
  public:
   CpuKv(int n_layers, const HeadShape& heads, int n_ctx, DType dtype, int interleave);
 
+  std::size_t bytes(int n_positions) const override;
+  void copy(const KvStorage& from, int n_positions) override;
+
   DType dtype() const { return dtype_; }
   std::uint8_t* keys(int layer, int head) const;
   std::uint8_t* values(int layer, int head) const;
@@ -24,10 +27,15 @@ class CpuKv : public KvStorage {
   int interleave() const { return interleave_; }
 
  private:
+  std::uint8_t* run(int index) const;  // keys and values of one head in one layer
+
   DType dtype_;
+  int n_layers_;
   int n_heads_;
   int padded_dim_;
   int interleave_;
+  Index key_bytes_;  // of a position
+  Index value_bytes_;
   Index keys_bytes_;  // of one head
   Index values_bytes_;
   Pages pages_;
@@ -49,6 +57,7 @@ class CpuBackend : public Backend {
 
   std::string description() const override;
   int n_threads() const override { return pool_.size(); }
+  std::size_t free_memory() const override { return available_memory(); }
   Peaks measure_peaks() override;
 
   std::unique_ptr<Weight> load_weight(const Tensor& tensor) override;
