@@ -171,6 +171,31 @@ std::vector<float> Engine::forward(const std::vector<TokenId>& tokens, int block
   return logits;
 }
 
+std::vector<RowScores> Engine::score(const std::vector<TokenId>& tokens, int top) {
+  const int n = static_cast<int>(tokens.size());
+  SBD_CHECK(n >= 2, "a score needs at least two token ids: nothing stands before the first, got {}",
+            n);
+  SBD_CHECK(n <= n_ctx_, "expected token ids within the context of {}, got {}: {}", n_ctx_, n,
+            how_to_fit(n_ctx_, n_ctx_limit(config_)));
+  SBD_CHECK(top >= 0 && top <= config_.vocab_size,
+            "expected top from 0 to the vocabulary of {}, got {}", config_.vocab_size, top);
+  KvCache kv = model_->make_kv(n_ctx_, kv_dtype_);
+  std::vector<RowScores> scores;
+  for (int begin = 0; begin < n - 1; begin += kMostRows) {
+    const int end = std::min(begin + kMostRows, n - 1);
+    Segment segment;
+    segment.tokens.assign(tokens.begin() + begin, tokens.begin() + end);
+    for (int i = 0; i < end - begin; ++i) {
+      segment.outputs.push_back(i);
+      segment.asks.push_back({.n_best = top, .given = tokens[begin + i + 1]});
+    }
+    for (const RowStats& row : model_->forward({{{&kv, {{segment}}}}})) {
+      scores.push_back(*row.scores);
+    }
+  }
+  return scores;
+}
+
 std::vector<std::vector<double>> Engine::time_forwards(const std::vector<int>& row_counts,
                                                        int context, int repeats, int n_sequences) {
   SBD_CHECK(n_sequences >= 1, "n_sequences must be at least 1, got {}", n_sequences);

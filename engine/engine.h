@@ -64,6 +64,10 @@ class Engine {
   // the rest causal.
   std::vector<float> forward(const std::vector<TokenId>& tokens, int block);
 
+  // Of each token but the first its log-probability and rank behind those before it, and `top` best
+  // tokens there.
+  std::vector<RowScores> score(const std::vector<TokenId>& tokens, int top);
+
   // Times forwards of one block of each of n_sequences, behind a KV cache of `context` positions,
   // statistics wanted on every row: `repeats` rounds over the row counts, so that all see the same
   // state of the machine. Milliseconds [row count][repeat].

@@ -89,6 +89,7 @@ struct OutputRow {
   int row;
   int position;
   Sampling sampling;
+  RowAsk ask = {};
 };
 
 // A row that enters a run of layers: a x[x_row] + b y[y_row], of the outputs of two runs before. A

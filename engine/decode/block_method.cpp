@@ -34,6 +34,7 @@ void check_block_method(const BlockMethod& method, const DecodeTask& task) {
 
 BlockwiseDecoder::BlockwiseDecoder(DecodeTask task, const BlockMethod& method)
     : task_(std::move(task)),
+      rules_(task_.rules, task_.prompt),
       method_(method),
       block_size_(method.block_size.value_or(task_.tokens_wanted())),
       block_(0, 0, 0, method.mask_token_id) {
@@ -73,9 +74,13 @@ void BlockwiseDecoder::decide(std::span<const int> candidates, std::span<const R
   }
   ++forwards_;
   for (const int i : select_unmasked(unmask, stats)) {
-    block_.decide(candidates[static_cast<std::size_t>(i)],
-                  task_.choose(stats[static_cast<std::size_t>(i)]), task_, events);
+    decide(candidates[static_cast<std::size_t>(i)], stats[static_cast<std::size_t>(i)], events);
   }
+}
+
+void BlockwiseDecoder::decide(int i, const RowStats& row, Events& events) {
+  block_.decide(i, row, task_, events);
+  rules_.add(block_[i]);
 }
 
 }  // namespace sbd

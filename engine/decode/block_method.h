@@ -83,10 +83,13 @@ class BlockwiseDecoder : public Decoder {
   std::vector<int> candidates() const;
   // A segment's rows over the block are drawn anew in each forward.
   std::uint64_t draw() const { return static_cast<std::uint64_t>(forwards_); }
+  // Decides the one that the row predicts.
+  void decide(int i, const RowStats& row, Events& events);
   // Decides what the method's rule takes of `candidates`, whose rows' statistics these are.
   void decide(std::span<const int> candidates, std::span<const RowStats> stats, Events& events);
 
   DecodeTask task_;
+  TextRules rules_;  // of what is decided, in the block too
   BlockMethod method_;
   int block_size_;
   Block block_;

@@ -8,7 +8,7 @@
 namespace sbd {
 
 D2fDecoder::D2fDecoder(DecodeTask task, const D2fMethod& method)
-    : task_(std::move(task)), method_(method) {
+    : task_(std::move(task)), rules_(task_.rules, task_.prompt), method_(method) {
   check_block_size(method.block_size, task_);
   const auto check_share = [](const char* name, float value) {
     SBD_CHECK(value >= 0.0f && value <= 1.0f, "expected {} in [0, 1], got {}", name, value);
@@ -84,6 +84,7 @@ Plan D2fDecoder::plan(const Budget&) const {
                              .sampling = task_.sampling});
     if (method_.logit_shift == 1) {
       plan.segments.back().outputs = {static_cast<int>(task_.prompt.size()) - 1};
+      rules_.ask_all(plan.segments.back());
     }
   }
   for (std::size_t i = 0; i < flights_.size(); ++i) {
@@ -94,6 +95,7 @@ Plan D2fDecoder::plan(const Budget&) const {
                     .outputs = outputs(i),
                     .sampling = task_.sampling};
     segment.sampling.draw = static_cast<std::uint64_t>(flight.forwards);
+    rules_.ask_all(segment);
     plan.segments.push_back(std::move(segment));
   }
   return plan;
@@ -168,8 +170,9 @@ void D2fDecoder::decide(Flight& flight, std::span<const RowStats> stats, Events&
   }
   ++flight.forwards;
   for (const std::size_t i : chosen) {
-    const TokenId token = task_.choose(stats[i]);
-    flight.block.decide(masked[i], token, task_, events);
+    flight.block.decide(masked[i], stats[i], task_, events);
+    const TokenId token = flight.block[masked[i]];
+    rules_.add(token);
     ended_ = ended_ || task_.is_eos(token);
   }
 }

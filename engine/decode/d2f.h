@@ -50,6 +50,7 @@ class D2fDecoder final : public Decoder {
   void prepare_step();
 
   DecodeTask task_;
+  TextRules rules_;  // of what is decided, in every block
   D2fMethod method_;
   bool prompt_pending_ = true;
   std::vector<Flight> flights_;  // the blocks that are not cached, in order

@@ -55,6 +55,9 @@ void check_task(const DecodeTask& task) {
             sampling.top_k);
   SBD_CHECK(sampling.top_p > 0.0f && sampling.top_p <= 1.0f,
             "expected top_p above 0 and at most 1 (1 keeps all tokens), got {}", sampling.top_p);
+  SBD_CHECK(sampling.min_p >= 0.0f && sampling.min_p <= 1.0f,
+            "expected min_p from 0 to 1 (0 keeps all tokens), got {}", sampling.min_p);
+  check_rule_options(task.rules);
 }
 
 }  // namespace sbd

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/types.h"
+#include "decode/text_rules.h"
 #include "model/batch.h"
 
 namespace sbd {
@@ -30,6 +31,8 @@ struct Events {
   std::vector<Reveal> revealed;
   std::vector<TokenId> committed;  // the text's next tokens, final; a closing EOS included
   std::optional<FinishReason> finished;
+  // Of the committed tokens, where log-probabilities are wanted: by the row that decided each.
+  std::vector<std::shared_ptr<const RowScores>> scores = {};
   // Tokens that a verifying forward found to be next-token decoding's own. Such a forward is an NFE
   // even where it reveals nothing new.
   std::optional<int> accepted = {};
@@ -44,6 +47,7 @@ struct DecodeTask {
   int n_ctx_limit = 0;                 // to which n_ctx could be raised
   std::vector<TokenId> eos_token_ids;  // empty: end-of-sequence tokens are ordinary ones
   Sampling sampling;
+  RuleOptions rules = {};
 
   // New tokens that both max_tokens and the context allow.
   int tokens_wanted() const;

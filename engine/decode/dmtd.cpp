@@ -8,7 +8,7 @@
 namespace sbd {
 
 DmtdDecoder::DmtdDecoder(DecodeTask task, const DmtdMethod& method)
-    : task_(std::move(task)), method_(method) {
+    : task_(std::move(task)), rules_(task_.rules, task_.prompt), method_(method) {
   SBD_CHECK(method.horizon >= 1, "expected horizon >= 1, got {}", method.horizon);
 }
 
@@ -73,6 +73,7 @@ Plan DmtdDecoder::plan(const Budget& budget) const {
   }
   Segment& last = plan.segments.back();
   last.outputs = {static_cast<int>(last.tokens.size()) - 1};
+  rules_.ask_all(last);
   return plan;
 }
 
@@ -93,6 +94,8 @@ Events DmtdDecoder::absorb(const Plan& plan, std::span<const RowStats> stats) {
   waiting_.push_back(token);
   events.revealed = {{decided_, token}};
   events.committed = {token};
+  if (stats[0].scores) events.scores = {stats[0].scores};
+  rules_.add(token);
   ++decided_;
   events.finished = task_.finish(token, decided_);
   return events;

@@ -48,6 +48,7 @@ class DmtdDecoder final : public Decoder {
   std::vector<Segment> prompt_segments(int end) const;
 
   DecodeTask task_;
+  TextRules rules_;
   DmtdMethod method_;
   int read_ = 0;                  // prompt tokens the cache has
   int decided_ = 0;               // new tokens

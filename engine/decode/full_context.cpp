@@ -41,6 +41,7 @@ Plan FullContextDecoder::plan(const Budget&) const {
   all.tokens.resize(static_cast<std::size_t>(prompt_size() + task_.tokens_wanted()),
                     method_.mask_token_id);
   all.sampling.draw = draw();
+  rules_.ask_all(all);
   return {{std::move(all)}};
 }
 

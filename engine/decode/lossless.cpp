@@ -9,6 +9,7 @@ namespace sbd {
 
 LosslessDecoder::LosslessDecoder(DecodeTask task, const LosslessMethod& method)
     : task_(std::move(task)),
+      rules_(task_.rules, task_.prompt),
       method_(method),
       pending_(task_.prompt),
       block_(0, 0, 0, method.mask_token_id) {
@@ -80,6 +81,10 @@ Plan LosslessDecoder::plan(const Budget& budget) const {
     // Every row of a draft is asked for the token behind it, of other rows the last one.
     for (int row = drafted_ ? 0 : rows - 1; whole && row < rows; ++row) {
       commit.outputs.push_back(row);
+      // Behind the text, whose newest token a draft begins with, and the draft before the row.
+      const std::span draft = std::span(commit.tokens).first(static_cast<std::size_t>(row + 1));
+      if (!rules_.none())
+        commit.asks.push_back(rules_.ask(drafted_ ? draft.subspan(1) : draft.first(0)));
     }
     plan.segments.push_back(std::move(commit));
   }
@@ -87,6 +92,8 @@ Plan LosslessDecoder::plan(const Budget& budget) const {
     Segment block{.tokens = block_.tokens(), .attention = Attention::block, .kv = Kv::scratch};
     block.outputs = candidates();
     block.adapted = method_.adapted;
+    const std::span<const TokenId> draft = pending_;
+    rules_.ask_all(block, drafted_ ? draft.subspan(1) : draft.first(0));
     plan.segments.push_back(std::move(block));
   }
   return plan;
@@ -105,7 +112,7 @@ Events LosslessDecoder::absorb(const Plan& plan, std::span<const RowStats> stats
     if (drafted_) {
       events.accepted = kept;
       for (int i = 1; i < kept; ++i) {
-        accept(pending_[static_cast<std::size_t>(i)], /*predicted=*/false, events);
+        accept(next[static_cast<std::size_t>(i - 1)], /*revealed=*/true, events);
       }
     }
     const bool disagreed = drafted_ && kept < static_cast<int>(pending_.size());
@@ -114,8 +121,9 @@ Events LosslessDecoder::absorb(const Plan& plan, std::span<const RowStats> stats
       return events;
     }
     drafted_ = false;
-    const TokenId token = next[disagreed ? static_cast<std::size_t>(kept - 1) : n_next - 1].argmax;
-    accept(token, /*predicted=*/true, events);
+    const RowStats& predicted = next[disagreed ? static_cast<std::size_t>(kept - 1) : n_next - 1];
+    const TokenId token = task_.choose(predicted);
+    accept(predicted, /*revealed=*/false, events);
     if (disagreed) {
       pending_.clear();
       if (method_.fused) {
@@ -145,24 +153,27 @@ Events LosslessDecoder::absorb(const Plan& plan, std::span<const RowStats> stats
 void LosslessDecoder::denoise(std::span<const int> rows, std::span<const RowStats> stats,
                               Events& events) {
   for (const int i : select_unmasked(method_.unmask, stats)) {
-    block_.decide(rows[static_cast<std::size_t>(i)], stats[static_cast<std::size_t>(i)].argmax,
-                  task_, events);
+    block_.decide(rows[static_cast<std::size_t>(i)], stats[static_cast<std::size_t>(i)], task_,
+                  events);
   }
 }
 
 int LosslessDecoder::count_agreeing(std::span<const RowStats> next) const {
   std::size_t kept = 1;
-  while (kept < pending_.size() && next[kept - 1].argmax == pending_[kept]) {
+  while (kept < pending_.size() && task_.choose(next[kept - 1]) == pending_[kept]) {
     ++kept;
   }
   return static_cast<int>(kept);
 }
 
-void LosslessDecoder::accept(TokenId token, bool predicted, Events& events) {
-  if (predicted) {
+void LosslessDecoder::accept(const RowStats& row, bool revealed, Events& events) {
+  const TokenId token = task_.choose(row);
+  if (!revealed) {
     events.revealed.push_back({accepted_, token});
   }
   events.committed.push_back(token);
+  if (row.scores) events.scores.push_back(row.scores);
+  rules_.add(token);
   ++accepted_;
   events.finished = task_.finish(token, accepted_);
 }

@@ -47,12 +47,13 @@ class LosslessDecoder final : public Decoder {
   void start_block();
   // How many tokens of the draft are next-token decoding's own, `next` being its rows' statistics.
   int count_agreeing(std::span<const RowStats> next) const;
-  // The text's next token; `predicted`: one that no block has revealed.
-  void accept(TokenId token, bool predicted, Events& events);
+  // The text's next token, by the row that predicts it; `revealed`: a block has shown it before.
+  void accept(const RowStats& row, bool revealed, Events& events);
   // `rows`: the block's positions whose statistics these are.
   void denoise(std::span<const int> rows, std::span<const RowStats> stats, Events& events);
 
   DecodeTask task_;
+  TextRules rules_;
   LosslessMethod method_;
   std::vector<TokenId> pending_;  // tokens the KV cache lacks
   bool drafted_ = false;          // they are a decided block, its first token known to be right

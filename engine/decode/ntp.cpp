@@ -7,7 +7,8 @@
 
 namespace sbd {
 
-NtpDecoder::NtpDecoder(DecodeTask task) : task_(std::move(task)), pending_(task_.prompt) {}
+NtpDecoder::NtpDecoder(DecodeTask task)
+    : task_(std::move(task)), rules_(task_.rules, task_.prompt), pending_(task_.prompt) {}
 
 Sharing NtpDecoder::sharing() const {
   return {.kind = kCausal, .most = static_cast<int>(task_.prompt.size()) - 1, .text = true};
@@ -29,6 +30,7 @@ Plan NtpDecoder::plan(const Budget& budget) const {
   chunk.sampling = task_.sampling;
   if (rows == all) {
     chunk.outputs = {rows - 1};  // row t predicts the token at t + 1
+    rules_.ask_all(chunk);
   }
   return {{chunk}};
 }
@@ -41,6 +43,8 @@ Events NtpDecoder::absorb(const Plan& plan, std::span<const RowStats> stats) {
   }
   const TokenId token = task_.choose(stats[0]);
   Events events{.revealed = {{decided_, token}}, .committed = {token}, .finished = {}};
+  if (stats[0].scores) events.scores = {stats[0].scores};
+  rules_.add(token);
   ++decided_;
   pending_ = {token};
   events.finished = task_.finish(token, decided_);

@@ -18,6 +18,7 @@ class NtpDecoder final : public Decoder {
 
  private:
   DecodeTask task_;
+  TextRules rules_;
   std::vector<TokenId> pending_;  // tokens the KV cache lacks: the prompt, then the newest token
   int decided_ = 0;               // new tokens
 };

@@ -93,6 +93,7 @@ Plan SetBlockDecoder::plan(const Budget& budget) const {
     Segment& last = plan.segments.back();
     last.outputs = {static_cast<int>(last.tokens.size()) - 1};
     last.sampling.draw = draw();
+    rules_.ask_all(last);
   } else if (!more) {
     Segment block{.tokens = block_.tokens(),
                   .attention = Attention::block,
@@ -103,6 +104,7 @@ Plan SetBlockDecoder::plan(const Budget& budget) const {
       row -= method_.logit_shift;
     }
     block.sampling.draw = draw();
+    rules_.ask_all(block);
     plan.segments.push_back(std::move(block));
   }
   return plan;
@@ -118,7 +120,7 @@ Events SetBlockDecoder::absorb(const Plan& plan, std::span<const RowStats> stats
   prompt_pending_ = false;
   const Segment& last = plan.segments.back();
   if (last.kv == Kv::commit) {
-    block_.decide(0, task_.choose(stats[0]), task_, events);
+    decide(0, stats[0], events);
     forwards_ = 0;
   } else {
     std::vector<int> positions = last.outputs;

@@ -180,6 +180,51 @@ TEST(scheduler_a_second_turn_begins_behind_the_first) {
   }
 }
 
+TEST(scheduler_verified_text_is_next_token_predictions_under_every_rule) {
+  Model model;
+  const RuleOptions rules{.logit_bias = {{5, 2.0f}, {6, -3.0f}},
+                          .presence_penalty = 0.7f,
+                          .frequency_penalty = 0.4f,
+                          .repetition_penalty = 1.3f,
+                          .logprobs = 2};
+  for (unsigned seed = 0; seed < 8; ++seed) {
+    const Tokens prompt = prompt_of(20, 60 + seed);
+    const auto run = [&](const std::string& decoder) {
+      const auto all = kinds();
+      const Kind& kind = *std::ranges::find(all, decoder, &Kind::decoder);
+      DecodeTask task;
+      task.prompt = prompt;
+      task.max_tokens = 40;
+      task.n_ctx = task.n_ctx_limit = kContext;
+      task.rules = rules;
+      Scheduler scheduler = model.scheduler(kPlenty, 0);
+      scheduler.add(prompt, make_decoder(decoder, task, kind.options));
+      std::vector<TokenScore> said;
+      for (auto happened = scheduler.step(); !happened.empty(); happened = scheduler.step()) {
+        const Events& events = happened[0].events;
+        CHECK_EQ(events.scores.size(), events.committed.size());
+        for (std::size_t i = 0; i < events.committed.size(); ++i) {
+          said.push_back(events.scores[i]->token);
+          CHECK_EQ(said.back().token, events.committed[i]);
+        }
+      }
+      return said;
+    };
+    const auto expected = run("ntp");
+    for (const std::string decoder : {"sbd_lossless", "nemotron_spec"}) {
+      const auto said = run(decoder);
+      CHECK_EQ(said.size(), expected.size());
+      for (std::size_t i = 0; i < said.size(); ++i) {
+        CHECK_EQ(said[i].token, expected[i].token);
+        CHECK_EQ(said[i].logprob, expected[i].logprob);  // the same bits
+      }
+    }
+    CHECK_EQ(run("sbd").size(), expected.size());
+    CHECK_EQ(run("d2f").size(), expected.size());
+    CHECK_EQ(run("llada").size(), expected.size());
+  }
+}
+
 TEST(scheduler_what_begins_alike_is_read_once) {
   Model model;
   Scheduler scheduler = model.scheduler();

@@ -12,16 +12,6 @@
 
 namespace sbd::cpu {
 
-namespace {
-
-template <typename T>
-T* grown(std::vector<T>& buffer, Index n) {
-  if (static_cast<Index>(buffer.size()) < n) buffer.resize(static_cast<std::size_t>(n));
-  return buffer.data();
-}
-
-}  // namespace
-
 CpuKv::CpuKv(int n_layers, const HeadShape& heads, int n_ctx, DType dtype, int interleave)
     : dtype_(dtype),
       n_layers_(n_layers),

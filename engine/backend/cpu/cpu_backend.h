@@ -10,6 +10,12 @@
 
 namespace sbd::cpu {
 
+template <typename T>
+T* grown(std::vector<T>& buffer, Index n) {
+  if (static_cast<Index>(buffer.size()) < n) buffer.resize(static_cast<std::size_t>(n));
+  return buffer.data();
+}
+
 // Per layer and key-value head: keys [n_ctx / 16][head_dim / u][16][u], then values
 // [n_ctx / u][padded_dim][u]. u, the interleave, is 1, or 2 where the kernels multiply bf16 in
 // pairs.
@@ -91,6 +97,8 @@ class CpuBackend : public Backend {
                       std::span<const OutputRow> outputs = {});
   void multiply(const Activations& x, int n_rows, std::span<const Linear> linears, bool accumulate,
                 std::span<const Linear> then);
+  void head_stats_part(const Input& input, const Weight& head, std::span<const OutputRow> outputs,
+                       TokenId mask_token, std::span<RowStats> stats);
   void attend(int layer, const HeadShape& heads, const float* q, float* out, Index partial_floats);
 
   ThreadPool pool_;
@@ -108,13 +116,22 @@ class CpuBackend : public Backend {
   std::vector<std::uint16_t> bf16_;
   std::vector<QuantizedGroup> groups_;
   std::vector<QueryTile> query_tiles_;
-  std::vector<int> split_tiles_;                 // per split: its tile
-  std::vector<float> partials_;                  // of attention, one for each split
-  Buffer attention_scratch_;                     // one for each thread
-  Index attention_scratch_floats_ = 0;           // of one thread
-  std::vector<RunStats> run_stats_;              // [vocabulary runs][rows]
-  std::vector<std::vector<float>> tiles_;        // per thread: logits of one run
-  std::vector<Index> kept_;                      // per row: where its logits are, or -1
+  std::vector<int> split_tiles_;           // per split: its tile
+  std::vector<float> partials_;            // of attention, one for each split
+  Buffer attention_scratch_;               // one for each thread
+  Index attention_scratch_floats_ = 0;     // of one thread
+  std::vector<RunStats> run_stats_;        // [vocabulary runs][rows]
+  std::vector<std::vector<float>> tiles_;  // per thread: logits of one run
+  std::vector<Index> kept_;                // per row: where its logits are, or -1
+  // Of a run of the vocabulary in a row that is scored.
+  struct RunScores {
+    RunStats stats;
+    int before;  // tokens more probable than the given one
+  };
+  std::vector<Index> scored_;                    // per row: which of the scored ones, or -1
+  std::vector<RunScores> run_scores_;            // [scored rows][vocabulary runs]
+  std::vector<TokenScore> best_;                 // [scored rows][vocabulary runs][best tokens]
+  std::vector<float> token_logits_;              // [scored rows], of the token that is scored
   std::vector<std::vector<TokenId>> token_ids_;  // per thread: for sampling
   std::vector<float> logits_;                    // of the rows that are sampled
 };
