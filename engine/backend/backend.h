@@ -10,12 +10,12 @@
 #include <span>
 #include <string>
 
+#include "core/batch.h"
 #include "core/dtype.h"
 #include "core/error.h"
 #include "core/peaks.h"
 #include "core/types.h"
 #include "format/gguf.h"
-#include "model/batch.h"
 
 namespace sbd {
 

@@ -9,9 +9,9 @@
 #include <string>
 #include <vector>
 
+#include "core/batch.h"
 #include "core/types.h"
 #include "decode/text_rules.h"
-#include "model/batch.h"
 
 namespace sbd {
 

@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "model/batch.h"
+#include "core/batch.h"
 
 namespace sbd {
 

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "core/batch.h"
 #include "model/adapter.h"
-#include "model/batch.h"
 #include "model/weights.h"
 
 namespace sbd {

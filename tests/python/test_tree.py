@@ -26,11 +26,11 @@ SOURCES = [
 DOORS = {
     "engine/core/": ["core/"],
     "engine/format/": ["core/", "format/"],
-    "engine/backend/backend.h": ["core/", "format/gguf.h", "model/batch.h"],
-    "engine/backend/cpu/": ["core/", "backend/backend.h", "backend/cpu/", "model/batch.h"],
-    "engine/backend/cuda/": ["core/", "backend/backend.h", "backend/cuda/", "model/batch.h"],
+    "engine/backend/backend.h": ["core/", "format/gguf.h", "core/batch.h"],
+    "engine/backend/cpu/": ["core/", "backend/backend.h", "backend/cpu/", "core/batch.h"],
+    "engine/backend/cuda/": ["core/", "backend/backend.h", "backend/cuda/", "core/batch.h"],
     "engine/model/": ["core/", "format/", "model/", "backend/backend.h"],
-    "engine/decode/": ["core/", "model/batch.h", "decode/"],
+    "engine/decode/": ["core/", "core/batch.h", "decode/"],
     "engine/engine.cpp": [
         *("core/", "format/", "model/", "decode/", "decode_defaults.h", "backend/", "engine.h")
     ],

@@ -4,7 +4,7 @@
 #include <span>
 
 #include "backend/cpu/kernels.h"
-#include "model/batch.h"
+#include "core/batch.h"
 
 namespace sbd::cpu {
 

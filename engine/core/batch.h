@@ -51,8 +51,8 @@ struct Adjustment {
 
 // What a row's statistics and its token are taken under.
 struct LogitRules {
-  std::vector<Adjustment> adjustments;  // ascending by token
-  std::vector<std::uint32_t> allowed;   // a bit per token; empty: all are allowed
+  std::vector<Adjustment> adjustments = {};  // ascending by token
+  std::vector<std::uint32_t> allowed = {};   // a bit per token; empty: all are allowed
 };
 
 // What is asked of a row beyond its statistics.
@@ -114,6 +114,8 @@ struct RowStats {
   TokenId sampled = 0;            // the argmax at temperature 0
   float sampled_probability = 0;  // under the filtered, tempered distribution it was drawn from
   std::shared_ptr<const RowScores> scores = {};  // where they were asked for
+
+  bool operator==(const RowStats&) const = default;
 };
 
 inline int Plan::n_rows() const {
