@@ -24,9 +24,8 @@ namespace sbd {
 namespace {
 
 constexpr int kMaxThreads = 1024;
-// Rows of all sequences beyond which no further one joins a forward, and rows of a forward outside
-// of decoding.
-constexpr int kMostRows = DecodeTask().prefill_rows;
+// Of a forward outside of decoding.
+constexpr int kMostRows = Scheduler::kMostRows;
 
 int available_cores() {
 #if defined(__linux__)
@@ -81,28 +80,6 @@ int choose_n_ctx(const ModelConfig& config, int wanted) {
 
 }  // namespace
 
-struct Engine::Sequence {
-  KvCache kv;
-  std::unique_ptr<Decoder> decoder;
-  int prompt_tokens;
-  int prompt_tokens_read = 0;
-
-  // How many prompt tokens a forward that ran `plan`, from position `start`, was the first to read.
-  int absorb_prompt(const Plan& plan, int start) {
-    for (const Segment& segment : plan.segments) start += static_cast<int>(segment.tokens.size());
-    const int before = prompt_tokens_read;
-    prompt_tokens_read = std::clamp(start, before, prompt_tokens);
-    return prompt_tokens_read - before;
-  }
-};
-
-// What a sequence wants of the next forward.
-struct Engine::Turn {
-  SequenceId id;
-  Sequence* sequence;
-  Plan plan;
-};
-
 Engine::Engine(const std::filesystem::path& path, const EngineOptions& options)
     : backend_(make_backend(options)), kv_dtype_(options.kv_dtype) {
   const GgufFile file(path);
@@ -112,6 +89,7 @@ Engine::Engine(const std::filesystem::path& path, const EngineOptions& options)
   tensors.check_all_used();
   if (options.draft_lora) model_->set_adapter(GgufFile(*options.draft_lora));
   defaults_.has_adapter = model_->has_adapter();
+  start(options);
 }
 
 Engine::Engine(const Metadata& metadata, DType dtype, bool tie_word_embeddings,
@@ -120,6 +98,14 @@ Engine::Engine(const Metadata& metadata, DType dtype, bool tie_word_embeddings,
   configure(metadata, options.n_ctx);
   RandomTensors tensors(dtype, tie_word_embeddings);
   model_ = std::make_unique<Transformer>(config_, tensors, *backend_);
+  start(options);
+}
+
+void Engine::start(const EngineOptions& options) {
+  const std::size_t budget = options.kv_budget.value_or(backend_->free_memory() / 10 * 9);
+  const std::size_t left = options.prefix_cache.value_or(budget / 2);
+  scheduler_ = std::make_unique<Scheduler>(
+      *model_, SchedulerOptions{n_ctx_, kv_dtype_, budget, std::min(left, budget)});
 }
 
 void Engine::configure(const Metadata& metadata, int n_ctx) {
@@ -150,75 +136,15 @@ std::unique_ptr<Decoder> Engine::make_decoder(const Request& request) const {
                            std::move(task), decoder_options(request, defaults_));
 }
 
-void Engine::check(const Request& request) const { make_decoder(request); }
+void Engine::check(const Request& request) const { scheduler_->check(*make_decoder(request)); }
 
 SequenceId Engine::add(const Request& request) {
-  std::unique_ptr<Decoder> decoder = make_decoder(request);
-  sequences_.emplace(next_id_, std::make_unique<Sequence>(
-                                   Sequence{model_->make_kv(n_ctx_, kv_dtype_), std::move(decoder),
-                                            static_cast<int>(request.prompt.size())}));
-  return next_id_++;
+  return scheduler_->add(request.prompt, make_decoder(request));
 }
 
-void Engine::remove(SequenceId id) { sequences_.erase(id); }
+void Engine::remove(SequenceId id) { scheduler_->remove(id); }
 
-std::vector<SequenceEvents> Engine::step() {
-  std::vector<SequenceEvents> happened;
-  const std::vector<Turn> turns = plan_turns();
-  if (!turns.empty()) run_turns(turns, happened);
-  for (const SequenceEvents& events : happened) {
-    if (events.events.finished || !events.error.empty()) sequences_.erase(events.id);
-  }
-  return happened;
-}
-
-// Round robin: a forward that is full leaves the rest to the next one.
-std::vector<Engine::Turn> Engine::plan_turns() {
-  std::vector<Turn> turns;
-  std::size_t n_rows = 0;
-  auto next = sequences_.lower_bound(next_turn_);
-  while (turns.size() < sequences_.size() && n_rows < static_cast<std::size_t>(kMostRows)) {
-    if (next == sequences_.end()) next = sequences_.begin();
-    turns.push_back({next->first, next->second.get(), next->second->decoder->plan()});
-    for (const Segment& segment : turns.back().plan.segments) n_rows += segment.tokens.size();
-    ++next;
-  }
-  next_turn_ = next == sequences_.end() ? 0 : next->first;
-  return turns;
-}
-
-void Engine::run_turns(std::span<const Turn> turns, std::vector<SequenceEvents>& happened) {
-  Batch batch;
-  std::vector<int> starts;
-  for (const Turn& turn : turns) {
-    const KvCache& kv = turn.sequence->kv;
-    batch.sequences.push_back({&turn.sequence->kv, turn.plan});
-    starts.push_back(turn.plan.start.value_or(kv.length()));
-  }
-  std::vector<RowStats> stats;
-  try {
-    stats = model_->forward(batch);
-  } catch (const Error& error) {
-    // A forward that fails has changed nothing. Alone, a sequence has itself to blame; of several,
-    // each is tried alone, so that one's bad numbers do not end the others.
-    if (turns.size() == 1) {
-      happened.push_back({turns[0].id, {}, 0, error.what()});
-      return;
-    }
-    for (const Turn& turn : turns) run_turns({&turn, 1}, happened);
-    return;
-  }
-  std::span<const RowStats> rest = stats;
-  for (std::size_t i = 0; i < turns.size(); ++i) {
-    std::size_t n_outputs = 0;
-    for (const Segment& segment : turns[i].plan.segments) n_outputs += segment.outputs.size();
-    Sequence& sequence = *turns[i].sequence;
-    Events events = sequence.decoder->absorb(rest.first(n_outputs));
-    rest = rest.subspan(n_outputs);
-    happened.push_back({turns[i].id, std::move(events),
-                        sequence.absorb_prompt(turns[i].plan, starts[i]), std::string()});
-  }
-}
+std::vector<SequenceEvents> Engine::step() { return scheduler_->step(); }
 
 std::vector<float> Engine::forward(const std::vector<TokenId>& tokens, int block) {
   const int n = static_cast<int>(tokens.size());
@@ -243,6 +169,31 @@ std::vector<float> Engine::forward(const std::vector<TokenId>& tokens, int block
     begin = end;
   }
   return logits;
+}
+
+std::vector<RowScores> Engine::score(const std::vector<TokenId>& tokens, int top) {
+  const int n = static_cast<int>(tokens.size());
+  SBD_CHECK(n >= 2, "a score needs at least two token ids: nothing stands before the first, got {}",
+            n);
+  SBD_CHECK(n <= n_ctx_, "expected token ids within the context of {}, got {}: {}", n_ctx_, n,
+            how_to_fit(n_ctx_, n_ctx_limit(config_)));
+  SBD_CHECK(top >= 0 && top <= config_.vocab_size,
+            "expected top from 0 to the vocabulary of {}, got {}", config_.vocab_size, top);
+  KvCache kv = model_->make_kv(n_ctx_, kv_dtype_);
+  std::vector<RowScores> scores;
+  for (int begin = 0; begin < n - 1; begin += kMostRows) {
+    const int end = std::min(begin + kMostRows, n - 1);
+    Segment segment;
+    segment.tokens.assign(tokens.begin() + begin, tokens.begin() + end);
+    for (int i = 0; i < end - begin; ++i) {
+      segment.outputs.push_back(i);
+      segment.asks.push_back({.n_best = top, .given = tokens[begin + i + 1]});
+    }
+    for (const RowStats& row : model_->forward({{{&kv, {{segment}}}}})) {
+      scores.push_back(*row.scores);
+    }
+  }
+  return scores;
 }
 
 std::vector<std::vector<double>> Engine::time_forwards(const std::vector<int>& row_counts,

@@ -1,13 +1,11 @@
-// The engine: a loaded model, the sequences it decodes, and the scheduler step that runs one
-// forward over all of them. The only place that names a concrete backend.
+// The engine: a loaded model and the sequences it decodes. The only place that names a concrete
+// backend.
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
-#include <map>
 #include <memory>
 #include <optional>
-#include <span>
 #include <string>
 #include <vector>
 
@@ -16,6 +14,7 @@
 #include "decode/decoder.h"
 #include "format/model_config.h"
 #include "request.h"
+#include "scheduler.h"
 
 namespace sbd {
 
@@ -28,15 +27,10 @@ struct EngineOptions {
   int n_ctx = 0;                                         // 0: the model's
   DType kv_dtype = DType::f16;                           // f16, bf16 or f32
   std::optional<std::filesystem::path> draft_lora = {};  // an adapter for decoders that draft
-};
-
-using SequenceId = std::int64_t;
-
-struct SequenceEvents {
-  SequenceId id;
-  Events events;
-  int prompt_rows;    // prompt tokens whose keys and values this forward computed
-  std::string error;  // not empty: the sequence could not go on
+  // Bytes of all KV caches: most of what is free once the model is loaded. Of these, what ended
+  // sequences may leave for others whose prompts begin alike: half.
+  std::optional<std::size_t> kv_budget = {};
+  std::optional<std::size_t> prefix_cache = {};
 };
 
 class Engine {
@@ -62,13 +56,17 @@ class Engine {
   // Adds the request's sequence; it lives until it has finished, failed or is removed.
   SequenceId add(const Request& request);
   void remove(SequenceId id);
-  // One forward over the living sequences, or over as many as it has rows for, in turn: what
-  // happened to each. Finished and failed ones are gone.
+  // One forward over living sequences (scheduler.h says which): what happened to each. Finished and
+  // failed ones are gone.
   std::vector<SequenceEvents> step();
 
   // Raw logits [tokens, vocab_size] of an uncached forward: the last `block` rows are one block,
   // the rest causal.
   std::vector<float> forward(const std::vector<TokenId>& tokens, int block);
+
+  // Of each token but the first its log-probability and rank behind those before it, and `top` best
+  // tokens there.
+  std::vector<RowScores> score(const std::vector<TokenId>& tokens, int top);
 
   // Times forwards of one block of each of n_sequences, behind a KV cache of `context` positions,
   // statistics wanted on every row: `repeats` rounds over the row counts, so that all see the same
@@ -78,14 +76,10 @@ class Engine {
   Peaks measure_peaks();
 
  private:
-  struct Sequence;
-  struct Turn;
-
   void configure(const Metadata& metadata, int n_ctx);
+  void start(const EngineOptions& options);
   // Checks the request.
   std::unique_ptr<Decoder> make_decoder(const Request& request) const;
-  std::vector<Turn> plan_turns();
-  void run_turns(std::span<const Turn> turns, std::vector<SequenceEvents>& happened);
 
   std::unique_ptr<Backend> backend_;
   DType kv_dtype_;
@@ -94,9 +88,7 @@ class Engine {
   DecoderOptions defaults_;
   std::unique_ptr<Transformer> model_;
   int n_ctx_ = 0;
-  SequenceId next_id_ = 1;
-  SequenceId next_turn_ = 1;  // the sequence the next forward begins with
-  std::map<SequenceId, std::unique_ptr<Sequence>> sequences_;
+  std::unique_ptr<Scheduler> scheduler_;
 };
 
 }  // namespace sbd

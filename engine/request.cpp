@@ -39,8 +39,21 @@ DecodeTask decode_task(const Request& request, const ModelConfig& config, int n_
   task.sampling = {.temperature = request.temperature,
                    .top_k = request.top_k,
                    .top_p = request.top_p,
+                   .min_p = request.min_p,
                    .seed = request.seed,
                    .sample_index = request.sample_index};
+  for (const auto& [token, bias] : request.logit_bias) {
+    SBD_CHECK(token >= 0 && token < config.vocab_size,
+              "logit_bias names token {}, outside the vocabulary of {}", token, config.vocab_size);
+  }
+  SBD_CHECK(request.logprobs <= config.vocab_size,
+            "expected logprobs of at most the vocabulary of {}, got {}", config.vocab_size,
+            request.logprobs);
+  task.rules = {.logit_bias = request.logit_bias,
+                .presence_penalty = request.presence_penalty,
+                .frequency_penalty = request.frequency_penalty,
+                .repetition_penalty = request.repetition_penalty,
+                .logprobs = request.logprobs};
   return task;
 }
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "decode/registry.h"
@@ -31,6 +32,12 @@ struct Request {
   float temperature = 0.0f;
   float top_p = 1.0f;
   int top_k = 0;
+  float min_p = 0.0f;
+  std::vector<std::pair<TokenId, float>> logit_bias = {};
+  float presence_penalty = 0.0f;
+  float frequency_penalty = 0.0f;
+  float repetition_penalty = 1.0f;
+  int logprobs = -1;
   std::uint64_t seed = 0;
   std::uint64_t sample_index = 0;
   bool ignore_eos = false;

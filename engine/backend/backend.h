@@ -10,12 +10,12 @@
 #include <span>
 #include <string>
 
+#include "core/batch.h"
 #include "core/dtype.h"
 #include "core/error.h"
 #include "core/peaks.h"
 #include "core/types.h"
 #include "format/gguf.h"
-#include "model/batch.h"
 
 namespace sbd {
 
@@ -38,6 +38,10 @@ class Weight {
 class KvStorage {
  public:
   virtual ~KvStorage() = default;
+  // Memory that n positions take.
+  virtual std::size_t bytes(int n_positions) const = 0;
+  // Takes over the first n positions of another of the same shape and type.
+  virtual void copy(const KvStorage& from, int n_positions) = 0;
 };
 
 using Buffer = std::shared_ptr<float>;  // floats in the backend's memory
@@ -85,6 +89,7 @@ struct OutputRow {
   int row;
   int position;
   Sampling sampling;
+  RowAsk ask = {};
 };
 
 // A row that enters a run of layers: a x[x_row] + b y[y_row], of the outputs of two runs before. A
@@ -110,6 +115,7 @@ class Backend {
   virtual ~Backend() = default;
   virtual std::string description() const = 0;  // such as "cpu (avx512_bf16)"
   virtual int n_threads() const = 0;
+  virtual std::size_t free_memory() const = 0;  // bytes that caches could take
   virtual Peaks measure_peaks() = 0;
 
   // Memory. A weight that holds NaN or infinity is an error that names the tensor.

@@ -12,7 +12,8 @@ Block::Block(int begin, int size, int end, TokenId mask_token_id)
       end_(end),
       committed_(std::max(0, -begin)),
       mask_token_id_(mask_token_id),
-      tokens_(static_cast<std::size_t>(size), mask_token_id) {}
+      tokens_(static_cast<std::size_t>(size), mask_token_id),
+      scores_(static_cast<std::size_t>(size)) {}
 
 std::vector<int> Block::masked() const { return masked_before(end_); }
 std::vector<int> Block::wanted_masked() const { return masked_before(wanted_); }
@@ -28,9 +29,11 @@ std::vector<int> Block::masked_before(int end) const {
   return masked;
 }
 
-void Block::decide(int i, TokenId token, const DecodeTask& task, Events& events) {
+void Block::decide(int i, const RowStats& row, const DecodeTask& task, Events& events) {
+  const TokenId token = task.choose(row);
   SBD_CHECK(token != mask_token_id_, "expected statistics without the mask token {}", token);
   fill(i, token);
+  scores_[static_cast<std::size_t>(i)] = row.scores;
   events.revealed.push_back({begin_ + i, token});
   if (task.is_eos(token)) {
     end_ = std::min(end_, i + 1);
@@ -44,6 +47,9 @@ bool Block::commit(const DecodeTask& task, Events& events) {
       return false;
     }
     events.committed.push_back((*this)[committed_]);
+    if (const auto& scores = scores_[static_cast<std::size_t>(committed_)]) {
+      events.scores.push_back(scores);
+    }
   }
   events.finished = task.finish((*this)[end_ - 1], begin_ + end_);
   return true;

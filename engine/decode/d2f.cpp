@@ -8,7 +8,7 @@
 namespace sbd {
 
 D2fDecoder::D2fDecoder(DecodeTask task, const D2fMethod& method)
-    : task_(std::move(task)), method_(method) {
+    : task_(std::move(task)), rules_(task_.rules, task_.prompt), method_(method) {
   check_block_size(method.block_size, task_);
   const auto check_share = [](const char* name, float value) {
     SBD_CHECK(value >= 0.0f && value <= 1.0f, "expected {} in [0, 1], got {}", name, value);
@@ -61,7 +61,21 @@ std::vector<int> D2fDecoder::outputs(std::size_t index) const {
   return rows;
 }
 
-Plan D2fDecoder::plan() const {
+// The prompt is one block: each of its rows sees all of it.
+Sharing D2fDecoder::sharing() const { return {}; }
+
+void D2fDecoder::begin_behind(int n_cached) {
+  SBD_CHECK(n_cached == 0, "d2f cannot begin behind {} cached positions", n_cached);
+}
+
+Demand D2fDecoder::demand() const {
+  const int prompt_rows = prompt_pending_ ? static_cast<int>(task_.prompt.size()) : 0;
+  int rows = prompt_rows;
+  for (const Flight& flight : flights_) rows += flight.block.size();
+  return {.least_rows = rows, .prompt_rows = prompt_rows};
+}
+
+Plan D2fDecoder::plan(const Budget&) const {
   Plan plan;
   if (prompt_pending_) {
     plan.segments.push_back({.tokens = task_.prompt,
@@ -70,6 +84,7 @@ Plan D2fDecoder::plan() const {
                              .sampling = task_.sampling});
     if (method_.logit_shift == 1) {
       plan.segments.back().outputs = {static_cast<int>(task_.prompt.size()) - 1};
+      rules_.ask_all(plan.segments.back());
     }
   }
   for (std::size_t i = 0; i < flights_.size(); ++i) {
@@ -80,27 +95,29 @@ Plan D2fDecoder::plan() const {
                     .outputs = outputs(i),
                     .sampling = task_.sampling};
     segment.sampling.draw = static_cast<std::uint64_t>(flight.forwards);
+    rules_.ask_all(segment);
     plan.segments.push_back(std::move(segment));
   }
   return plan;
 }
 
-Events D2fDecoder::absorb(std::span<const RowStats> stats) {
-  const bool prompt_row = prompt_pending_ && method_.logit_shift == 1;
-  std::size_t expected = prompt_row ? 1 : 0;
-  for (std::size_t i = 0; i < flights_.size(); ++i) expected += outputs(i).size();
-  check_rows(stats, expected);
+Events D2fDecoder::absorb(const Plan& plan, std::span<const RowStats> stats) {
+  check_rows(plan, stats);
+  std::span<const Segment> segments = plan.segments;
   Events events;
-  if (prompt_row) {
-    kept_ = stats.front();
-    stats = stats.subspan(1);
+  if (prompt_pending_) {
+    if (method_.logit_shift == 1) {
+      kept_ = stats.front();
+      stats = stats.subspan(1);
+    }
+    segments = segments.subspan(1);
+    prompt_pending_ = false;
   }
-  prompt_pending_ = false;
 
   RowStats before = kept_;  // of the row in front of the block
   for (std::size_t i = 0; i < flights_.size(); ++i) {
     Flight& flight = flights_[i];
-    const std::size_t n = outputs(i).size();
+    const std::size_t n = segments[i].outputs.size();
     std::vector<RowStats> rows(stats.begin(), stats.begin() + static_cast<std::ptrdiff_t>(n));
     stats = stats.subspan(n);
     const RowStats last = rows.empty() ? RowStats{} : rows.back();
@@ -153,8 +170,9 @@ void D2fDecoder::decide(Flight& flight, std::span<const RowStats> stats, Events&
   }
   ++flight.forwards;
   for (const std::size_t i : chosen) {
-    const TokenId token = task_.choose(stats[i]);
-    flight.block.decide(masked[i], token, task_, events);
+    flight.block.decide(masked[i], stats[i], task_, events);
+    const TokenId token = flight.block[masked[i]];
+    rules_.add(token);
     ended_ = ended_ || task_.is_eos(token);
   }
 }

@@ -30,8 +30,12 @@ class D2fDecoder final : public Decoder {
  public:
   D2fDecoder(DecodeTask task, const D2fMethod& method);
 
-  Plan plan() const override;
-  Events absorb(std::span<const RowStats> stats) override;
+  Sharing sharing() const override;
+  void begin_behind(int n_cached) override;
+  int most_positions() const override { return task_.most_positions(method_.block_size); }
+  Demand demand() const override;
+  Plan plan(const Budget& budget) const override;
+  Events absorb(const Plan& plan, std::span<const RowStats> stats) override;
 
  private:
   struct Flight {
@@ -46,6 +50,7 @@ class D2fDecoder final : public Decoder {
   void prepare_step();
 
   DecodeTask task_;
+  TextRules rules_;  // of what is decided, in every block
   D2fMethod method_;
   bool prompt_pending_ = true;
   std::vector<Flight> flights_;  // the blocks that are not cached, in order

@@ -11,6 +11,11 @@ int DecodeTask::tokens_wanted() const {
   return std::min(max_tokens, n_ctx - static_cast<int>(prompt.size()));
 }
 
+int DecodeTask::most_positions(int block_size) const {
+  const int text = static_cast<int>(prompt.size()) + tokens_wanted();
+  return std::min(n_ctx - text, block_size - 1) + text;
+}
+
 bool DecodeTask::is_eos(TokenId token) const {
   return std::ranges::find(eos_token_ids, token) != eos_token_ids.end();
 }
@@ -25,9 +30,10 @@ TokenId DecodeTask::choose(const RowStats& row) const {
   return sampling.temperature > 0.0f ? row.sampled : row.argmax;
 }
 
-void check_rows(std::span<const RowStats> stats, std::size_t expected) {
-  SBD_CHECK(stats.size() == expected, "expected statistics of {} rows, got {}", expected,
-            stats.size());
+void check_rows(const Plan& plan, std::span<const RowStats> stats) {
+  const int expected = plan.n_outputs();
+  SBD_CHECK(static_cast<int>(stats.size()) == expected, "expected statistics of {} rows, got {}",
+            expected, stats.size());
 }
 
 std::string how_to_fit(int n_ctx, int n_ctx_limit) {
@@ -49,6 +55,9 @@ void check_task(const DecodeTask& task) {
             sampling.top_k);
   SBD_CHECK(sampling.top_p > 0.0f && sampling.top_p <= 1.0f,
             "expected top_p above 0 and at most 1 (1 keeps all tokens), got {}", sampling.top_p);
+  SBD_CHECK(sampling.min_p >= 0.0f && sampling.min_p <= 1.0f,
+            "expected min_p from 0 to 1 (0 keeps all tokens), got {}", sampling.min_p);
+  check_rule_options(task.rules);
 }
 
 }  // namespace sbd

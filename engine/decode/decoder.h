@@ -1,5 +1,6 @@
 // A decoder is a pure state machine: plan() says which rows the next forward computes, absorb()
-// takes their statistics and decides tokens. It never sees a tensor, a backend or a file.
+// takes that plan back with its rows' statistics and decides tokens. It never sees a tensor, a
+// backend or a file.
 #pragma once
 
 #include <memory>
@@ -8,8 +9,9 @@
 #include <string>
 #include <vector>
 
+#include "core/batch.h"
 #include "core/types.h"
-#include "model/batch.h"
+#include "decode/text_rules.h"
 
 namespace sbd {
 
@@ -29,6 +31,8 @@ struct Events {
   std::vector<Reveal> revealed;
   std::vector<TokenId> committed;  // the text's next tokens, final; a closing EOS included
   std::optional<FinishReason> finished;
+  // Of the committed tokens, where log-probabilities are wanted: by the row that decided each.
+  std::vector<std::shared_ptr<const RowScores>> scores = {};
   // Tokens that a verifying forward found to be next-token decoding's own. Such a forward is an NFE
   // even where it reveals nothing new.
   std::optional<int> accepted = {};
@@ -43,11 +47,12 @@ struct DecodeTask {
   int n_ctx_limit = 0;                 // to which n_ctx could be raised
   std::vector<TokenId> eos_token_ids;  // empty: end-of-sequence tokens are ordinary ones
   Sampling sampling;
-  // Prompt rows per forward at most: they bound the activations' memory and how long Ctrl-C waits.
-  int prefill_rows = 512;
+  RuleOptions rules = {};
 
   // New tokens that both max_tokens and the context allow.
   int tokens_wanted() const;
+  // Positions of the cache that they may need, the last of them in a block of `block_size`.
+  int most_positions(int block_size) const;
   bool is_eos(TokenId token) const;
   // Why the text ends with `token`, its `count`-th one, where it does.
   std::optional<FinishReason> finish(TokenId token, int count) const;
@@ -56,7 +61,7 @@ struct DecodeTask {
 };
 
 // Refuses statistics of another number of rows than the plan wanted.
-void check_rows(std::span<const RowStats> stats, std::size_t expected);
+void check_rows(const Plan& plan, std::span<const RowStats> stats);
 
 // How to mend what is too long for a context of n_ctx positions.
 std::string how_to_fit(int n_ctx, int n_ctx_limit);
@@ -64,16 +69,48 @@ std::string how_to_fit(int n_ctx, int n_ctx_limit);
 // Refuses a task outside the ranges above, its sampling included.
 void check_task(const DecodeTask& task);
 
+// What a decoder can do with the next forward.
+struct Demand {
+  int least_rows;   // that must come together: a plan has as many, whatever the budget
+  int prompt_rows;  // of the prompt that the cache lacks; 0: the sequence decodes
+};
+
+// What a forward has for one sequence.
+struct Budget {
+  int rows = 512;  // a longer prompt comes in parts
+};
+
+// Which of a sequence's cached positions are what another one's prompt would put there.
+struct Sharing {
+  std::string kind;   // sequences of one kind agree; empty: none do
+  int unit = 1;       // they come in multiples of so many
+  int most = 0;       // of the prompt that this sequence can begin behind
+  bool text = false;  // it leaves those of the new text too, not the prompt's alone
+};
+
+// Sharing's kind where every position is cached as next-token decoding caches it.
+inline constexpr const char* kCausal = "causal";
+
 class Decoder {
  public:
   virtual ~Decoder() = default;
 
-  // The rows of the next forward.
-  virtual Plan plan() const = 0;
+  virtual Sharing sharing() const = 0;
+  // The cache begins with the first `n_cached` tokens of the prompt, as sharing() allows. Called
+  // before the first plan, if at all.
+  virtual void begin_behind(int n_cached) = 0;
+  // Positions of the cache that the text may come to need.
+  virtual int most_positions() const = 0;
 
-  // Takes the statistics of every wanted row of the last plan, in order. A forward with revealed
-  // positions is one NFE (number of function evaluations). Once finished, neither is called again.
-  virtual Events absorb(std::span<const RowStats> stats) = 0;
+  virtual Demand demand() const = 0;
+
+  // The rows of the next forward: as many as the budget has, and the least that must come together.
+  virtual Plan plan(const Budget& budget) const = 0;
+
+  // Takes the plan that ran and the statistics of every row that it wanted, in order. A forward
+  // with revealed positions is one NFE (number of function evaluations). Once finished, neither is
+  // called again.
+  virtual Events absorb(const Plan& plan, std::span<const RowStats> stats) = 0;
 };
 
 }  // namespace sbd

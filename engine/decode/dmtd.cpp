@@ -8,7 +8,7 @@
 namespace sbd {
 
 DmtdDecoder::DmtdDecoder(DecodeTask task, const DmtdMethod& method)
-    : task_(std::move(task)), method_(method) {
+    : task_(std::move(task)), rules_(task_.rules, task_.prompt), method_(method) {
   SBD_CHECK(method.horizon >= 1, "expected horizon >= 1, got {}", method.horizon);
 }
 
@@ -32,10 +32,27 @@ std::vector<Segment> DmtdDecoder::prompt_segments(int end) const {
   return segments;
 }
 
-Plan DmtdDecoder::plan() const {
+// A generated row's share of the thinking layers hangs on where its text began.
+Sharing DmtdDecoder::sharing() const {
+  const bool train = method_.prompt_rule == DmtdPromptRule::train;
+  return {.kind = format("dmtd {} {}", static_cast<int>(method_.prompt_rule),
+                         train ? method_.horizon : 0),
+          .most = prompt_size() - 1};
+}
+
+void DmtdDecoder::begin_behind(int n_cached) { read_ = thought_ = n_cached; }
+
+Demand DmtdDecoder::demand() const {
+  const int left = prompt_size() - read_;
+  if (left > 0) return {.least_rows = 1, .prompt_rows = left};
+  const int waiting = static_cast<int>(waiting_.size());
+  return {.least_rows = is_head(thought_ + waiting - 1) ? waiting : 1, .prompt_rows = 0};
+}
+
+Plan DmtdDecoder::plan(const Budget& budget) const {
   Plan plan;
   if (read_ < prompt_size()) {
-    const int end = std::min(prompt_size(), read_ + task_.prefill_rows);
+    const int end = std::min(prompt_size(), read_ + std::max(budget.rows, 1));
     plan = {.segments = prompt_segments(end), .start = read_};
     if (end < prompt_size()) {
       return plan;
@@ -56,21 +73,20 @@ Plan DmtdDecoder::plan() const {
   }
   Segment& last = plan.segments.back();
   last.outputs = {static_cast<int>(last.tokens.size()) - 1};
+  rules_.ask_all(last);
   return plan;
 }
 
-Events DmtdDecoder::absorb(std::span<const RowStats> stats) {
+Events DmtdDecoder::absorb(const Plan& plan, std::span<const RowStats> stats) {
+  check_rows(plan, stats);
   Events events;
+  events.thought = plan.segments.back().layers != Layers::skip;
   if (read_ < prompt_size()) {
-    events.thought = true;
-    read_ = thought_ = std::min(prompt_size(), read_ + task_.prefill_rows);
-  } else if (is_head(thought_ + static_cast<int>(waiting_.size()) - 1)) {
-    events.thought = true;
-    thought_ += static_cast<int>(waiting_.size());
+    read_ = thought_ = read_ + plan.n_rows();
+  } else if (events.thought) {
+    thought_ += plan.n_rows();
     waiting_.clear();
   }
-  const std::size_t wanted = read_ == prompt_size() ? 1 : 0;
-  check_rows(stats, wanted);
   if (stats.empty()) {
     return events;
   }
@@ -78,6 +94,8 @@ Events DmtdDecoder::absorb(std::span<const RowStats> stats) {
   waiting_.push_back(token);
   events.revealed = {{decided_, token}};
   events.committed = {token};
+  if (stats[0].scores) events.scores = {stats[0].scores};
+  rules_.add(token);
   ++decided_;
   events.finished = task_.finish(token, decided_);
   return events;

@@ -35,8 +35,12 @@ class DmtdDecoder final : public Decoder {
  public:
   DmtdDecoder(DecodeTask task, const DmtdMethod& method);
 
-  Plan plan() const override;
-  Events absorb(std::span<const RowStats> stats) override;
+  Sharing sharing() const override;
+  void begin_behind(int n_cached) override;
+  int most_positions() const override { return task_.most_positions(1); }
+  Demand demand() const override;
+  Plan plan(const Budget& budget) const override;
+  Events absorb(const Plan& plan, std::span<const RowStats> stats) override;
 
  private:
   int prompt_size() const { return static_cast<int>(task_.prompt.size()); }
@@ -44,6 +48,7 @@ class DmtdDecoder final : public Decoder {
   std::vector<Segment> prompt_segments(int end) const;
 
   DecodeTask task_;
+  TextRules rules_;
   DmtdMethod method_;
   int read_ = 0;                  // prompt tokens the cache has
   int decided_ = 0;               // new tokens

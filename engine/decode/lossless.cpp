@@ -9,6 +9,7 @@ namespace sbd {
 
 LosslessDecoder::LosslessDecoder(DecodeTask task, const LosslessMethod& method)
     : task_(std::move(task)),
+      rules_(task_.rules, task_.prompt),
       method_(method),
       pending_(task_.prompt),
       block_(0, 0, 0, method.mask_token_id) {
@@ -27,26 +28,40 @@ void LosslessDecoder::start_block() {
                     method_.mask_token_id);
 }
 
-// A draft with which the text ends leaves its last row out: nothing asks what comes next.
-int LosslessDecoder::pending_rows() const {
+bool LosslessDecoder::draft_ends() const {
+  return drafted_ && (task_.is_eos(pending_.back()) || block_.begin() == task_.tokens_wanted());
+}
+
+// Rows of the block that come with the last pending ones, or alone where there are none.
+int LosslessDecoder::block_rows() const {
+  const bool comes = pending_.empty() || (method_.fused && !draft_ends());
+  return comes && !candidates().empty() ? block_.size() : 0;
+}
+
+// Pending rows of the next forward: a draft, all of a prompt, or a part of a long one, which leaves
+// the block some to go with.
+int LosslessDecoder::pending_rows(int budget) const {
   const int all = static_cast<int>(pending_.size());
-  if (!drafted_) {
-    return std::min(all, task_.prefill_rows);
-  }
-  const bool ends = task_.is_eos(pending_.back()) || block_.begin() == task_.tokens_wanted();
-  return ends ? all - 1 : all;
+  if (drafted_) return draft_ends() ? all - 1 : all;
+  if (all <= 1 || all + block_rows() <= budget) return all;
+  return std::clamp(budget, 1, all - 1);
 }
 
-bool LosslessDecoder::pending_runs_whole() const {
-  return pending_rows() == static_cast<int>(pending_.size());
+Sharing LosslessDecoder::sharing() const {
+  return {.kind = kCausal, .most = static_cast<int>(task_.prompt.size()) - 1, .text = true};
 }
 
-int LosslessDecoder::pending_outputs() const {
-  return drafted_ ? pending_rows() : pending_runs_whole();
+void LosslessDecoder::begin_behind(int n_cached) {
+  pending_.erase(pending_.begin(), pending_.begin() + n_cached);
+  cached_ = n_cached;
 }
 
-bool LosslessDecoder::runs_block() const {
-  return (pending_.empty() || (method_.fused && pending_runs_whole())) && !candidates().empty();
+Demand LosslessDecoder::demand() const {
+  const int all = static_cast<int>(pending_.size());
+  const int rows = pending_rows(0);
+  const bool prompt = cached_ < static_cast<int>(task_.prompt.size());
+  return {.least_rows = rows + (rows == all || drafted_ ? block_rows() : 0),
+          .prompt_rows = prompt ? all : 0};
 }
 
 // The block's first token is never among them: the row before it predicts it.
@@ -56,40 +71,48 @@ std::vector<int> LosslessDecoder::candidates() const {
   return rows;
 }
 
-Plan LosslessDecoder::plan() const {
+Plan LosslessDecoder::plan(const Budget& budget) const {
   Plan plan{.segments = {}, .start = cached_};
-  if (!pending_.empty()) {
-    const int rows = pending_rows();
+  const int rows = pending_rows(budget.rows);
+  const bool whole = drafted_ || rows == static_cast<int>(pending_.size());
+  if (rows > 0) {
     Segment commit;
     commit.tokens.assign(pending_.begin(), pending_.begin() + rows);
-    for (int row = rows - pending_outputs(); row < rows; ++row) {
+    // Every row of a draft is asked for the token behind it, of other rows the last one.
+    for (int row = drafted_ ? 0 : rows - 1; whole && row < rows; ++row) {
       commit.outputs.push_back(row);
+      // Behind the text, whose newest token a draft begins with, and the draft before the row.
+      const std::span draft = std::span(commit.tokens).first(static_cast<std::size_t>(row + 1));
+      if (!rules_.none())
+        commit.asks.push_back(rules_.ask(drafted_ ? draft.subspan(1) : draft.first(0)));
     }
     plan.segments.push_back(std::move(commit));
   }
-  if (runs_block()) {
+  if (whole && block_rows() > 0) {
     Segment block{.tokens = block_.tokens(), .attention = Attention::block, .kv = Kv::scratch};
     block.outputs = candidates();
     block.adapted = method_.adapted;
+    const std::span<const TokenId> draft = pending_;
+    rules_.ask_all(block, drafted_ ? draft.subspan(1) : draft.first(0));
     plan.segments.push_back(std::move(block));
   }
   return plan;
 }
 
-Events LosslessDecoder::absorb(std::span<const RowStats> stats) {
-  bool block_ran = runs_block();
-  const auto n_next = static_cast<std::size_t>(pending_.empty() ? 0 : pending_outputs());
-  const std::size_t expected = n_next + (block_ran ? candidates().size() : 0);
-  check_rows(stats, expected);
+Events LosslessDecoder::absorb(const Plan& plan, std::span<const RowStats> stats) {
+  check_rows(plan, stats);
   Events events;
-  if (!pending_.empty()) {
+  bool block_ran = plan.segments.back().kv == Kv::scratch;
+  if (plan.segments.front().kv == Kv::commit) {
+    const std::size_t n_next = plan.segments.front().outputs.size();
     const std::span<const RowStats> next = stats.first(n_next);
-    const int kept = drafted_ ? count_agreeing(next) : pending_rows();
+    stats = stats.subspan(n_next);
+    const int kept = drafted_ ? count_agreeing(next) : plan.n_committed();
     cached_ += kept;
     if (drafted_) {
       events.accepted = kept;
       for (int i = 1; i < kept; ++i) {
-        accept(pending_[static_cast<std::size_t>(i)], /*predicted=*/false, events);
+        accept(next[static_cast<std::size_t>(i - 1)], /*revealed=*/true, events);
       }
     }
     const bool disagreed = drafted_ && kept < static_cast<int>(pending_.size());
@@ -98,8 +121,9 @@ Events LosslessDecoder::absorb(std::span<const RowStats> stats) {
       return events;
     }
     drafted_ = false;
-    const TokenId token = next[disagreed ? static_cast<std::size_t>(kept - 1) : n_next - 1].argmax;
-    accept(token, /*predicted=*/true, events);
+    const RowStats& predicted = next[disagreed ? static_cast<std::size_t>(kept - 1) : n_next - 1];
+    const TokenId token = task_.choose(predicted);
+    accept(predicted, /*revealed=*/false, events);
     if (disagreed) {
       pending_.clear();
       if (method_.fused) {
@@ -116,7 +140,7 @@ Events LosslessDecoder::absorb(std::span<const RowStats> stats) {
     block_ran = block_ran && !disagreed;
   }
   if (block_ran) {
-    denoise(stats.subspan(n_next), events);
+    denoise(plan.segments.back().outputs, stats, events);
   }
   if (pending_.empty() && candidates().empty()) {
     pending_.assign(block_.tokens().begin(), block_.tokens().begin() + block_.end());
@@ -126,27 +150,30 @@ Events LosslessDecoder::absorb(std::span<const RowStats> stats) {
   return events;
 }
 
-void LosslessDecoder::denoise(std::span<const RowStats> stats, Events& events) {
-  const std::vector<int> rows = candidates();
+void LosslessDecoder::denoise(std::span<const int> rows, std::span<const RowStats> stats,
+                              Events& events) {
   for (const int i : select_unmasked(method_.unmask, stats)) {
-    block_.decide(rows[static_cast<std::size_t>(i)], stats[static_cast<std::size_t>(i)].argmax,
-                  task_, events);
+    block_.decide(rows[static_cast<std::size_t>(i)], stats[static_cast<std::size_t>(i)], task_,
+                  events);
   }
 }
 
 int LosslessDecoder::count_agreeing(std::span<const RowStats> next) const {
   std::size_t kept = 1;
-  while (kept < pending_.size() && next[kept - 1].argmax == pending_[kept]) {
+  while (kept < pending_.size() && task_.choose(next[kept - 1]) == pending_[kept]) {
     ++kept;
   }
   return static_cast<int>(kept);
 }
 
-void LosslessDecoder::accept(TokenId token, bool predicted, Events& events) {
-  if (predicted) {
+void LosslessDecoder::accept(const RowStats& row, bool revealed, Events& events) {
+  const TokenId token = task_.choose(row);
+  if (!revealed) {
     events.revealed.push_back({accepted_, token});
   }
   events.committed.push_back(token);
+  if (row.scores) events.scores.push_back(row.scores);
+  rules_.add(token);
   ++accepted_;
   events.finished = task_.finish(token, accepted_);
 }

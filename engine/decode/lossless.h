@@ -31,23 +31,29 @@ class LosslessDecoder final : public Decoder {
  public:
   LosslessDecoder(DecodeTask task, const LosslessMethod& method);
 
-  Plan plan() const override;
-  Events absorb(std::span<const RowStats> stats) override;
+  Sharing sharing() const override;
+  void begin_behind(int n_cached) override;
+  int most_positions() const override { return task_.most_positions(method_.block_size); }
+  Demand demand() const override;
+  Plan plan(const Budget& budget) const override;
+  Events absorb(const Plan& plan, std::span<const RowStats> stats) override;
 
  private:
-  int pending_rows() const;
-  bool pending_runs_whole() const;
-  int pending_outputs() const;
-  bool runs_block() const;
+  // Whether the text ends with the draft: nothing asks what comes behind its last row.
+  bool draft_ends() const;
+  int block_rows() const;
+  int pending_rows(int budget) const;
   std::vector<int> candidates() const;
   void start_block();
   // How many tokens of the draft are next-token decoding's own, `next` being its rows' statistics.
   int count_agreeing(std::span<const RowStats> next) const;
-  // The text's next token; `predicted`: one that no block has revealed.
-  void accept(TokenId token, bool predicted, Events& events);
-  void denoise(std::span<const RowStats> stats, Events& events);
+  // The text's next token, by the row that predicts it; `revealed`: a block has shown it before.
+  void accept(const RowStats& row, bool revealed, Events& events);
+  // `rows`: the block's positions whose statistics these are.
+  void denoise(std::span<const int> rows, std::span<const RowStats> stats, Events& events);
 
   DecodeTask task_;
+  TextRules rules_;
   LosslessMethod method_;
   std::vector<TokenId> pending_;  // tokens the KV cache lacks
   bool drafted_ = false;          // they are a decided block, its first token known to be right

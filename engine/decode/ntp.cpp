@@ -7,32 +7,44 @@
 
 namespace sbd {
 
-NtpDecoder::NtpDecoder(DecodeTask task) : task_(std::move(task)), pending_(task_.prompt) {}
+NtpDecoder::NtpDecoder(DecodeTask task)
+    : task_(std::move(task)), rules_(task_.rules, task_.prompt), pending_(task_.prompt) {}
 
-int NtpDecoder::chunk_rows() const {
-  return std::min(task_.prefill_rows, static_cast<int>(pending_.size()));
+Sharing NtpDecoder::sharing() const {
+  return {.kind = kCausal, .most = static_cast<int>(task_.prompt.size()) - 1, .text = true};
 }
 
-Plan NtpDecoder::plan() const {
-  const int rows = chunk_rows();
+void NtpDecoder::begin_behind(int n_cached) {
+  pending_.erase(pending_.begin(), pending_.begin() + n_cached);
+}
+
+Demand NtpDecoder::demand() const {
+  return {.least_rows = 1, .prompt_rows = decided_ > 0 ? 0 : static_cast<int>(pending_.size())};
+}
+
+Plan NtpDecoder::plan(const Budget& budget) const {
+  const int all = static_cast<int>(pending_.size());
+  const int rows = std::clamp(budget.rows, 1, all);
   Segment chunk;
   chunk.tokens.assign(pending_.begin(), pending_.begin() + rows);
   chunk.sampling = task_.sampling;
-  if (rows == static_cast<int>(pending_.size())) {
+  if (rows == all) {
     chunk.outputs = {rows - 1};  // row t predicts the token at t + 1
+    rules_.ask_all(chunk);
   }
   return {{chunk}};
 }
 
-Events NtpDecoder::absorb(std::span<const RowStats> stats) {
-  pending_.erase(pending_.begin(), pending_.begin() + chunk_rows());
-  const std::size_t wanted = pending_.empty() ? 1 : 0;
-  check_rows(stats, wanted);
+Events NtpDecoder::absorb(const Plan& plan, std::span<const RowStats> stats) {
+  check_rows(plan, stats);
+  pending_.erase(pending_.begin(), pending_.begin() + plan.n_rows());
   if (stats.empty()) {
     return {};
   }
   const TokenId token = task_.choose(stats[0]);
   Events events{.revealed = {{decided_, token}}, .committed = {token}, .finished = {}};
+  if (stats[0].scores) events.scores = {stats[0].scores};
+  rules_.add(token);
   ++decided_;
   pending_ = {token};
   events.finished = task_.finish(token, decided_);

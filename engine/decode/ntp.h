@@ -9,13 +9,16 @@ class NtpDecoder final : public Decoder {
  public:
   explicit NtpDecoder(DecodeTask task);
 
-  Plan plan() const override;
-  Events absorb(std::span<const RowStats> stats) override;
+  Sharing sharing() const override;
+  void begin_behind(int n_cached) override;
+  int most_positions() const override { return task_.most_positions(1); }
+  Demand demand() const override;
+  Plan plan(const Budget& budget) const override;
+  Events absorb(const Plan& plan, std::span<const RowStats> stats) override;
 
  private:
-  int chunk_rows() const;
-
   DecodeTask task_;
+  TextRules rules_;
   std::vector<TokenId> pending_;  // tokens the KV cache lacks: the prompt, then the newest token
   int decided_ = 0;               // new tokens
 };

@@ -5,8 +5,10 @@
 
 #include "core/error.h"
 #include "core/names.h"
+#include "decode/full_context.h"
 #include "decode/lossless.h"
 #include "decode/ntp.h"
+#include "decode/set_block.h"
 
 namespace sbd {
 namespace {
@@ -30,6 +32,13 @@ std::string named_others(const std::string& name, const DecoderOptions& options)
   return others.empty() ? "ntp" : joined(others);
 }
 
+Made make_blockwise(DecodeTask task, const BlockMethod& method) {
+  if (method.commit_attention == CommitAttention::none) {
+    return std::make_unique<FullContextDecoder>(std::move(task), method);
+  }
+  return std::make_unique<SetBlockDecoder>(std::move(task), method);
+}
+
 // Fused, whatever a family's own loop does.
 Made make_sbd(const std::string& name, DecodeTask task, const DecoderOptions& options) {
   check_mask_token(name, options);
@@ -39,7 +48,7 @@ Made make_sbd(const std::string& name, DecodeTask task, const DecoderOptions& op
             "model predicts from that commit: use {}",
             name, named_others(name, options));
   method.seed_slot = false;
-  return std::make_unique<SetBlockDecoder>(std::move(task), method);
+  return make_blockwise(std::move(task), method);
 }
 
 // A family's own loop is what its file says. None of them bars what stands behind an EOS.
@@ -51,7 +60,7 @@ Made make_family(const std::string& name, DecodeTask task, const DecoderOptions&
   check_mask_token(name, options);
   BlockMethod method = options.block;
   method.past_eos = true;
-  return std::make_unique<SetBlockDecoder>(std::move(task), method);
+  return make_blockwise(std::move(task), method);
 }
 
 int needed_block_size(const std::string& name, const DecoderOptions& options) {

@@ -6,10 +6,10 @@
 #include <string>
 #include <vector>
 
+#include "decode/block_method.h"
 #include "decode/d2f.h"
 #include "decode/decoder.h"
 #include "decode/dmtd.h"
-#include "decode/set_block.h"
 
 namespace sbd {
 

@@ -5,8 +5,8 @@
 #include <span>
 #include <vector>
 
+#include "core/batch.h"
 #include "core/names.h"
-#include "model/batch.h"
 
 namespace sbd {
 

@@ -1,6 +1,8 @@
 #include "model/transformer.h"
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "core/error.h"
 
@@ -178,6 +180,27 @@ void Transformer::gather_rows(const Batch& batch) {
 
 namespace {
 
+void check_rules(const LogitRules& rules, int vocab_size) {
+  const std::size_t words = (static_cast<std::size_t>(vocab_size) + 31) / 32;
+  SBD_CHECK(rules.allowed.empty() || rules.allowed.size() == words,
+            "expected a set of allowed tokens of {} words, one bit for each of {} tokens, got {}",
+            words, vocab_size, rules.allowed.size());
+  SBD_CHECK(rules.allowed.empty() ||
+                std::ranges::any_of(rules.allowed, [](std::uint32_t word) { return word != 0; }),
+            "no token is allowed here");
+  TokenId last = -1;
+  for (const Adjustment& one : rules.adjustments) {
+    SBD_CHECK(one.token > last && one.token < vocab_size,
+              "expected adjusted tokens ascending and below {}, got {} behind {}", vocab_size,
+              one.token, last);
+    SBD_CHECK(one.bias < std::numeric_limits<float>::infinity() && one.factor > 0 &&
+                  std::isfinite(one.factor) && std::isfinite(one.penalty),
+              "token {}: expected a bias, a factor above 0 and a finite penalty, got {}, {} and {}",
+              one.token, one.bias, one.factor, one.penalty);
+    last = one.token;
+  }
+}
+
 // How many positions of a sequence a run of layers has in the cache, as a forward's segments go by.
 struct RunLength {
   int kept = 0;     // behind the forward
@@ -244,10 +267,18 @@ void Transformer::gather_sequence(const SequencePlan& sequence) {
       if (thinks) add(thinking, {e, 1, 0, 0});
       if (decodes) add(decoding, {e, segment.encoded, h, thinks ? segment.thought : 0});
     }
-    for (const int output : segment.outputs) {
+    SBD_CHECK(segment.asks.empty() || segment.asks.size() == segment.outputs.size(),
+              "{} rows are wanted and {} asks given", segment.outputs.size(), segment.asks.size());
+    for (std::size_t i = 0; i < segment.outputs.size(); ++i) {
+      const int output = segment.outputs[i];
       SBD_CHECK(decodes && output >= 0 && output < n, "output row {} of a segment of {} rows",
                 output, decodes ? n : 0);
-      outputs_.push_back({first_output + output, position + output, segment.sampling});
+      const RowAsk ask = segment.asks.empty() ? RowAsk{} : segment.asks[i];
+      if (ask.rules) check_rules(*ask.rules, config_.vocab_size);
+      SBD_CHECK(ask.given < config_.vocab_size && ask.n_best <= config_.vocab_size,
+                "token {} or {} best tokens are beyond the vocabulary of {}", ask.given, ask.n_best,
+                config_.vocab_size);
+      outputs_.push_back({first_output + output, position + output, segment.sampling, ask});
     }
     position += n;
   }

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "core/batch.h"
 #include "model/adapter.h"
-#include "model/batch.h"
 #include "model/weights.h"
 
 namespace sbd {
@@ -23,6 +23,15 @@ class KvCache {
   int length() const { return std::ranges::min(lengths_); }
   const std::array<int, kLayerRuns>& lengths() const { return lengths_; }
   void set_lengths(const std::array<int, kLayerRuns>& lengths) { lengths_ = lengths; }
+  // Forgets the positions from n on.
+  void truncate(int n) {
+    for (int& length : lengths_) length = std::min(length, n);
+  }
+  // The first n positions of another sequence's.
+  void copy(const KvCache& from, int n) {
+    storage_->copy(*from.storage_, n);
+    lengths_.fill(n);
+  }
   int capacity() const { return capacity_; }
   KvStorage* storage() const { return storage_.get(); }
 

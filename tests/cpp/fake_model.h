@@ -55,7 +55,8 @@ inline RowStats agreeing_row(std::span<const TokenId> visible, int position, Att
 }
 
 // Runs a decoder whose rows all go through all layers, and holds it to what a plan promises.
-inline Outcome run(Decoder& decoder, const DecodeTask& task, bool agreeing = false) {
+inline Outcome run(Decoder& decoder, const DecodeTask& task, bool agreeing = false,
+                   int most_rows = 512) {
   Outcome outcome;
   Tokens cache;
   std::map<int, TokenId> revealed;  // the newest at each position
@@ -68,7 +69,12 @@ inline Outcome run(Decoder& decoder, const DecodeTask& task, bool agreeing = fal
   };
   for (int forward = 0; forward < 1000; ++forward) {
     std::vector<RowStats> stats;
-    const Plan plan = decoder.plan();
+    const Budget budget{1 + static_cast<int>(combine(29, static_cast<std::uint64_t>(forward)) %
+                                             static_cast<std::uint64_t>(most_rows))};
+    const Demand demand = decoder.demand();
+    const Plan plan = decoder.plan(budget);
+    CHECK(plan.n_rows() <= std::max(budget.rows, demand.least_rows));
+    CHECK_EQ(decoder.plan({0}).n_rows(), demand.least_rows);
     if (plan.start) {
       CHECK(*plan.start <= static_cast<int>(cache.size()));
       cache.resize(static_cast<std::size_t>(*plan.start));
@@ -94,7 +100,7 @@ inline Outcome run(Decoder& decoder, const DecodeTask& task, bool agreeing = fal
         cache = visible;
       }
     }
-    const Events events = decoder.absorb(stats);
+    const Events events = decoder.absorb(plan, stats);
     verifies = verifies || events.accepted;
     outcome.nfe += events.revealed.empty() && !events.accepted ? 0 : 1;
     outcome.most_accepted = std::max(outcome.most_accepted, events.accepted.value_or(0));

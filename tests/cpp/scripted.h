@@ -22,8 +22,7 @@ inline DecodeTask task(const Tokens& prompt, int max_tokens) {
           .max_tokens = max_tokens,
           .n_ctx = 100,
           .eos_token_ids = {kEos},
-          .sampling = {},
-          .prefill_rows = 512};
+          .sampling = {}};
 }
 
 inline Unmask gamma(float value) { return {.gamma = value}; }
@@ -87,11 +86,14 @@ inline std::string text(const Events& events) {
   return out;
 }
 
-inline std::string absorb(Decoder& decoder, const std::vector<RowStats>& stats) {
-  return text(decoder.absorb(stats));
+// Of the forward that has `rows` rows for it.
+inline std::string absorb(Decoder& decoder, const std::vector<RowStats>& stats, int rows = 512) {
+  return text(decoder.absorb(decoder.plan({rows}), stats));
 }
 
 // How the rows of the last segment are drawn.
-inline Sampling last_sampling(Decoder& decoder) { return decoder.plan().segments.back().sampling; }
+inline Sampling last_sampling(Decoder& decoder) {
+  return decoder.plan({}).segments.back().sampling;
+}
 
 }  // namespace sbd::test

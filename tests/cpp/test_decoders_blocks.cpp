@@ -1,4 +1,5 @@
 // Set Block Decoding's loop as the block-diffusion families have it: hand-worked cases.
+#include "decode/full_context.h"
 #include "decode/set_block.h"
 #include "scripted.h"
 
@@ -14,11 +15,6 @@ SetBlockDecoder decoder_of(const DecodeTask& task, BlockMethod method) {
 
 Unmask confidence(float threshold) {
   return {.rule = UnmaskRule::confidence, .confidence_threshold = threshold};
-}
-
-DecodeTask with_prefill(DecodeTask task, int rows) {
-  task.prefill_rows = rows;
-  return task;
 }
 
 DecodeTask with_context(DecodeTask task, int n_ctx) {
@@ -39,44 +35,44 @@ BlockMethod absolute(int block_size, const Unmask& unmask) {
 
 TEST(blocks_absolute_ones_open_with_the_prompts_tail) {
   SetBlockDecoder decoder = decoder_of(task({1, 2, 3, 4, 5, 6}, 5), absolute(4, gamma(kInf)));
-  CHECK_EQ(text(decoder.plan()), "[1 2 3 4 block commit] [5 6 _ _ block scratch > 2 3]");
+  CHECK_EQ(text(decoder.plan({})), "[1 2 3 4 block commit] [5 6 _ _ block scratch > 2 3]");
   CHECK_EQ(absorb(decoder, {row(10), row(11)}), "0:10 1:11 | 10 11 |");
-  CHECK_EQ(text(decoder.plan()), "[5 6 10 11 block commit] [_ _ _ _ block scratch > 0 1 2]");
+  CHECK_EQ(text(decoder.plan({})), "[5 6 10 11 block commit] [_ _ _ _ block scratch > 0 1 2]");
   CHECK_EQ(absorb(decoder, {row(12), row(13), row(14)}), "2:12 3:13 4:14 | 12 13 14 | length");
 }
 
 TEST(blocks_absolute_ones_of_any_prompt_length) {
   // The first block holds all of the prompt: nothing is cached in front of it.
   SetBlockDecoder inside = decoder_of(task({1, 2, 3}, 5), absolute(4, gamma(kInf)));
-  CHECK_EQ(text(inside.plan()), "[1 2 3 _ block scratch > 3]");
+  CHECK_EQ(text(inside.plan({})), "[1 2 3 _ block scratch > 3]");
   CHECK_EQ(absorb(inside, {row(10)}), "0:10 | 10 |");
-  CHECK_EQ(text(inside.plan()), "[1 2 3 10 block commit] [_ _ _ _ block scratch > 0 1 2 3]");
+  CHECK_EQ(text(inside.plan({})), "[1 2 3 10 block commit] [_ _ _ _ block scratch > 0 1 2 3]");
 
   SetBlockDecoder whole = decoder_of(task({1, 2, 3, 4}, 5), absolute(4, gamma(kInf)));
-  CHECK_EQ(text(whole.plan()), "[1 2 3 4 block commit] [_ _ _ _ block scratch > 0 1 2 3]");
+  CHECK_EQ(text(whole.plan({})), "[1 2 3 4 block commit] [_ _ _ _ block scratch > 0 1 2 3]");
 
   SetBlockDecoder last = decoder_of(task({1, 2, 3, 4, 5}, 1), absolute(4, gamma(kInf)));
-  CHECK_EQ(text(last.plan()), "[1 2 3 4 block commit] [5 _ _ _ block scratch > 1]");
+  CHECK_EQ(text(last.plan({})), "[1 2 3 4 block commit] [5 _ _ _ block scratch > 1]");
   CHECK_EQ(absorb(last, {row(10)}), "0:10 | 10 | length");
 
   SetBlockDecoder full =
       decoder_of(with_context(task({1, 2, 3, 4, 5}, 9), 7), absolute(4, gamma(kInf)));
-  CHECK_EQ(text(full.plan()), "[1 2 3 4 block commit] [5 _ _ block scratch > 1 2]");
+  CHECK_EQ(text(full.plan({})), "[1 2 3 4 block commit] [5 _ _ block scratch > 1 2]");
   CHECK_EQ(absorb(full, {row(10), row(11)}), "0:10 1:11 | 10 11 | length");
 }
 
 TEST(blocks_tokens_of_the_prompt_are_only_tokens) {
   // An EOS there ends nothing, a mask there is not decided and not seeded.
   SetBlockDecoder ended = decoder_of(task({1, 2, kEos}, 2), absolute(2, gamma(kInf)));
-  CHECK_EQ(text(ended.plan()), "[1 2 block commit] [7 _ block scratch > 1]");
+  CHECK_EQ(text(ended.plan({})), "[1 2 block commit] [7 _ block scratch > 1]");
   CHECK_EQ(absorb(ended, {row(10)}), "0:10 | 10 |");
 
   BlockMethod method = absolute(3, gamma(kInf));
   method.seed_slot = true;
   SetBlockDecoder masked = decoder_of(task({1, 2, 3, kMask}, 9), method);
-  CHECK_EQ(text(masked.plan()), "[1 2 3 block commit] [_ _ _ block scratch > 1 2]");
+  CHECK_EQ(text(masked.plan({})), "[1 2 3 block commit] [_ _ _ block scratch > 1 2]");
   CHECK_EQ(absorb(masked, {row(10), row(11)}), "0:10 1:11 | 10 11 |");
-  CHECK_EQ(text(masked.plan()), "[_ 10 11 block commit > 2]");
+  CHECK_EQ(text(masked.plan({})), "[_ 10 11 block commit > 2]");
 }
 
 TEST(blocks_block_causal_prompt_is_cut_between_its_blocks) {
@@ -86,31 +82,30 @@ TEST(blocks_block_causal_prompt_is_cut_between_its_blocks) {
                            .commit_attention = CommitAttention::block};
   const DecodeTask seven = task({1, 2, 3, 4, 5, 6, 8}, 4);
   SetBlockDecoder decoder = decoder_of(seven, method);
-  CHECK_EQ(text(decoder.plan()),
+  CHECK_EQ(text(decoder.plan({})),
            "[1 2 3 block commit] [4 5 6 block commit] [8 block commit] [_ _ _ block scratch > 0 1 "
            "2]");
   CHECK_EQ(absorb(decoder, {row(10), row(11), row(12)}), "0:10 1:11 2:12 | 10 11 12 |");
-  CHECK_EQ(text(decoder.plan()), "[10 11 12 block commit] [_ _ _ block scratch > 0]");
+  CHECK_EQ(text(decoder.plan({})), "[10 11 12 block commit] [_ _ _ block scratch > 0]");
 
   for (const int rows : {1, 3, 5}) {  // at least a block, no part of one
-    SetBlockDecoder cut = decoder_of(with_prefill(seven, rows), method);
-    CHECK_EQ(text(cut.plan()), "[1 2 3 block commit]");
-    CHECK_EQ(absorb(cut, {}), "| |");
-    CHECK_EQ(text(cut.plan()), "[4 5 6 block commit]");
-    CHECK_EQ(absorb(cut, {}), "| |");
-    CHECK_EQ(text(cut.plan()), "[8 block commit] [_ _ _ block scratch > 0 1 2]");
+    SetBlockDecoder cut = decoder_of(seven, method);
+    CHECK_EQ(text(cut.plan({rows})), "[1 2 3 block commit]");
+    CHECK_EQ(absorb(cut, {}, rows), "| |");
+    CHECK_EQ(text(cut.plan({rows})), "[4 5 6 block commit]");
+    CHECK_EQ(absorb(cut, {}, rows), "| |");
+    CHECK_EQ(text(cut.plan({rows})), "[8 block commit] [_ _ _ block scratch > 0 1 2]");
   }
-  SetBlockDecoder twice = decoder_of(with_prefill(seven, 6), method);
-  CHECK_EQ(text(twice.plan()), "[1 2 3 block commit] [4 5 6 block commit]");
+  CHECK_EQ(text(decoder_of(seven, method).plan({6})), "[1 2 3 block commit] [4 5 6 block commit]");
 }
 
 TEST(blocks_bidirectional_prompt_is_never_cut) {
   SetBlockDecoder decoder = decoder_of(
-      with_prefill(task({1, 2, 3, 4, 5}, 4), 2),
+      task({1, 2, 3, 4, 5}, 4),
       {.block_size = 2, .unmask = gamma(kInf), .prompt_attention = PromptAttention::bidirectional});
-  CHECK_EQ(text(decoder.plan()), "[1 2 3 4 5 block commit] [_ _ block scratch > 0 1]");
+  CHECK_EQ(text(decoder.plan({2})), "[1 2 3 4 5 block commit] [_ _ block scratch > 0 1]");
   CHECK_EQ(absorb(decoder, {row(10), row(11)}), "0:10 1:11 | 10 11 |");
-  CHECK_EQ(text(decoder.plan()), "[10 11 causal commit] [_ _ block scratch > 0 1]");
+  CHECK_EQ(text(decoder.plan({})), "[10 11 causal commit] [_ _ block scratch > 0 1]");
 }
 
 // --- Seeds ---
@@ -118,16 +113,16 @@ TEST(blocks_bidirectional_prompt_is_never_cut) {
 TEST(blocks_seed_needs_a_commit_of_its_own) {
   SetBlockDecoder decoder =
       decoder_of(task({1, 2}, 6), {.block_size = 4, .unmask = top_n(1), .seed_slot = true});
-  CHECK_EQ(text(decoder.plan()), "[1 2 causal commit > 1]");
+  CHECK_EQ(text(decoder.plan({})), "[1 2 causal commit > 1]");
   CHECK_EQ(absorb(decoder, {row(10)}), "0:10 | 10 |");
-  CHECK_EQ(text(decoder.plan()), "[10 _ _ _ block scratch > 1 2 3]");
+  CHECK_EQ(text(decoder.plan({})), "[10 _ _ _ block scratch > 1 2 3]");
   CHECK_EQ(absorb(decoder, {row(11, 3), row(12, 1), row(13, 2)}), "2:12 | |");
-  CHECK_EQ(text(decoder.plan()), "[10 _ 12 _ block scratch > 1 3]");
+  CHECK_EQ(text(decoder.plan({})), "[10 _ 12 _ block scratch > 1 3]");
   CHECK_EQ(absorb(decoder, {row(11, 1), row(13, 2)}), "1:11 | 11 12 |");
   CHECK_EQ(absorb(decoder, {row(13)}), "3:13 | 13 |");
-  CHECK_EQ(text(decoder.plan()), "[10 11 12 13 causal commit > 3]");
+  CHECK_EQ(text(decoder.plan({})), "[10 11 12 13 causal commit > 3]");
   CHECK_EQ(absorb(decoder, {row(14)}), "4:14 | 14 |");
-  CHECK_EQ(text(decoder.plan()), "[14 _ _ _ block scratch > 1]");
+  CHECK_EQ(text(decoder.plan({})), "[14 _ _ _ block scratch > 1]");
   CHECK_EQ(absorb(decoder, {row(15)}), "5:15 | 15 | length");
 }
 
@@ -140,13 +135,13 @@ TEST(blocks_seed_ends_the_text) {
 }
 
 TEST(blocks_seeded_ones_of_one_are_next_token_prediction) {
-  SetBlockDecoder decoder = decoder_of(with_prefill(task({1, 2}, 3), 1),
-                                       {.block_size = 1, .unmask = gamma(0), .seed_slot = true});
-  CHECK_EQ(text(decoder.plan()), "[1 causal commit]");
-  CHECK_EQ(absorb(decoder, {}), "| |");
-  CHECK_EQ(text(decoder.plan()), "[2 causal commit > 0]");
+  SetBlockDecoder decoder =
+      decoder_of(task({1, 2}, 3), {.block_size = 1, .unmask = gamma(0), .seed_slot = true});
+  CHECK_EQ(text(decoder.plan({1})), "[1 causal commit]");
+  CHECK_EQ(absorb(decoder, {}, 1), "| |");
+  CHECK_EQ(text(decoder.plan({})), "[2 causal commit > 0]");
   CHECK_EQ(absorb(decoder, {row(10)}), "0:10 | 10 |");
-  CHECK_EQ(text(decoder.plan()), "[10 causal commit > 0]");
+  CHECK_EQ(text(decoder.plan({})), "[10 causal commit > 0]");
   CHECK_EQ(absorb(decoder, {row(11)}), "1:11 | 11 |");
 }
 
@@ -162,7 +157,7 @@ TEST(blocks_seed_is_drawn_anew) {
   CHECK_EQ(absorb(decoder, {row(11), row(12)}), "1:111 | 111 |");
   CHECK_EQ(last_sampling(decoder).draw, 1);
   CHECK_EQ(absorb(decoder, {row(12)}), "2:112 | 112 |");
-  CHECK_EQ(text(decoder.plan()), "[110 111 112 causal commit > 2]");
+  CHECK_EQ(text(decoder.plan({})), "[110 111 112 causal commit > 2]");
   CHECK_EQ(last_sampling(decoder).draw, 2);
   CHECK_EQ(absorb(decoder, {row(13)}), "3:113 | 113 |");
   CHECK_EQ(last_sampling(decoder).draw, 0);
@@ -175,22 +170,22 @@ TEST(blocks_shifted_ones_are_seeded_or_begin_in_the_prompt) {
   method.seed_slot = true;
   method.sub_block_size = 2;
   SetBlockDecoder decoder = decoder_of(task({1, 2, 3, 4}, 9), method);
-  CHECK_EQ(text(decoder.plan()), "[1 2 3 4 block commit > 3]");
+  CHECK_EQ(text(decoder.plan({})), "[1 2 3 4 block commit > 3]");
   CHECK_EQ(absorb(decoder, {row(10)}), "0:10 | 10 |");
-  CHECK_EQ(text(decoder.plan()), "[10 _ _ _ block scratch > 0]");
+  CHECK_EQ(text(decoder.plan({})), "[10 _ _ _ block scratch > 0]");
   CHECK_EQ(absorb(decoder, {likely(11, 0.2f)}), "1:11 | 11 |");
-  CHECK_EQ(text(decoder.plan()), "[10 11 _ _ block scratch > 1 2]");
+  CHECK_EQ(text(decoder.plan({})), "[10 11 _ _ block scratch > 1 2]");
   CHECK_EQ(absorb(decoder, {likely(12, 0.2f), likely(13, 0.5f)}), "3:13 | |");
-  CHECK_EQ(text(decoder.plan()), "[10 11 _ 13 block scratch > 1]");
+  CHECK_EQ(text(decoder.plan({})), "[10 11 _ 13 block scratch > 1]");
   CHECK_EQ(absorb(decoder, {likely(12, 0.2f)}), "2:12 | 12 13 |");
-  CHECK_EQ(text(decoder.plan()), "[10 11 12 13 block commit > 3]");
+  CHECK_EQ(text(decoder.plan({})), "[10 11 12 13 block commit > 3]");
 
   SetBlockDecoder inside = decoder_of(task({1, 2, 3, 4, 5}, 9), method);
-  CHECK_EQ(text(inside.plan()), "[1 2 3 4 block commit] [5 _ _ _ block scratch > 0]");
+  CHECK_EQ(text(inside.plan({})), "[1 2 3 4 block commit] [5 _ _ _ block scratch > 0]");
   CHECK_EQ(absorb(inside, {row(10)}), "0:10 | 10 |");
-  CHECK_EQ(text(inside.plan()), "[5 10 _ _ block scratch > 1 2]");
+  CHECK_EQ(text(inside.plan({})), "[5 10 _ _ block scratch > 1 2]");
   CHECK_EQ(absorb(inside, {likely(11, 0.95f), likely(12, 0.95f)}), "1:11 2:12 | 11 12 |");
-  CHECK_EQ(text(inside.plan()), "[5 10 11 12 block commit > 3]");
+  CHECK_EQ(text(inside.plan({})), "[5 10 11 12 block commit > 3]");
 }
 
 // --- How many positions a forward decides ---
@@ -198,9 +193,9 @@ TEST(blocks_shifted_ones_are_seeded_or_begin_in_the_prompt) {
 TEST(blocks_sub_blocks_are_decided_left_to_right) {
   SetBlockDecoder decoder =
       decoder_of(task({1}, 9), {.block_size = 5, .sub_block_size = 2, .unmask = top_n(2)});
-  CHECK_EQ(text(decoder.plan()), "[1 causal commit] [_ _ _ _ _ block scratch > 0 1]");
+  CHECK_EQ(text(decoder.plan({})), "[1 causal commit] [_ _ _ _ _ block scratch > 0 1]");
   CHECK_EQ(absorb(decoder, {row(10), row(11)}), "0:10 1:11 | 10 11 |");
-  CHECK_EQ(text(decoder.plan()), "[10 11 _ _ _ block scratch > 2 3]");
+  CHECK_EQ(text(decoder.plan({})), "[10 11 _ _ _ block scratch > 2 3]");
   CHECK_EQ(absorb(decoder, {row(12), row(kEos)}), "2:12 3:7 | 12 7 | stop");
 }
 
@@ -254,7 +249,7 @@ TEST(blocks_linear_steps) {
   SetBlockDecoder slow = decoder_of(task({1}, 9), method);
   CHECK_EQ(absorb(slow, {row(10, 1), row(11, 2), row(12, 3)}), "0:10 | 10 |");
   CHECK_EQ(absorb(slow, {row(11, 2), row(12, 3)}), "1:11 2:12 | 11 12 |");
-  CHECK_EQ(text(slow.plan()), "[10 11 12 causal commit] [_ _ _ block scratch > 0 1 2]");
+  CHECK_EQ(text(slow.plan({})), "[10 11 12 causal commit] [_ _ _ block scratch > 0 1 2]");
 }
 
 // --- No cache ---
@@ -267,32 +262,36 @@ BlockMethod uncached(std::optional<int> block_size, int logit_shift, const Unmas
           .commit_attention = CommitAttention::none};
 }
 
+FullContextDecoder uncached_decoder(const DecodeTask& task, BlockMethod method) {
+  method.mask_token_id = kMask;
+  return {task, method};
+}
+
 TEST(blocks_uncached_forwards_are_the_whole_text) {
-  SetBlockDecoder decoder =
-      decoder_of(with_prefill(task({1, 2}, 5), 1), uncached(2, 0, gamma(kInf)));
-  CHECK_EQ(text(decoder.plan()), "[1 2 _ _ _ _ _ block scratch > 2 3]");
+  FullContextDecoder decoder = uncached_decoder(task({1, 2}, 5), uncached(2, 0, gamma(kInf)));
+  CHECK_EQ(text(decoder.plan({})), "[1 2 _ _ _ _ _ block scratch > 2 3]");
   CHECK_EQ(absorb(decoder, {row(10), row(11)}), "0:10 1:11 | 10 11 |");
-  CHECK_EQ(text(decoder.plan()), "[1 2 10 11 _ _ _ block scratch > 4 5]");
+  CHECK_EQ(text(decoder.plan({})), "[1 2 10 11 _ _ _ block scratch > 4 5]");
   CHECK_EQ(absorb(decoder, {row(12), row(13)}), "2:12 3:13 | 12 13 |");
-  CHECK_EQ(text(decoder.plan()), "[1 2 10 11 12 13 _ block scratch > 6]");
+  CHECK_EQ(text(decoder.plan({})), "[1 2 10 11 12 13 _ block scratch > 6]");
   CHECK_EQ(absorb(decoder, {row(14)}), "4:14 | 14 | length");
 }
 
 TEST(blocks_uncached_and_shifted) {
-  SetBlockDecoder decoder = decoder_of(task({1, 2}, 3), uncached(2, 1, gamma(kInf)));
-  CHECK_EQ(text(decoder.plan()), "[1 2 _ _ _ block scratch > 1 2]");
+  FullContextDecoder decoder = uncached_decoder(task({1, 2}, 3), uncached(2, 1, gamma(kInf)));
+  CHECK_EQ(text(decoder.plan({})), "[1 2 _ _ _ block scratch > 1 2]");
   CHECK_EQ(absorb(decoder, {row(10), row(11)}), "0:10 1:11 | 10 11 |");
-  CHECK_EQ(text(decoder.plan()), "[1 2 10 11 _ block scratch > 3]");
+  CHECK_EQ(text(decoder.plan({})), "[1 2 10 11 _ block scratch > 3]");
   CHECK_EQ(absorb(decoder, {row(12)}), "2:12 | 12 | length");
 }
 
 TEST(blocks_uncached_in_one_block) {
-  SetBlockDecoder decoder =
-      decoder_of(with_context(task({1, 2}, 50), 6), uncached({}, 0, top_n(3)));
-  CHECK_EQ(text(decoder.plan()), "[1 2 _ _ _ _ block scratch > 2 3 4 5]");
+  FullContextDecoder decoder =
+      uncached_decoder(with_context(task({1, 2}, 50), 6), uncached({}, 0, top_n(3)));
+  CHECK_EQ(text(decoder.plan({})), "[1 2 _ _ _ _ block scratch > 2 3 4 5]");
   CHECK_EQ(absorb(decoder, {row(10, 1), row(11, 2), row(12, 4), row(13, 3)}),
            "0:10 1:11 3:13 | 10 11 |");
-  CHECK_EQ(text(decoder.plan()), "[1 2 10 11 _ 13 block scratch > 4]");
+  CHECK_EQ(text(decoder.plan({})), "[1 2 10 11 _ 13 block scratch > 4]");
   CHECK_EQ(absorb(decoder, {row(12)}), "2:12 | 12 13 | length");
 }
 
@@ -319,9 +318,9 @@ TEST(blocks_masks_behind_an_eos) {
 TEST(blocks_past_an_eos_not_past_what_is_wanted) {
   SetBlockDecoder decoder =
       decoder_of(task({1}, 3), {.block_size = 4, .unmask = top_n(1), .past_eos = true});
-  CHECK_EQ(text(decoder.plan()), "[1 causal commit] [_ _ _ _ block scratch > 0 1 2]");
+  CHECK_EQ(text(decoder.plan({})), "[1 causal commit] [_ _ _ _ block scratch > 0 1 2]");
   CHECK_EQ(absorb(decoder, {row(10, 2), row(kEos, 1), row(12, 3)}), "1:7 | |");
-  CHECK_EQ(text(decoder.plan()), "[_ 7 _ _ block scratch > 0 2]");
+  CHECK_EQ(text(decoder.plan({})), "[_ 7 _ _ block scratch > 0 2]");
   CHECK_EQ(absorb(decoder, {row(10, 1), row(12, 2)}), "0:10 | 10 7 | stop");
 }
 

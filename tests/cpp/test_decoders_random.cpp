@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "decode/d2f.h"
+#include "decode/full_context.h"
 #include "decode/lossless.h"
 #include "decode/ntp.h"
 #include "decode/set_block.h"
@@ -32,13 +33,7 @@ DecodeTask random_task(Random& random) {
   std::iota(task.prompt.begin(), task.prompt.end(), random.below(10));
   task.max_tokens = 1 + random.below(40);
   task.n_ctx = static_cast<int>(task.prompt.size()) + 1 + random.below(50);
-  task.prefill_rows = 1 + random.below(24);
   if (random.coin()) task.eos_token_ids = {kEos};
-  return task;
-}
-
-DecodeTask in_one_piece(DecodeTask task) {
-  task.prefill_rows = 512;
   return task;
 }
 
@@ -78,9 +73,8 @@ TEST(random_lossless_text_is_next_token_predictions) {
     fewer += outcome.nfe < expected.nfe ? 1 : 0;
     stopped += outcome.finished == FinishReason::stop ? 1 : 0;
 
-    const DecodeTask whole = in_one_piece(task);
-    LosslessDecoder uncut(whole, method);
-    check_same(run(uncut, whole, /*agreeing=*/true), outcome);
+    LosslessDecoder cut(task, method);
+    check_same(run(cut, task, /*agreeing=*/true, 1 + random.below(24)), outcome);
   }
   CHECK(agreed > 1000 && fewer > 500 && stopped > 300);  // the draw is worth something
 }
@@ -109,6 +103,13 @@ BlockMethod random_method(Random& random, const DecodeTask& task) {
   return method;
 }
 
+std::unique_ptr<Decoder> blockwise(const DecodeTask& task, const BlockMethod& method) {
+  if (method.commit_attention == CommitAttention::none) {
+    return std::make_unique<FullContextDecoder>(task, method);
+  }
+  return std::make_unique<SetBlockDecoder>(task, method);
+}
+
 // However the prompt is cut into forwards, whatever the family.
 TEST(random_families_end_and_never_see_how_the_prompt_is_cut) {
   Random random(2);
@@ -119,11 +120,10 @@ TEST(random_families_end_and_never_see_how_the_prompt_is_cut) {
       task.sampling = {.temperature = 1.0f, .seed = static_cast<std::uint64_t>(round)};
     }
     const BlockMethod method = random_method(random, task);
-    SetBlockDecoder decoder(task, method);
-    const Outcome outcome = run(decoder, task);
-    const DecodeTask whole = in_one_piece(task);
-    SetBlockDecoder uncut(whole, method);
-    check_same(run(uncut, whole), outcome);
+    const auto decoder = blockwise(task, method);
+    const Outcome outcome = run(*decoder, task);
+    const auto cut = blockwise(task, method);
+    check_same(run(*cut, task, /*agreeing=*/false, 1 + random.below(24)), outcome);
 
     const int tokens = static_cast<int>(outcome.tokens.size());
     if (outcome.finished == FinishReason::length) {

@@ -89,7 +89,7 @@ TEST(decoders_equal_uncached_decoding_on_random_tasks) {
     std::iota(random.prompt.begin(), random.prompt.end(), below(10));
     random.max_tokens = 1 + below(40);
     random.n_ctx = static_cast<int>(random.prompt.size()) + 1 + below(50);
-    random.prefill_rows = 1 + below(24);
+    const int rows = 1 + below(24);
     if (below(2) == 0) {
       random.eos_token_ids = {kEos};
     }
@@ -107,10 +107,10 @@ TEST(decoders_equal_uncached_decoding_on_random_tasks) {
     const int block_size = 1 + below(std::min(random.n_ctx, 17));
 
     NtpDecoder ntp(random);
-    check_same(run(ntp, random), uncached_ntp(random));
+    check_same(run(ntp, random, /*agreeing=*/false, rows), uncached_ntp(random));
     SetBlockDecoder sbd(random,
                         {.mask_token_id = kMask, .block_size = block_size, .unmask = unmask});
-    const Outcome outcome = run(sbd, random);
+    const Outcome outcome = run(sbd, random, /*agreeing=*/false, rows);
     check_same(outcome, uncached_sbd(random, block_size, unmask));
 
     const int tokens = static_cast<int>(outcome.tokens.size());

@@ -18,60 +18,59 @@ DmtdDecoder decoder_of(const DecodeTask& task, int horizon, DmtdPromptRule rule)
 
 TEST(dmtd_thinks_at_heads_and_refills_in_front_of_them) {
   DmtdDecoder decoder = decoder_of(task({1, 2, 3}, 9), 3, DmtdPromptRule::all_heads);
-  CHECK_EQ(text(decoder.plan()), "at 0 [1 2 3 e+h causal commit > 2]");
-  CHECK_EQ(text(decoder.plan()), "at 0 [1 2 3 e+h causal commit > 2]");
+  CHECK_EQ(text(decoder.plan({})), "at 0 [1 2 3 e+h causal commit > 2]");
+  CHECK_EQ(text(decoder.plan({})), "at 0 [1 2 3 e+h causal commit > 2]");
   CHECK_EQ(absorb(decoder, {row(10)}), "0:10 | 10 | thought");
-  CHECK_EQ(text(decoder.plan()), "at 3 [10 e+h causal commit > 0]");
+  CHECK_EQ(text(decoder.plan({})), "at 3 [10 e+h causal commit > 0]");
   CHECK_EQ(absorb(decoder, {row(11)}), "1:11 | 11 | thought");
-  CHECK_EQ(text(decoder.plan()), "at 4 [11 skip e causal commit > 0]");
+  CHECK_EQ(text(decoder.plan({})), "at 4 [11 skip e causal commit > 0]");
   CHECK_EQ(absorb(decoder, {row(12)}), "2:12 | 12 |");
-  CHECK_EQ(text(decoder.plan()), "at 5 [12 skip e causal commit > 0]");
+  CHECK_EQ(text(decoder.plan({})), "at 5 [12 skip e causal commit > 0]");
   CHECK_EQ(absorb(decoder, {row(13)}), "3:13 | 13 |");
-  CHECK_EQ(text(decoder.plan()), "at 4 [11 12 refill causal commit] [13 e+h causal commit > 0]");
+  CHECK_EQ(text(decoder.plan({})), "at 4 [11 12 refill causal commit] [13 e+h causal commit > 0]");
   CHECK_EQ(absorb(decoder, {row(14)}), "4:14 | 14 | thought");
-  CHECK_EQ(text(decoder.plan()), "at 7 [14 skip e causal commit > 0]");
+  CHECK_EQ(text(decoder.plan({})), "at 7 [14 skip e causal commit > 0]");
 }
 
 TEST(dmtd_horizon_one_thinks_always) {
   DmtdDecoder decoder = decoder_of(task({1, 2}, 9), 1, DmtdPromptRule::all_heads);
   CHECK_EQ(absorb(decoder, {row(10)}), "0:10 | 10 | thought");
-  CHECK_EQ(text(decoder.plan()), "at 2 [10 e+h causal commit > 0]");
+  CHECK_EQ(text(decoder.plan({})), "at 2 [10 e+h causal commit > 0]");
   CHECK_EQ(absorb(decoder, {row(11)}), "1:11 | 11 | thought");
-  CHECK_EQ(text(decoder.plan()), "at 3 [11 e+h causal commit > 0]");
+  CHECK_EQ(text(decoder.plan({})), "at 3 [11 e+h causal commit > 0]");
 }
 
 TEST(dmtd_plain_prompt) {
   DmtdDecoder decoder = decoder_of(task({1, 2}, 9), 2, DmtdPromptRule::plain);
-  CHECK_EQ(text(decoder.plan()), "at 0 [1 2 causal commit > 1]");
+  CHECK_EQ(text(decoder.plan({})), "at 0 [1 2 causal commit > 1]");
   CHECK_EQ(absorb(decoder, {row(10)}), "0:10 | 10 | thought");
-  CHECK_EQ(text(decoder.plan()), "at 2 [10 e+h causal commit > 0]");  // a head, as ever
+  CHECK_EQ(text(decoder.plan({})), "at 2 [10 e+h causal commit > 0]");  // a head, as ever
 }
 
 // Heads are at absolute multiples, so the prompt has some and the first token need not be one.
 TEST(dmtd_train_counts_from_the_first_position) {
   DmtdDecoder decoder = decoder_of(task({1, 2, 3, 4, 5}, 9), 3, DmtdPromptRule::train);
-  CHECK_EQ(text(decoder.plan()),
+  CHECK_EQ(text(decoder.plan({})),
            "at 0 [1 e+h causal commit] [2 3 e causal commit] [4 e+h causal commit] [5 e causal "
            "commit > 0]");
   CHECK_EQ(absorb(decoder, {row(10)}), "0:10 | 10 | thought");
-  CHECK_EQ(text(decoder.plan()), "at 5 [10 skip e causal commit > 0]");
+  CHECK_EQ(text(decoder.plan({})), "at 5 [10 skip e causal commit > 0]");
   CHECK_EQ(absorb(decoder, {row(11)}), "1:11 | 11 |");
-  CHECK_EQ(text(decoder.plan()), "at 5 [10 refill causal commit] [11 e+h causal commit > 0]");
+  CHECK_EQ(text(decoder.plan({})), "at 5 [10 refill causal commit] [11 e+h causal commit > 0]");
 
   // At horizon 1 every row is a head and one segment.
-  CHECK_EQ(text(decoder_of(task({1, 2}, 9), 1, DmtdPromptRule::train).plan()),
+  CHECK_EQ(text(decoder_of(task({1, 2}, 9), 1, DmtdPromptRule::train).plan({})),
            "at 0 [1 2 e+h causal commit > 1]");
 }
 
 TEST(dmtd_prefills_in_chunks) {
   DecodeTask long_prompt = task({1, 2, 3, 4, 5}, 9);
-  long_prompt.prefill_rows = 2;
   DmtdDecoder decoder = decoder_of(long_prompt, 3, DmtdPromptRule::train);
-  CHECK_EQ(text(decoder.plan()), "at 0 [1 e+h causal commit] [2 e causal commit]");
-  CHECK_EQ(absorb(decoder, {}), "| | thought");
-  CHECK_EQ(text(decoder.plan()), "at 2 [3 e causal commit] [4 e+h causal commit]");
-  CHECK_EQ(absorb(decoder, {}), "| | thought");
-  CHECK_EQ(text(decoder.plan()), "at 4 [5 e causal commit > 0]");
+  CHECK_EQ(text(decoder.plan({2})), "at 0 [1 e+h causal commit] [2 e causal commit]");
+  CHECK_EQ(absorb(decoder, {}, 2), "| | thought");
+  CHECK_EQ(text(decoder.plan({2})), "at 2 [3 e causal commit] [4 e+h causal commit]");
+  CHECK_EQ(absorb(decoder, {}, 2), "| | thought");
+  CHECK_EQ(text(decoder.plan({2})), "at 4 [5 e causal commit > 0]");
   CHECK_EQ(absorb(decoder, {row(10)}), "0:10 | 10 | thought");
 }
 
@@ -97,13 +96,13 @@ TEST(dmtd_refusals) {
   CHECK_THROWS_WITH(decoder_of(task({1}, 9), 0, DmtdPromptRule::plain),
                     "expected horizon >= 1, got 0");
   DmtdDecoder decoder = decoder_of(task({1}, 9), 2, DmtdPromptRule::plain);
-  CHECK_THROWS_WITH(decoder.absorb({}), "expected statistics of 1 rows, got 0");
+  CHECK_THROWS_WITH(absorb(decoder, {}), "expected statistics of 1 rows, got 0");
   CHECK_THROWS_WITH(make_decoder("dmtd", task({1}, 9), {}),
                     "needs a cut of the layers and the model file has none");
   DecoderOptions cut;
   cut.has_layer_cut = true;
   cut.dmtd = {.horizon = 2, .prompt_rule = DmtdPromptRule::plain};
-  CHECK_EQ(text(make_decoder("dmtd", task({1}, 9), cut)->plan()), "at 0 [1 causal commit > 0]");
+  CHECK_EQ(text(make_decoder("dmtd", task({1}, 9), cut)->plan({})), "at 0 [1 causal commit > 0]");
 }
 
 // What the cache of a run of layers has, as a forward leaves it.
@@ -127,7 +126,7 @@ TEST(dmtd_runs_never_have_gaps_on_random_tasks) {
   };
   for (int round = 0; round < 500; ++round) {
     DecodeTask random = task(Tokens(static_cast<std::size_t>(1 + below(12)), 3), 1 + below(30));
-    random.prefill_rows = 1 + below(8);
+    const Budget budget{1 + below(8)};
     const int horizon = 1 + below(6);
     const auto rule = static_cast<DmtdPromptRule>(below(3));
     DmtdDecoder decoder = decoder_of(random, horizon, rule);
@@ -136,7 +135,7 @@ TEST(dmtd_runs_never_have_gaps_on_random_tasks) {
     Tokens all = random.prompt;
     Run encoded, thinking, decoded;
     for (bool finished = false; !finished;) {
-      const Plan plan = decoder.plan();
+      const Plan plan = decoder.plan(budget);
       auto at = static_cast<std::size_t>(*plan.start);
       std::vector<RowStats> stats;
       bool thinks = false;
@@ -148,7 +147,7 @@ TEST(dmtd_runs_never_have_gaps_on_random_tasks) {
         at += segment.tokens.size();
         stats.resize(stats.size() + segment.outputs.size(), row(10 + below(9)));
       }
-      const Events events = decoder.absorb(stats);
+      const Events events = decoder.absorb(plan, stats);
       CHECK_EQ(events.thought, thinks);
       // E and D have every row that is not newer than the tokens given out, once.
       CHECK_EQ(encoded.tokens, Tokens(all.begin(), all.begin() + static_cast<int>(at)));

@@ -181,10 +181,10 @@ TEST(head_stats_depend_on_no_thread_count_and_no_other_row) {
         backend.head_stats({x.data()}, *weight, outputs, 7, stats);
         if (first.empty()) first = stats;
         for (const int row : {0, 1, 63, 64, 65, 129}) {
-          CHECK(std::memcmp(&stats[row], &first[row], sizeof(RowStats)) == 0);
+          CHECK(stats[row] == first[row]);
           RowStats alone;
           backend.head_stats({x.data()}, *weight, {&outputs[row], 1}, 7, {&alone, 1});
-          CHECK(std::memcmp(&alone, &first[row], sizeof(RowStats)) == 0);
+          CHECK(alone == first[row]);
         }
       }
     }

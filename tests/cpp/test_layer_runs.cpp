@@ -37,19 +37,19 @@ Decoded decode(Transformer& model, const DmtdMethod& method) {
                        .max_tokens = kNew,
                        .n_ctx = 40,
                        .eos_token_ids = {},
-                       .sampling = {},
-                       .prefill_rows = 5},
+                       .sampling = {}},
                       method);
   KvCache kv = model.make_kv(40, DType::f32);
   for (;;) {
-    const std::vector<float> logits = model.forward_logits({{{&kv, decoder.plan()}}});
+    const Plan plan = decoder.plan({5});
+    const std::vector<float> logits = model.forward_logits({{{&kv, plan}}});
     std::vector<RowStats> stats;
     for (auto row = logits.begin(); row != logits.end(); row += kVocab) {
       const auto best = std::max_element(row, row + kVocab) - row;
       stats.push_back({.argmax = static_cast<TokenId>(best)});
     }
     decoded.logits.insert(decoded.logits.end(), logits.begin(), logits.end());
-    const Events events = decoder.absorb(stats);
+    const Events events = decoder.absorb(plan, stats);
     for (const TokenId token : events.committed) decoded.text.push_back(token);
     if (events.finished) return decoded;
   }

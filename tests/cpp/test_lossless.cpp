@@ -15,61 +15,60 @@ LosslessDecoder fused(const DecodeTask& task, int block_size, const Unmask& unma
 
 TEST(lossless_keeps_a_draft_as_far_as_its_own_rows_predict_it) {
   LosslessDecoder decoder = fused(task({1, 2}, 9), 3);
-  CHECK_EQ(text(decoder.plan()), "at 0 [1 2 causal commit > 1] [_ _ _ block scratch > 1 2]");
-  CHECK_EQ(text(decoder.plan()), "at 0 [1 2 causal commit > 1] [_ _ _ block scratch > 1 2]");
+  CHECK_EQ(text(decoder.plan({})), "at 0 [1 2 causal commit > 1] [_ _ _ block scratch > 1 2]");
+  CHECK_EQ(text(decoder.plan({})), "at 0 [1 2 causal commit > 1] [_ _ _ block scratch > 1 2]");
   // The prompt's last row predicts the first token: it is text at once, the others are a draft.
   CHECK_EQ(absorb(decoder, {row(10), row(11), row(12)}), "0:10 1:11 2:12 | 10 |");
 
   const char* verifying = "at 2 [10 11 12 causal commit > 0 1 2] [_ _ _ block scratch > 1 2]";
-  CHECK_EQ(text(decoder.plan()), verifying);
+  CHECK_EQ(text(decoder.plan({})), verifying);
   CHECK_EQ(absorb(decoder, {row(11), row(12), row(13), row(14), row(15)}),
            "3:13 4:14 5:15 | 11 12 13 | accepted 3");
 
-  CHECK_EQ(text(decoder.plan()),
+  CHECK_EQ(text(decoder.plan({})),
            "at 5 [13 14 15 causal commit > 0 1 2] [_ _ _ block scratch > 1 2]");
   // 14 agrees, 15 does not: 20 stands there, and what the masks behind it decided is dropped.
   CHECK_EQ(absorb(decoder, {row(14), row(20), row(21), row(22), row(23)}),
            "5:20 | 14 20 | accepted 2");
 
-  CHECK_EQ(text(decoder.plan()), "at 7 [20 causal commit > 0] [_ _ _ block scratch > 1 2]");
+  CHECK_EQ(text(decoder.plan({})), "at 7 [20 causal commit > 0] [_ _ _ block scratch > 1 2]");
   CHECK_EQ(absorb(decoder, {row(21), row(22), row(23)}), "6:21 7:22 8:23 | 21 |");
 
   // The text would end with it: verified alone, and nothing asks what its last row predicts.
-  CHECK_EQ(text(decoder.plan()), "at 8 [21 22 causal commit > 0 1]");
+  CHECK_EQ(text(decoder.plan({})), "at 8 [21 22 causal commit > 0 1]");
   CHECK_EQ(absorb(decoder, {row(22), row(23)}), "| 22 23 | length accepted 3");
 }
 
 TEST(lossless_draft_that_is_wrong_at_once) {
   LosslessDecoder decoder = fused(task({1}, 4), 4);
   CHECK_EQ(absorb(decoder, {row(10), row(11), row(12), row(13)}), "0:10 1:11 2:12 3:13 | 10 |");
-  CHECK_EQ(text(decoder.plan()), "at 1 [10 11 12 causal commit > 0 1 2]");
+  CHECK_EQ(text(decoder.plan({})), "at 1 [10 11 12 causal commit > 0 1 2]");
   CHECK_EQ(absorb(decoder, {row(20), row(12), row(13)}), "1:20 | 20 | accepted 1");
-  CHECK_EQ(text(decoder.plan()), "at 2 [20 causal commit > 0] [_ _ _ _ block scratch > 1]");
+  CHECK_EQ(text(decoder.plan({})), "at 2 [20 causal commit > 0] [_ _ _ _ block scratch > 1]");
   CHECK_EQ(absorb(decoder, {row(21), row(22)}), "2:21 3:22 | 21 |");
-  CHECK_EQ(text(decoder.plan()), "at 3 [21 causal commit > 0]");
+  CHECK_EQ(text(decoder.plan({})), "at 3 [21 causal commit > 0]");
   CHECK_EQ(absorb(decoder, {row(30)}), "3:30 | 30 | length accepted 1");
 }
 
 TEST(lossless_denoises_a_block_by_any_rule) {
   LosslessDecoder decoder = fused(task({1, 2}, 9), 3, gamma(0));
   CHECK_EQ(absorb(decoder, {row(10), row(11, 0.5f), row(12, 0.1f)}), "0:10 2:12 | 10 |");
-  CHECK_EQ(text(decoder.plan()), "at 2 [10 _ 12 block scratch > 1]");
+  CHECK_EQ(text(decoder.plan({})), "at 2 [10 _ 12 block scratch > 1]");
   CHECK_EQ(absorb(decoder, {row(11)}), "1:11 | |");
-  CHECK_EQ(text(decoder.plan()),
+  CHECK_EQ(text(decoder.plan({})),
            "at 2 [10 11 12 causal commit > 0 1 2] [_ _ _ block scratch > 1 2]");
 }
 
 TEST(lossless_prefills_in_chunks_and_verifies_in_one_piece) {
   DecodeTask long_prompt = task({1, 2, 3, 4, 5}, 9);
-  long_prompt.prefill_rows = 2;
   LosslessDecoder decoder = fused(long_prompt, 3);
-  CHECK_EQ(text(decoder.plan()), "at 0 [1 2 causal commit]");
-  CHECK_EQ(absorb(decoder, {}), "| |");
-  CHECK_EQ(text(decoder.plan()), "at 2 [3 4 causal commit]");
-  CHECK_EQ(absorb(decoder, {}), "| |");
-  CHECK_EQ(text(decoder.plan()), "at 4 [5 causal commit > 0] [_ _ _ block scratch > 1 2]");
+  CHECK_EQ(text(decoder.plan({2})), "at 0 [1 2 causal commit]");
+  CHECK_EQ(absorb(decoder, {}, 2), "| |");
+  CHECK_EQ(text(decoder.plan({2})), "at 2 [3 4 causal commit]");
+  CHECK_EQ(absorb(decoder, {}, 2), "| |");
+  CHECK_EQ(text(decoder.plan({2})), "at 4 [5 causal commit > 0] [_ _ _ block scratch > 1 2]");
   CHECK_EQ(absorb(decoder, {row(10), row(11), row(12)}), "0:10 1:11 2:12 | 10 |");
-  CHECK_EQ(text(decoder.plan()),
+  CHECK_EQ(text(decoder.plan({2})),
            "at 5 [10 11 12 causal commit > 0 1 2] [_ _ _ block scratch > 1 2]");
 }
 
@@ -77,7 +76,7 @@ TEST(lossless_ends_with_its_first_token) {
   LosslessDecoder stopped = fused(task({1}, 9), 3);
   CHECK_EQ(absorb(stopped, {row(kEos), row(11), row(12)}), "0:7 | 7 | stop");
   LosslessDecoder last = fused(task({1}, 1), 3);
-  CHECK_EQ(text(last.plan()), "at 0 [1 causal commit > 0]");  // no mask would be text
+  CHECK_EQ(text(last.plan({})), "at 0 [1 causal commit > 0]");  // no mask would be text
   CHECK_EQ(absorb(last, {row(10)}), "0:10 | 10 | length");
 }
 
@@ -85,7 +84,7 @@ TEST(lossless_eos_in_a_draft_counts_once_it_is_verified) {
   const auto drafted = [] {
     LosslessDecoder decoder = fused(task({1}, 9), 3);
     CHECK_EQ(absorb(decoder, {row(10), row(kEos), row(12)}), "0:10 1:7 2:12 | 10 |");
-    CHECK_EQ(text(decoder.plan()), "at 1 [10 causal commit > 0]");
+    CHECK_EQ(text(decoder.plan({})), "at 1 [10 causal commit > 0]");
     return decoder;
   };
   LosslessDecoder agreed = drafted();
@@ -93,7 +92,7 @@ TEST(lossless_eos_in_a_draft_counts_once_it_is_verified) {
 
   LosslessDecoder refused = drafted();
   CHECK_EQ(absorb(refused, {row(11)}), "1:11 | 11 | accepted 1");
-  CHECK_EQ(text(refused.plan()), "at 2 [11 causal commit > 0] [_ _ _ block scratch > 1 2]");
+  CHECK_EQ(text(refused.plan({})), "at 2 [11 causal commit > 0] [_ _ _ block scratch > 1 2]");
 }
 
 TEST(lossless_eos_that_the_rows_predict) {
@@ -109,11 +108,11 @@ TEST(lossless_eos_that_the_rows_predict) {
 
 TEST(lossless_blocks_of_one_are_next_token_prediction) {
   LosslessDecoder decoder = fused(task({1, 2}, 3), 1);
-  CHECK_EQ(text(decoder.plan()), "at 0 [1 2 causal commit > 1]");
+  CHECK_EQ(text(decoder.plan({})), "at 0 [1 2 causal commit > 1]");
   CHECK_EQ(absorb(decoder, {row(10)}), "0:10 | 10 |");
-  CHECK_EQ(text(decoder.plan()), "at 2 [10 causal commit > 0]");
+  CHECK_EQ(text(decoder.plan({})), "at 2 [10 causal commit > 0]");
   CHECK_EQ(absorb(decoder, {row(11)}), "1:11 | 11 | accepted 1");
-  CHECK_EQ(text(decoder.plan()), "at 3 [11 causal commit > 0]");
+  CHECK_EQ(text(decoder.plan({})), "at 3 [11 causal commit > 0]");
   CHECK_EQ(absorb(decoder, {row(12)}), "2:12 | 12 | length accepted 1");
 }
 
@@ -122,16 +121,16 @@ TEST(lossless_ends_with_the_context) {
   full.n_ctx = 7;
   LosslessDecoder decoder = fused(full, 3);
   CHECK_EQ(absorb(decoder, {row(10), row(11), row(12)}), "0:10 1:11 2:12 | 10 |");
-  CHECK_EQ(text(decoder.plan()), "at 2 [10 11 12 causal commit > 0 1 2] [_ _ block scratch > 1]");
+  CHECK_EQ(text(decoder.plan({})), "at 2 [10 11 12 causal commit > 0 1 2] [_ _ block scratch > 1]");
   CHECK_EQ(absorb(decoder, {row(11), row(12), row(13), row(14)}),
            "3:13 4:14 | 11 12 13 | accepted 3");
-  CHECK_EQ(text(decoder.plan()), "at 5 [13 causal commit > 0]");
+  CHECK_EQ(text(decoder.plan({})), "at 5 [13 causal commit > 0]");
   CHECK_EQ(absorb(decoder, {row(14)}), "| 14 | length accepted 2");
 
   full.n_ctx = 6;  // the next block's first token is the last, and no guess
   LosslessDecoder shorter = fused(full, 3);
   CHECK_EQ(absorb(shorter, {row(10), row(11), row(12)}), "0:10 1:11 2:12 | 10 |");
-  CHECK_EQ(text(shorter.plan()), "at 2 [10 11 12 causal commit > 0 1 2]");
+  CHECK_EQ(text(shorter.plan({})), "at 2 [10 11 12 causal commit > 0 1 2]");
   CHECK_EQ(absorb(shorter, {row(11), row(12), row(13)}), "3:13 | 11 12 13 | length accepted 3");
 }
 
@@ -143,19 +142,19 @@ TEST(lossless_separate_forwards_draft_with_the_adapter) {
                                             .unmask = top_n(3),
                                             .fused = false,
                                             .adapted = true});
-  CHECK_EQ(text(decoder.plan()), "at 0 [1 2 causal commit > 1]");
+  CHECK_EQ(text(decoder.plan({})), "at 0 [1 2 causal commit > 1]");
   CHECK_EQ(absorb(decoder, {row(10)}), "0:10 | 10 |");
-  CHECK_EQ(text(decoder.plan()), "at 2 [10 _ _ adapted block scratch > 1 2]");
+  CHECK_EQ(text(decoder.plan({})), "at 2 [10 _ _ adapted block scratch > 1 2]");
   CHECK_EQ(absorb(decoder, {row(11), row(12)}), "1:11 2:12 | |");
-  CHECK_EQ(text(decoder.plan()), "at 2 [10 11 12 causal commit > 0 1 2]");
+  CHECK_EQ(text(decoder.plan({})), "at 2 [10 11 12 causal commit > 0 1 2]");
   CHECK_EQ(absorb(decoder, {row(11), row(20), row(30)}), "2:20 | 11 20 | accepted 2");
-  CHECK_EQ(text(decoder.plan()), "at 4 [20 _ _ adapted block scratch > 1 2]");
+  CHECK_EQ(text(decoder.plan({})), "at 4 [20 _ _ adapted block scratch > 1 2]");
   CHECK_EQ(absorb(decoder, {row(21), row(22)}), "3:21 4:22 | |");
-  CHECK_EQ(text(decoder.plan()), "at 4 [20 21 22 causal commit > 0 1 2]");
+  CHECK_EQ(text(decoder.plan({})), "at 4 [20 21 22 causal commit > 0 1 2]");
   CHECK_EQ(absorb(decoder, {row(21), row(22), row(23)}), "5:23 | 21 22 23 | accepted 3");
-  CHECK_EQ(text(decoder.plan()), "at 7 [23 _ _ adapted block scratch > 1]");
+  CHECK_EQ(text(decoder.plan({})), "at 7 [23 _ _ adapted block scratch > 1]");
   CHECK_EQ(absorb(decoder, {row(24)}), "6:24 | |");
-  CHECK_EQ(text(decoder.plan()), "at 7 [23 causal commit > 0]");
+  CHECK_EQ(text(decoder.plan({})), "at 7 [23 causal commit > 0]");
   CHECK_EQ(absorb(decoder, {row(25)}), "6:25 | 25 | length accepted 1");
 }
 
@@ -163,9 +162,9 @@ TEST(lossless_separate_blocks_of_one) {
   LosslessDecoder decoder(
       task({1}, 3), {.mask_token_id = kMask, .block_size = 1, .unmask = top_n(1), .fused = false});
   CHECK_EQ(absorb(decoder, {row(10)}), "0:10 | 10 |");
-  CHECK_EQ(text(decoder.plan()), "at 1 [10 causal commit > 0]");
+  CHECK_EQ(text(decoder.plan({})), "at 1 [10 causal commit > 0]");
   CHECK_EQ(absorb(decoder, {row(11)}), "1:11 | 11 | accepted 1");
-  CHECK_EQ(text(decoder.plan()), "at 2 [11 causal commit > 0]");
+  CHECK_EQ(text(decoder.plan({})), "at 2 [11 causal commit > 0]");
 }
 
 // --- What is refused ---
@@ -178,7 +177,7 @@ TEST(lossless_refusals) {
   CHECK_THROWS_WITH(fused(task({1}, 9), 101), "got 101");
   CHECK_THROWS_WITH(fused(task({1}, 9), 3, gamma(-1)), "expected gamma >= 0");
   LosslessDecoder decoder = fused(task({1}, 9), 3);
-  CHECK_THROWS_WITH(decoder.absorb({}), "expected statistics of 3 rows, got 0");
+  CHECK_THROWS_WITH(absorb(decoder, {}), "expected statistics of 3 rows, got 0");
 }
 
 TEST(lossless_decoders_by_name) {
@@ -186,15 +185,15 @@ TEST(lossless_decoders_by_name) {
   options.block = {.mask_token_id = kMask, .block_size = 4, .unmask = gamma(0)};
   options.has_mask_token = true;
   const auto ours = make_decoder("sbd_lossless", task({1}, 9), options);
-  CHECK_EQ(text(ours->plan()), "at 0 [1 causal commit > 0] [_ _ _ _ block scratch > 1 2 3]");
+  CHECK_EQ(text(ours->plan({})), "at 0 [1 causal commit > 0] [_ _ _ _ block scratch > 1 2 3]");
   CHECK_EQ(absorb(*ours, {row(10), row(11, 1), row(12, 2), row(13, 3)}), "0:10 1:11 | 10 |");
 
   for (const bool adapter : {true, false}) {  // whatever the rule, a draft is one forward
     options.has_adapter = adapter;
     const auto theirs = make_decoder("nemotron_spec", task({1}, 9), options);
     CHECK_EQ(absorb(*theirs, {row(10)}), "0:10 | 10 |");
-    CHECK_EQ(text(theirs->plan()), std::string("at 1 [10 _ _ _ ") + (adapter ? "adapted " : "") +
-                                       "block scratch > 1 2 3]");
+    CHECK_EQ(text(theirs->plan({})), std::string("at 1 [10 _ _ _ ") + (adapter ? "adapted " : "") +
+                                         "block scratch > 1 2 3]");
     CHECK_EQ(absorb(*theirs, {row(11, 1), row(12, 2), row(13, 3)}), "1:11 2:12 3:13 | |");
   }
 

@@ -162,15 +162,15 @@ TEST(request_families_loops_are_not_sbds) {
   file.block.block_size = 4;
   file.block.unmask.rule = UnmaskRule::top_n;
   const auto family = make_decoder("nemotron", task({1}, 9), file);
-  CHECK_EQ(text(family->plan()), "[1 causal commit > 0]");
+  CHECK_EQ(text(family->plan({})), "[1 causal commit > 0]");
   CHECK_EQ(absorb(*family, {row(10)}), "0:10 | 10 |");
   CHECK_EQ(absorb(*family, {row(11, 2), row(kEos, 1), row(13, 3)}), "2:7 | |");
-  CHECK_EQ(text(family->plan()), "[10 _ 7 _ block scratch > 1 3]");
+  CHECK_EQ(text(family->plan({})), "[10 _ 7 _ block scratch > 1 3]");
 
   const auto sbd = make_decoder("sbd", task({1}, 9), file);
-  CHECK_EQ(text(sbd->plan()), "[1 causal commit] [_ _ _ _ block scratch > 0 1 2 3]");
+  CHECK_EQ(text(sbd->plan({})), "[1 causal commit] [_ _ _ _ block scratch > 0 1 2 3]");
   CHECK_EQ(absorb(*sbd, {row(10, 3), row(11, 2), row(kEos, 1), row(13, 4)}), "2:7 | |");
-  CHECK_EQ(text(sbd->plan()), "[_ _ 7 _ block scratch > 0 1]");
+  CHECK_EQ(text(sbd->plan({})), "[_ _ 7 _ block scratch > 0 1]");
 }
 
 TEST(request_sbd_of_shifted_logits) {

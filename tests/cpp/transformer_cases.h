@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "model/batch.h"
+#include "core/batch.h"
 #include "tiny_transformer.h"
 
 namespace sbd::test {

@@ -26,15 +26,17 @@ SOURCES = [
 DOORS = {
     "engine/core/": ["core/"],
     "engine/format/": ["core/", "format/"],
-    "engine/backend/backend.h": ["core/", "format/gguf.h", "model/batch.h"],
-    "engine/backend/cpu/": ["core/", "backend/backend.h", "backend/cpu/", "model/batch.h"],
-    "engine/backend/cuda/": ["core/", "backend/backend.h", "backend/cuda/", "model/batch.h"],
+    "engine/backend/backend.h": ["core/", "format/gguf.h"],
+    "engine/backend/cpu/": ["core/", "backend/backend.h", "backend/cpu/"],
+    "engine/backend/cuda/": ["core/", "backend/backend.h", "backend/cuda/"],
     "engine/model/": ["core/", "format/", "model/", "backend/backend.h"],
-    "engine/decode/": ["core/", "model/batch.h", "decode/"],
+    "engine/decode/": ["core/", "decode/"],
     "engine/engine.cpp": [
         *("core/", "format/", "model/", "decode/", "decode_defaults.h", "backend/", "engine.h")
     ],
-    "engine/engine.h": ["core/", "format/", "decode/", "request.h"],
+    "engine/engine.h": ["core/", "format/", "decode/", "request.h", "scheduler.h"],
+    "engine/scheduler.": ["core/", "decode/", "model/", "prefix_index.h", "scheduler.h"],
+    "engine/prefix_index.": ["core/", "prefix_index.h"],
     "engine/request.": ["core/", "format/", "decode/", "request.h"],
     "engine/decode_defaults.": ["core/", "format/", "decode/", "decode_defaults.h"],
     "bindings/": ["core/", "format/", "decode/", "decode_defaults.h", "engine.h", "metadata.h"],

@@ -12,33 +12,47 @@
 
 namespace sbd::cpu {
 
-namespace {
-
-template <typename T>
-T* grown(std::vector<T>& buffer, Index n) {
-  if (static_cast<Index>(buffer.size()) < n) buffer.resize(static_cast<std::size_t>(n));
-  return buffer.data();
-}
-
-}  // namespace
-
 CpuKv::CpuKv(int n_layers, const HeadShape& heads, int n_ctx, DType dtype, int interleave)
     : dtype_(dtype),
+      n_layers_(n_layers),
       n_heads_(heads.num_key_value_heads),
       padded_dim_(round_up(heads.head_dim, kLanes)),
       interleave_(interleave) {
   const Index element = static_cast<Index>(bytes_per_block(dtype));
   const Index positions = round_up(n_ctx, kKeysPerStep);
-  keys_bytes_ = positions * heads.head_dim * element;
-  values_bytes_ = positions * padded_dim_ * element;
+  key_bytes_ = heads.head_dim * element;
+  value_bytes_ = padded_dim_ * element;
+  keys_bytes_ = positions * key_bytes_;
+  values_bytes_ = positions * value_bytes_;
   const Index head_bytes = keys_bytes_ + values_bytes_;
   pages_ = Pages(static_cast<std::size_t>(head_bytes * n_layers * n_heads_), /*huge=*/false);
 }
 
-std::uint8_t* CpuKv::keys(int layer, int head) const {
-  const Index index = static_cast<Index>(layer) * n_heads_ + head;
+// What is touched is whole pages, of keys and of values.
+std::size_t CpuKv::bytes(int n_positions) const {
+  constexpr Index kPage = 4096;
+  const Index positions = round_up(n_positions, kKeysPerStep);
+  return static_cast<std::size_t>(
+      n_layers_ * n_heads_ *
+      (round_up(positions * key_bytes_, kPage) + round_up(positions * value_bytes_, kPage)));
+}
+
+// The last step of keys comes whole: what it has beyond n_positions nobody sees.
+void CpuKv::copy(const KvStorage& from, int n_positions) {
+  const auto& other = static_cast<const CpuKv&>(from);
+  const Index positions = round_up(n_positions, kKeysPerStep);
+  for (int i = 0; i < n_layers_ * n_heads_; ++i) {
+    std::memcpy(run(i), other.run(i), static_cast<std::size_t>(positions * key_bytes_));
+    std::memcpy(run(i) + keys_bytes_, other.run(i) + other.keys_bytes_,
+                static_cast<std::size_t>(positions * value_bytes_));
+  }
+}
+
+std::uint8_t* CpuKv::run(int index) const {
   return pages_.data() + index * (keys_bytes_ + values_bytes_);
 }
+
+std::uint8_t* CpuKv::keys(int layer, int head) const { return run(layer * n_heads_ + head); }
 
 std::uint8_t* CpuKv::values(int layer, int head) const { return keys(layer, head) + keys_bytes_; }
 

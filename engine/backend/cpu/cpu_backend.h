@@ -10,12 +10,21 @@
 
 namespace sbd::cpu {
 
+template <typename T>
+T* grown(std::vector<T>& buffer, Index n) {
+  if (static_cast<Index>(buffer.size()) < n) buffer.resize(static_cast<std::size_t>(n));
+  return buffer.data();
+}
+
 // Per layer and key-value head: keys [n_ctx / 16][head_dim / u][16][u], then values
 // [n_ctx / u][padded_dim][u]. u, the interleave, is 1, or 2 where the kernels multiply bf16 in
 // pairs.
 class CpuKv : public KvStorage {
  public:
   CpuKv(int n_layers, const HeadShape& heads, int n_ctx, DType dtype, int interleave);
+
+  std::size_t bytes(int n_positions) const override;
+  void copy(const KvStorage& from, int n_positions) override;
 
   DType dtype() const { return dtype_; }
   std::uint8_t* keys(int layer, int head) const;
@@ -24,10 +33,15 @@ class CpuKv : public KvStorage {
   int interleave() const { return interleave_; }
 
  private:
+  std::uint8_t* run(int index) const;  // keys and values of one head in one layer
+
   DType dtype_;
+  int n_layers_;
   int n_heads_;
   int padded_dim_;
   int interleave_;
+  Index key_bytes_;  // of a position
+  Index value_bytes_;
   Index keys_bytes_;  // of one head
   Index values_bytes_;
   Pages pages_;
@@ -49,6 +63,7 @@ class CpuBackend : public Backend {
 
   std::string description() const override;
   int n_threads() const override { return pool_.size(); }
+  std::size_t free_memory() const override { return available_memory(); }
   Peaks measure_peaks() override;
 
   std::unique_ptr<Weight> load_weight(const Tensor& tensor) override;
@@ -82,6 +97,8 @@ class CpuBackend : public Backend {
                       std::span<const OutputRow> outputs = {});
   void multiply(const Activations& x, int n_rows, std::span<const Linear> linears, bool accumulate,
                 std::span<const Linear> then);
+  void head_stats_part(const Input& input, const Weight& head, std::span<const OutputRow> outputs,
+                       TokenId mask_token, std::span<RowStats> stats);
   void attend(int layer, const HeadShape& heads, const float* q, float* out, Index partial_floats);
 
   ThreadPool pool_;
@@ -99,13 +116,22 @@ class CpuBackend : public Backend {
   std::vector<std::uint16_t> bf16_;
   std::vector<QuantizedGroup> groups_;
   std::vector<QueryTile> query_tiles_;
-  std::vector<int> split_tiles_;                 // per split: its tile
-  std::vector<float> partials_;                  // of attention, one for each split
-  Buffer attention_scratch_;                     // one for each thread
-  Index attention_scratch_floats_ = 0;           // of one thread
-  std::vector<RunStats> run_stats_;              // [vocabulary runs][rows]
-  std::vector<std::vector<float>> tiles_;        // per thread: logits of one run
-  std::vector<Index> kept_;                      // per row: where its logits are, or -1
+  std::vector<int> split_tiles_;           // per split: its tile
+  std::vector<float> partials_;            // of attention, one for each split
+  Buffer attention_scratch_;               // one for each thread
+  Index attention_scratch_floats_ = 0;     // of one thread
+  std::vector<RunStats> run_stats_;        // [vocabulary runs][rows]
+  std::vector<std::vector<float>> tiles_;  // per thread: logits of one run
+  std::vector<Index> kept_;                // per row: where its logits are, or -1
+  // Of a run of the vocabulary in a row that is scored.
+  struct RunScores {
+    RunStats stats;
+    int before;  // tokens more probable than the given one
+  };
+  std::vector<Index> scored_;                    // per row: which of the scored ones, or -1
+  std::vector<RunScores> run_scores_;            // [scored rows][vocabulary runs]
+  std::vector<TokenScore> best_;                 // [scored rows][vocabulary runs][best tokens]
+  std::vector<float> token_logits_;              // [scored rows], of the token that is scored
   std::vector<std::vector<TokenId>> token_ids_;  // per thread: for sampling
   std::vector<float> logits_;                    // of the rows that are sampled
 };

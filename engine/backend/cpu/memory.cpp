@@ -3,6 +3,11 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <charconv>
+#include <fstream>
+#include <optional>
+#include <string>
+#include <string_view>
 
 #include "core/bytes.h"
 #include "core/error.h"
@@ -14,7 +19,32 @@ namespace {
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
 constexpr std::size_t kChunk = std::size_t{64} << 20;
 
+// The first number behind `key` in a file of the system's; nothing where it has none.
+std::optional<std::size_t> number_in(const char* path, std::string_view key) {
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) {
+    if (!line.starts_with(key)) continue;
+    const std::size_t digits = line.find_first_of("0123456789", key.size());
+    std::size_t number = 0;
+    if (digits == std::string::npos) return std::nullopt;  // "max"
+    const auto [end, error] =
+        std::from_chars(line.data() + digits, line.data() + line.size(), number);
+    if (error == std::errc()) return number;
+  }
+  return std::nullopt;
+}
+
 }  // namespace
+
+std::size_t available_memory() {
+  constexpr std::size_t kUnknown = std::size_t{1} << 30;
+  std::size_t bytes = kUnknown;
+  if (const auto kilobytes = number_in("/proc/meminfo", "MemAvailable:")) bytes = *kilobytes << 10;
+  const auto limit = number_in("/sys/fs/cgroup/memory.max", "");
+  const auto used = number_in("/sys/fs/cgroup/memory.current", "");
+  if (limit && used) bytes = std::min(bytes, *limit - std::min(*limit, *used));
+  return bytes;
+}
 
 Pages::Pages(std::size_t n_bytes, bool huge) : size_(n_bytes) {
   if (n_bytes == 0) return;

@@ -8,6 +8,9 @@
 
 namespace sbd::cpu {
 
+// Bytes that this process could still take: the system's, or a container's where that is less.
+std::size_t available_memory();
+
 class Pages {
  public:
   Pages() = default;

@@ -14,7 +14,7 @@ namespace {
 constexpr float kHighestGumbel = 16.7f;
 
 struct Candidates {
-  std::span<const TokenId> ids;
+  std::span<TokenId> ids;
   float mass;  // sum of exp((logit - highest) / temperature)
 };
 
@@ -26,8 +26,8 @@ struct LessProbable {
   }
 };
 
-Candidates filter(std::span<const float> logits, const Sampling& sampling, float mass,
-                  float inverse_temperature, float highest, std::span<TokenId> ids) {
+Candidates most_probable(std::span<const float> logits, const Sampling& sampling, float mass,
+                         float inverse_temperature, float highest, std::span<TokenId> ids) {
   const auto weight = [&](TokenId id) {
     return std::exp((logits[id] - highest) * inverse_temperature);
   };
@@ -54,6 +54,22 @@ Candidates filter(std::span<const float> logits, const Sampling& sampling, float
     kept_mass += weight(*--end);
   } while (end != ids.begin() && kept_mass < sampling.top_p * mass);
   return {{end, ids.end()}, kept_mass};
+}
+
+Candidates filter(std::span<const float> logits, const Sampling& sampling, float mass,
+                  float inverse_temperature, float highest, std::span<TokenId> ids) {
+  Candidates kept = most_probable(logits, sampling, mass, inverse_temperature, highest, ids);
+  if (sampling.min_p <= 0.0f) return kept;
+  const auto end = std::partition(kept.ids.begin(), kept.ids.end(), [&](TokenId id) {
+    return std::exp((logits[id] - highest) * inverse_temperature) >= sampling.min_p;
+  });
+  kept.ids = kept.ids.first(static_cast<std::size_t>(end - kept.ids.begin()));
+  std::sort(kept.ids.begin(), kept.ids.end());  // the sum has one value
+  kept.mass = 0;
+  for (const TokenId id : kept.ids) {
+    kept.mass += std::exp((logits[id] - highest) * inverse_temperature);
+  }
+  return kept;
 }
 
 }  // namespace
@@ -84,7 +100,7 @@ Sample sample(const Kernels& kernels, std::span<const float> logits, const Sampl
       best = {id, scaled};
     }
   };
-  if (sampling.top_k > 0 || sampling.top_p < 1.0f) {
+  if (sampling.top_k > 0 || sampling.top_p < 1.0f || sampling.min_p > 0.0f) {
     const Candidates kept = filter(logits, sampling, mass, inverse_temperature, highest, scratch);
     kept_mass = kept.mass;
     for (const TokenId id : kept.ids) consider(id);

@@ -4,7 +4,7 @@
 #include <span>
 
 #include "backend/cpu/kernels.h"
-#include "model/batch.h"
+#include "core/batch.h"
 
 namespace sbd::cpu {
 
@@ -14,7 +14,8 @@ struct Sample {
 };
 
 // Temperature (> 0), then top-k, then top-p (the fewest most probable tokens whose probabilities
-// reach top_p; ties: the lower id first), then Gumbel-max: the token with the highest logit /
+// reach top_p; ties: the lower id first), then min-p (those at least min_p times as probable as the
+// most probable), then Gumbel-max: the token with the highest logit /
 // temperature - log(-log(u)), u from a counter keyed by (seed, sample index, position, draw, token
 // id). A token is excluded by a logit of kMinusInfinity.
 // `scratch` is as long as logits: nothing is allocated here, where worker threads are at work.

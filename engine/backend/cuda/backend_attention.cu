@@ -53,6 +53,21 @@ void CudaKv::reserve(int n_positions, cudaStream_t stream) {
   capacity_ = capacity;
 }
 
+std::size_t CudaKv::bytes(int n_positions) const {
+  return n_runs_ * row_bytes_ * static_cast<std::size_t>(n_positions);
+}
+
+void CudaKv::copy(const KvStorage& from, int n_positions) {
+  const auto& other = static_cast<const CudaKv&>(from);
+  reserve(n_positions, backend_.stream());
+  check(cudaMemcpy2DAsync(memory_.data(), static_cast<std::size_t>(capacity_) * row_bytes_,
+                          other.memory_.data(),
+                          static_cast<std::size_t>(other.capacity_) * row_bytes_,
+                          static_cast<std::size_t>(n_positions) * row_bytes_, n_runs_,
+                          cudaMemcpyDeviceToDevice, backend_.stream()),
+        "copying a KV cache");
+}
+
 CudaKv::~CudaKv() { backend_.settle(); }
 
 void CudaBackend::rotate_and_cache(int layer, const HeadShape& heads, const float* q_norm,

@@ -94,6 +94,12 @@ std::string CudaBackend::description() const { return format("cuda:{} ({})", dev
 // The current device belongs to the calling thread, and any thread may call.
 void CudaBackend::use_device() const { check(cudaSetDevice(device_), "choosing the device"); }
 
+std::size_t CudaBackend::free_memory() const {
+  std::size_t available = 0, total = 0;
+  check(cudaMemGetInfo(&available, &total), "asking for its free memory");
+  return available;
+}
+
 std::unique_ptr<Weight> CudaBackend::load_weight(const Tensor& tensor) {
   use_device();
   return std::make_unique<PackedWeight>(tensor, stream_);

@@ -22,6 +22,7 @@ class CudaBackend : public Backend {
 
   std::string description() const override;
   int n_threads() const override { return 1; }
+  std::size_t free_memory() const override;
   Peaks measure_peaks() override;
 
   std::unique_ptr<Weight> load_weight(const Tensor& tensor) override;
@@ -53,6 +54,7 @@ class CudaBackend : public Backend {
   void settle() noexcept;
   // Of a buffer, for tests.
   std::vector<float> download(const float* values, std::size_t n);
+  cudaStream_t stream() const { return stream_; }
   int n_graph_replays() const { return graphs_.n_replays(); }
 
  private:

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "backend/cuda/tape.h"
-#include "model/batch.h"
+#include "core/batch.h"
 
 namespace sbd::cuda {
 

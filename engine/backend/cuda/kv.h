@@ -15,6 +15,9 @@ class CudaKv : public KvStorage {
          cudaStream_t stream);
   ~CudaKv() override;  // waits for what is under way
 
+  std::size_t bytes(int n_positions) const override;
+  void copy(const KvStorage& from, int n_positions) override;
+
   // Room for so many positions, n_ctx at most. What is under way may go on with the cache as it is,
   // kernels on a tape may not.
   void reserve(int n_positions, cudaStream_t stream);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -20,11 +21,12 @@ enum class Kv {
   scratch,  // they are overwritten by the sequence's next forward
 };
 
-// How a token is drawn at a row: temperature, then top-k, then top-p, then Gumbel-max.
+// How a token is drawn at a row: temperature, then top-k, then top-p, then min-p, then Gumbel-max.
 struct Sampling {
   float temperature = 0.0f;  // 0: the argmax
   int top_k = 0;             // 0: all
   float top_p = 1.0f;
+  float min_p = 0.0f;  // of the highest probability: less probable tokens are left out
   std::uint64_t seed = 0;
   std::uint64_t sample_index = 0;  // which sample of its own request, never a batch slot
   std::uint64_t draw = 0;          // how often this position has been drawn before
@@ -38,6 +40,41 @@ enum class Layers {
   skip,    // encoding and decoding
 };
 
+// A change of one token's logit l: l + bias; that divided by `factor` where it is positive, else
+// multiplied by it; and `penalty` off.
+struct Adjustment {
+  TokenId token;
+  float bias = 0.0f;
+  float factor = 1.0f;
+  float penalty = 0.0f;
+};
+
+// What a row's statistics and its token are taken under.
+struct LogitRules {
+  std::vector<Adjustment> adjustments = {};  // ascending by token
+  std::vector<std::uint32_t> allowed = {};   // a bit per token; empty: all are allowed
+};
+
+// What is asked of a row beyond its statistics.
+struct RowAsk {
+  std::shared_ptr<const LogitRules> rules = {};  // none: as the model says
+  int n_best = -1;     // so many best tokens and their log-probabilities; -1: no scores at all
+  TokenId given = -1;  // whose log-probability and rank are wanted; -1: those of the row's token
+};
+
+// Log-probabilities of the model's own distribution: over the whole vocabulary, untempered, without
+// any rule.
+struct TokenScore {
+  TokenId token;
+  float logprob;
+};
+
+struct RowScores {
+  TokenScore token;              // the given one, else the one that the row decides
+  int rank;                      // of a given one: the more probable tokens; ties: the lower id
+  std::vector<TokenScore> best;  // the most probable first; ties: the lower id
+};
+
 // Consecutive positions of one sequence. A commit segment never follows a scratch segment.
 struct Segment {
   std::vector<TokenId> tokens;
@@ -45,6 +82,7 @@ struct Segment {
   Kv kv = Kv::commit;
   std::vector<int> outputs = {};  // ascending indices into tokens: rows whose statistics are wanted
   Sampling sampling = {};
+  std::vector<RowAsk> asks = {};  // one for each output; none: nothing is asked beyond statistics
   Layers layers = Layers::all;
   // What the decoding run reads: encoded e + thought h, of what left the runs before it.
   float encoded = 0.0f;
@@ -59,9 +97,14 @@ struct Plan {
   // Position of the first row: what is cached from there on is forgotten. Unset: the first
   // position that is not cached.
   std::optional<int> start = {};
+
+  int n_rows() const;
+  int n_outputs() const;
+  int n_committed() const;  // rows of commit segments
 };
 
-// Statistics of one row's distribution, over the vocabulary without the mask token, untempered.
+// Statistics of one row's distribution, over the vocabulary without the mask token, untempered and
+// under its rules.
 struct RowStats {
   TokenId argmax = 0;             // ties: the lowest id
   float top_probability = 0;      // softmax probability of the argmax
@@ -70,6 +113,29 @@ struct RowStats {
   float entropy = 0;              // nats, never negative
   TokenId sampled = 0;            // the argmax at temperature 0
   float sampled_probability = 0;  // under the filtered, tempered distribution it was drawn from
+  std::shared_ptr<const RowScores> scores = {};  // where they were asked for
+
+  bool operator==(const RowStats&) const = default;
 };
+
+inline int Plan::n_rows() const {
+  int n = 0;
+  for (const Segment& segment : segments) n += static_cast<int>(segment.tokens.size());
+  return n;
+}
+
+inline int Plan::n_outputs() const {
+  int n = 0;
+  for (const Segment& segment : segments) n += static_cast<int>(segment.outputs.size());
+  return n;
+}
+
+inline int Plan::n_committed() const {
+  int n = 0;
+  for (const Segment& segment : segments) {
+    if (segment.kv == Kv::commit) n += static_cast<int>(segment.tokens.size());
+  }
+  return n;
+}
 
 }  // namespace sbd

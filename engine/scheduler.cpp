@@ -1,0 +1,316 @@
+#include "scheduler.h"
+
+#include <algorithm>
+#include <chrono>
+#include <new>
+#include <utility>
+
+#include "core/error.h"
+
+namespace sbd {
+namespace {
+
+// A shorter common beginning is computed again rather than copied.
+constexpr int kLeastShared = 16;
+// How much longer a forward may take for the prompts that are read in it. The 95th percentile of
+// the time between tokens is to stay within three times of alone, and estimates are off by a few
+// per cent.
+constexpr double kMostSlowdown = 2.7;
+constexpr int kLeastPrefillRows = 16;
+// Rows that a prompt comes nearer for each forward that has passed it over.
+constexpr int kRowsForWaiting = 64;
+// After so many a prompt that cannot be cut is read whatever it takes.
+constexpr int kMostPassedOver = 8;
+
+}  // namespace
+
+// The newest token of the text may not be cached yet, and where a draft was refused its place holds
+// another.
+int Scheduler::Sequence::shared_positions() const {
+  const int most = sharing.text ? static_cast<int>(tokens.size()) - 1 : prompt_tokens;
+  return sharing.kind.empty() ? 0 : std::min(kv->length(), most) / sharing.unit * sharing.unit;
+}
+
+Scheduler::Scheduler(Transformer& model, const SchedulerOptions& options)
+    : model_(model), options_(options), probe_(model.make_kv(options.n_ctx, options.kv_dtype)) {}
+
+bool Scheduler::fits(std::size_t more_bytes) const {
+  return used_bytes_ + parked_bytes_ + more_bytes <= options_.kv_budget;
+}
+
+void Scheduler::check(const Decoder& decoder) const {
+  const std::size_t needed = bytes(decoder.most_positions());
+  if (needed > options_.kv_budget) {
+    fail(ErrorKind::memory,
+         "the KV cache of {} positions takes {} MiB, and kv_budget is {} MiB: shorten the prompt, "
+         "lower max_tokens or raise kv_budget",
+         decoder.most_positions(), (needed >> 20) + 1, options_.kv_budget >> 20);
+  }
+}
+
+SequenceId Scheduler::add(std::vector<TokenId> prompt, std::unique_ptr<Decoder> decoder) {
+  check(*decoder);
+  const SequenceId id = next_id_++;
+  const int prompt_tokens = static_cast<int>(prompt.size());
+  Sharing sharing = decoder->sharing();
+  const std::size_t needed = bytes(decoder->most_positions());
+  sequences_.emplace(id, Sequence{.id = id,
+                                  .tokens = std::move(prompt),
+                                  .prompt_tokens = prompt_tokens,
+                                  .decoder = std::move(decoder),
+                                  .sharing = std::move(sharing),
+                                  .bytes = needed});
+  waiting_.push_back(id);
+  return id;
+}
+
+void Scheduler::remove(SequenceId id) {
+  if (sequences_.contains(id)) end(id);
+}
+
+void Scheduler::end(SequenceId id) {
+  Sequence& sequence = sequences_.at(id);
+  if (sequence.kv) {
+    living_.remove(sequence.sharing.kind, sequence.prompt(), id);
+    used_bytes_ -= sequence.bytes;
+    park(sequence);
+  } else {
+    std::erase(waiting_, id);
+  }
+  sequences_.erase(id);
+}
+
+// ---- what is cached, and by whom ----
+
+void Scheduler::admit(std::vector<SequenceEvents>& happened) {
+  for (const SequenceId id : std::vector(waiting_)) {
+    Sequence& sequence = sequences_.at(id);
+    const Lender lender = find_lender(sequence);
+    if (lender.living != nullptr && lender.n > lender.living->shared_positions()) {
+      continue;  // its prompt is being read by another
+    }
+    while (!fits(sequence.bytes) && !parked_.empty()) {
+      const bool first_lends = parked_.begin()->first == lender.parked;
+      if (first_lends && parked_.size() == 1) break;
+      take_parked(first_lends ? std::next(parked_.begin())->first : parked_.begin()->first);
+    }
+    const std::size_t taken = lender.parked ? parked_.at(*lender.parked).bytes : 0;
+    if (!fits(sequence.bytes - std::min(sequence.bytes, taken)))
+      return;  // those behind it wait too
+    std::erase(waiting_, id);
+    try {
+      start(sequence, lender);
+    } catch (const Error& error) {
+      happened.push_back({.id = id, .error = error.what()});
+    }
+  }
+}
+
+Scheduler::Lender Scheduler::find_lender(const Sequence& sequence) {
+  const Sharing& sharing = sequence.sharing;
+  Lender lender;
+  if (sharing.kind.empty()) return lender;
+  const std::span<const TokenId> prompt = sequence.prompt();
+  const auto usable = [&](int n) {
+    return std::min(n, sharing.most) / sharing.unit * sharing.unit;
+  };
+  if (const auto match = living_.longest(sharing.kind, prompt)) {
+    lender.living = &sequences_.at(match->id);
+    lender.n = usable(match->length);
+  }
+  if (const auto match = parked_tokens_.longest(sharing.kind, prompt)) {
+    if (usable(match->length) > lender.n) {
+      lender = {.parked = match->id, .n = usable(match->length)};
+    }
+  }
+  return lender.n < kLeastShared ? Lender{} : lender;
+}
+
+// A cache that is mostly what the sequence needs is taken over; from others it is copied.
+void Scheduler::start(Sequence& sequence, const Lender& lender) {
+  if (lender.parked) {
+    const Parked& parked = parked_.at(*lender.parked);
+    const bool mostly = 2 * lender.n >= static_cast<int>(parked.tokens.size());
+    Parked taken = take_parked(*lender.parked);
+    if (mostly || !fits(sequence.bytes + taken.bytes)) {
+      sequence.kv = std::move(taken.kv);
+    } else {
+      sequence.kv = model_.make_kv(options_.n_ctx, options_.kv_dtype);
+      sequence.kv->copy(taken.kv, lender.n);
+      // Used just now.
+      parked_bytes_ += taken.bytes;
+      parked_tokens_.add(taken.kind, taken.tokens, next_id_);
+      parked_.emplace(next_id_++, std::move(taken));
+    }
+  } else {
+    sequence.kv = model_.make_kv(options_.n_ctx, options_.kv_dtype);
+    if (lender.living != nullptr) sequence.kv->copy(*lender.living->kv, lender.n);
+  }
+  sequence.kv->truncate(lender.n);
+  if (lender.n > 0) sequence.decoder->begin_behind(lender.n);
+  sequence.prompt_read = sequence.cached_tokens = lender.n;
+  used_bytes_ += sequence.bytes;
+  living_.add(sequence.sharing.kind, {sequence.prompt().begin(), sequence.prompt().end()},
+              sequence.id);
+}
+
+void Scheduler::park(Sequence& sequence) {
+  const int n = sequence.shared_positions();
+  const std::size_t n_bytes = bytes(n);
+  if (n < kLeastShared || n_bytes > options_.prefix_cache) return;
+  sequence.tokens.resize(static_cast<std::size_t>(n));
+  // What this one begins with, or what begins with it, is kept once.
+  const std::string& kind = sequence.sharing.kind;
+  if (const auto match = parked_tokens_.longest(kind, sequence.tokens)) {
+    const int other = static_cast<int>(parked_.at(match->id).tokens.size());
+    if (match->length == other) {
+      take_parked(match->id);
+    } else if (match->length == n) {
+      return;
+    }
+  }
+  while (parked_bytes_ + n_bytes > options_.prefix_cache || !fits(n_bytes)) {
+    if (parked_.empty()) return;
+    take_parked(parked_.begin()->first);
+  }
+  sequence.kv->truncate(n);
+  parked_bytes_ += n_bytes;
+  parked_tokens_.add(kind, sequence.tokens, next_id_);
+  parked_.emplace(next_id_++,
+                  Parked{kind, std::move(sequence.tokens), std::move(*sequence.kv), n_bytes});
+}
+
+Scheduler::Parked Scheduler::take_parked(SequenceId id) {
+  auto node = parked_.extract(id);
+  Parked parked = std::move(node.mapped());
+  parked_tokens_.remove(parked.kind, parked.tokens, id);
+  parked_bytes_ -= parked.bytes;
+  return parked;
+}
+
+// ---- forwards ----
+
+std::vector<SequenceEvents> Scheduler::step() {
+  std::vector<SequenceEvents> happened;
+  admit(happened);
+  const std::vector<Turn> turns = choose_turns();
+  if (!turns.empty()) run(turns, happened);
+  for (const SequenceEvents& events : happened) {
+    if (events.events.finished || !events.error.empty()) end(events.id);
+  }
+  return happened;
+}
+
+std::vector<Scheduler::Turn> Scheduler::choose_turns() {
+  std::vector<Turn> turns;
+  int n_rows = 0;
+  const auto take_turn = [&](Sequence& sequence, int rows) {
+    turns.push_back({&sequence, sequence.decoder->plan({rows})});
+    n_rows += turns.back().plan.n_rows();
+  };
+
+  struct Reader {
+    Sequence* sequence;
+    Demand demand;
+    int order() const { return demand.prompt_rows - kRowsForWaiting * sequence->passed_over; }
+  };
+  std::vector<Reader> readers;
+  std::vector<Sequence*> decoding;
+  for (auto& [id, sequence] : sequences_) {
+    if (!sequence.kv) continue;
+    const Demand demand = sequence.decoder->demand();
+    if (demand.prompt_rows > 0) {
+      readers.push_back({&sequence, demand});
+    } else {
+      decoding.push_back(&sequence);
+    }
+  }
+  // In turn: a forward that is full leaves the rest to the next one.
+  const auto first = std::ranges::find_if(
+      decoding, [&](const Sequence* sequence) { return sequence->id >= next_turn_; });
+  std::ranges::rotate(decoding, first);
+  next_turn_ = 0;
+  for (Sequence* sequence : decoding) {
+    if (n_rows >= kMostRows) {
+      next_turn_ = sequence->id;
+      break;
+    }
+    take_turn(*sequence, kMostRows - n_rows);
+  }
+
+  std::ranges::stable_sort(readers, {}, &Reader::order);
+  const int most = n_rows == 0 ? kMostRows : std::min(kMostRows, n_rows + prefill_rows(n_rows));
+  for (const Reader& reader : readers) {
+    const bool fits = n_rows + reader.demand.least_rows <= most;
+    const bool must = turns.empty() || reader.sequence->passed_over >= kMostPassedOver;
+    if (fits || (must && n_rows < most)) {
+      take_turn(*reader.sequence, most - n_rows);
+    } else {
+      ++reader.sequence->passed_over;
+    }
+  }
+  return turns;
+}
+
+int Scheduler::prefill_rows(int decoding_rows) const {
+  const double most_ms = kMostSlowdown * costs_.ms(decoding_rows);
+  int rows = kLeastPrefillRows;
+  // Not far beyond what has been measured.
+  while (rows < kMostRows && decoding_rows + rows < costs_.most_rows() &&
+         costs_.ms(decoding_rows + rows + kLeastPrefillRows) <= most_ms) {
+    rows += kLeastPrefillRows;
+  }
+  return rows;
+}
+
+void Scheduler::run(std::span<const Turn> turns, std::vector<SequenceEvents>& happened) {
+  Batch batch;
+  std::vector<int> starts;
+  int n_rows = 0;
+  for (const auto& [sequence, plan] : turns) {
+    batch.sequences.push_back({&*sequence->kv, plan});
+    starts.push_back(plan.start.value_or(sequence->kv->length()));
+    n_rows += plan.n_rows();
+  }
+  std::vector<RowStats> stats;
+  std::string error;
+  try {
+    const auto begin = std::chrono::steady_clock::now();
+    stats = model_.forward(batch);
+    const std::chrono::duration<double, std::milli> elapsed =
+        std::chrono::steady_clock::now() - begin;
+    costs_.record(n_rows, elapsed.count());
+  } catch (const Error& failed) {
+    error = failed.what();
+  } catch (const std::bad_alloc&) {
+    error = format("out of memory for a forward of {} rows: use a shorter prompt or block", n_rows);
+  }
+  if (!error.empty()) {
+    // A forward that fails has changed nothing. Alone, a sequence has itself to blame; of several,
+    // each is tried alone, so that one's bad numbers do not end the others.
+    if (turns.size() == 1) {
+      happened.push_back({.id = turns[0].sequence->id, .error = std::move(error)});
+      return;
+    }
+    for (const Turn& turn : turns) run({&turn, 1}, happened);
+    return;
+  }
+  std::span<const RowStats> rest = stats;
+  for (std::size_t i = 0; i < turns.size(); ++i) {
+    auto& [sequence, plan] = turns[i];
+    const auto n_outputs = static_cast<std::size_t>(plan.n_outputs());
+    Events events = sequence->decoder->absorb(plan, rest.first(n_outputs));
+    rest = rest.subspan(n_outputs);
+    sequence->tokens.insert(sequence->tokens.end(), events.committed.begin(),
+                            events.committed.end());
+    const int read =
+        std::clamp(starts[i] + plan.n_rows(), sequence->prompt_read, sequence->prompt_tokens);
+    happened.push_back({.id = sequence->id,
+                        .events = std::move(events),
+                        .prompt_rows = read - std::exchange(sequence->prompt_read, read),
+                        .cached_tokens = sequence->begun ? 0 : sequence->cached_tokens});
+    sequence->begun = true;
+  }
+}
+
+}  // namespace sbd

@@ -1,0 +1,130 @@
+// Who runs in the next forward, and with how many rows; which sequences share what is cached.
+//
+// Sequences that decode come first, with the rows that they need. What a forward has left beside
+// them goes to prompts: as many rows as keep it from taking several times as long. The shortest
+// remaining prompt comes first, but none waits for ever.
+//
+// A sequence is admitted when the KV budget has room for the most it may come to need; until then
+// it waits in line. One that ends leaves its cache for others whose prompts begin alike, as long as
+// there is room; one whose prompt begins as that of a sequence that is being read waits for it.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/dtype.h"
+#include "decode/decoder.h"
+#include "decode/forward_costs.h"
+#include "model/transformer.h"
+#include "prefix_index.h"
+
+namespace sbd {
+
+using SequenceId = std::int64_t;
+
+struct SequenceEvents {
+  SequenceId id;
+  Events events = {};
+  int prompt_rows = 0;    // prompt tokens whose keys and values this forward computed
+  int cached_tokens = 0;  // prompt tokens that another sequence had left, told by the first forward
+  std::string error = {};  // not empty: the sequence could not go on
+};
+
+struct SchedulerOptions {
+  int n_ctx = 0;
+  DType kv_dtype = DType::f16;
+  std::size_t kv_budget = 0;     // bytes of all caches
+  std::size_t prefix_cache = 0;  // of these, what ended sequences may leave
+};
+
+class Scheduler {
+ public:
+  // Rows of a forward at most, where one sequence does not need more: they bound the activations'
+  // memory, and how long a cancellation waits.
+  static constexpr int kMostRows = 512;
+
+  Scheduler(Transformer& model, const SchedulerOptions& options);
+
+  // Refuses what the budget could never hold.
+  void check(const Decoder& decoder) const;
+  SequenceId add(std::vector<TokenId> prompt, std::unique_ptr<Decoder> decoder);
+  // The sequence ends here, if it has not: its cache is left for others.
+  void remove(SequenceId id);
+  // One forward: what happened to each sequence in it. Finished and failed ones are gone.
+  std::vector<SequenceEvents> step();
+
+ private:
+  struct Sequence {
+    SequenceId id;
+    std::vector<TokenId> tokens;  // the prompt, then the text as far as it is committed
+    int prompt_tokens;
+    std::unique_ptr<Decoder> decoder;
+    Sharing sharing;
+    std::size_t bytes;               // of the budget: the most that it may come to need
+    std::optional<KvCache> kv = {};  // none: it waits to be admitted
+    int prompt_read = 0;             // prompt tokens whose keys and values are cached
+    int cached_tokens = 0;           // of these, what another sequence had left
+    bool begun = false;              // a forward has run
+    int passed_over = 0;             // forwards that had no room for its prompt
+
+    std::span<const TokenId> prompt() const {
+      return {tokens.data(), static_cast<std::size_t>(prompt_tokens)};
+    }
+    // Positions of its cache that others may have by now.
+    int shared_positions() const;
+  };
+  struct Turn {
+    Sequence* sequence;
+    Plan plan;
+  };
+  // What an ended sequence left: a cache of so many tokens.
+  struct Parked {
+    std::string kind;
+    std::vector<TokenId> tokens;
+    KvCache kv;
+    std::size_t bytes;
+  };
+  // Whose cache begins like a sequence's prompt, and for how many positions.
+  struct Lender {
+    Sequence* living = nullptr;
+    std::optional<SequenceId> parked = {};
+    int n = 0;
+  };
+
+  std::size_t bytes(int n_positions) const { return probe_.storage()->bytes(n_positions); }
+  bool fits(std::size_t more_bytes) const;
+  void admit(std::vector<SequenceEvents>& happened);
+  Lender find_lender(const Sequence& sequence);
+  void start(Sequence& sequence, const Lender& lender);
+  void park(Sequence& sequence);
+  Parked take_parked(SequenceId id);
+  void end(SequenceId id);
+
+  std::vector<Turn> choose_turns();
+  int prefill_rows(int decoding_rows) const;
+  void run(std::span<const Turn> turns, std::vector<SequenceEvents>& happened);
+
+  Transformer& model_;
+  SchedulerOptions options_;
+  KvCache probe_;  // no position is in use: it knows what so many would take
+  ForwardCosts costs_;
+
+  SequenceId next_id_ = 1;
+  SequenceId next_turn_ = 1;  // the decoding sequence that the next forward begins with
+  std::map<SequenceId, Sequence> sequences_;
+  std::vector<SequenceId> waiting_;  // to be admitted, in order
+  std::size_t used_bytes_ = 0;       // by admitted sequences
+
+  PrefixIndex living_;  // admitted sequences, by their prompts
+  PrefixIndex parked_tokens_;
+  std::map<SequenceId, Parked>
+      parked_;  // numbered anew when it is used: the oldest use comes first
+  std::size_t parked_bytes_ = 0;
+};
+
+}  // namespace sbd
