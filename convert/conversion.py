@@ -42,6 +42,8 @@ FILE_TYPES = {
 }
 # Architectures of which llama.cpp's diffusion tool asks whether their logits are shifted.
 SHIFT_LOGITS = ("llada", "dream")
+# Architectures in which llama.cpp knows divisors of RoPE's frequencies.
+ROPE_DIVISORS = ("llama", "mistral3")
 # Buffers that old checkpoints store though they follow from the configuration.
 IGNORED = (".rotary_emb.inv_freq",)
 
@@ -129,6 +131,8 @@ def convert(
         warn(f"{len(odd)} tensors stay F16, their rows are no multiple of 32: {listed(odd)}")
     divisors = rope_freqs(config)
     if divisors is not None:
+        if family.architecture not in ROPE_DIVISORS:
+            warn(f"llama.cpp will not open the file: it scales no {family.architecture} as llama3")
         chunks = [divisors]
         tensors.append(
             OutputTensor("rope_freqs.weight", divisors.shape, WeightType.F32, lambda: iter(chunks))
