@@ -41,11 +41,16 @@ def model_metadata(config: Config) -> dict[str, Value]:
         "attention.value_length": head_dim,
         "attention.layer_norm_rms_epsilon": number(config, "rms_norm_eps", 1e-6),
     }
-    values |= rope_metadata(read_rope(config), head_dim)
+    architecture, rope = family_of(config).architecture, read_rope(config)
+    if rope.query_scale and architecture != "mistral3":
+        raise ConvertError(
+            f"config.json: llama_4_scaling_beta: expected none in a {config['model_type']} model, "
+            f"got {rope.query_scale:g}"
+        )
+    values |= rope_metadata(rope, head_dim)
     window = sliding_window(config)
     if window is not None:
         values["attention.sliding_window"] = window
-    architecture = family_of(config).architecture
     return {"general.architecture": architecture} | {
         f"{architecture}.{key}": value for key, value in values.items()
     }

@@ -28,6 +28,7 @@ from .lora import LoraAdapter, LowRank, load_lora
 from .quantize import encode, stored_type, weight_type
 from .settings import check_decoding, decoding_settings, end_tokens
 from .tokenizer import load_tokenizer, tokenizer_metadata
+from .values import Config
 from .writer import OutputFile, OutputTensor, write_files
 
 StrPath = str | PathLike[str]
@@ -41,6 +42,8 @@ FILE_TYPES = {
 }
 # Architectures of which llama.cpp's diffusion tool asks whether their logits are shifted.
 SHIFT_LOGITS = ("llada", "dream")
+# Architectures in which llama.cpp knows divisors of RoPE's frequencies.
+ROPE_DIVISORS = ("llama", "mistral3")
 # Buffers that old checkpoints store though they follow from the configuration.
 IGNORED = (".rotary_emb.inv_freq",)
 
@@ -92,8 +95,10 @@ def convert(
     metadata = model_metadata(config)
     specs, stored = _match(checkpoint, warn)
     shapes = {spec.source: spec.shape for spec in specs}
+    head, embedding = _head_and_embedding(config)
+    shapes.setdefault(head, shapes[embedding])
     adapter = LoraAdapter({}, {}) if lora is None else load_lora(Path(lora), shapes)
-    stored |= adapter.replacements
+    specs, stored = _adapted(config, specs, stored, adapter, warn)
     _check_shapes(specs, stored)
     draft_output = None if draft_lora is None else draft_path(output)
     for path in filter(None, (output, draft_output)):
@@ -126,6 +131,8 @@ def convert(
         warn(f"{len(odd)} tensors stay F16, their rows are no multiple of 32: {listed(odd)}")
     divisors = rope_freqs(config)
     if divisors is not None:
+        if family.architecture not in ROPE_DIVISORS:
+            warn(f"llama.cpp will not open the file: it scales no {family.architecture} as llama3")
         chunks = [divisors]
         tensors.append(
             OutputTensor("rope_freqs.weight", divisors.shape, WeightType.F32, lambda: iter(chunks))
@@ -158,8 +165,7 @@ def _match(
         name: tensor for name, tensor in checkpoint.tensors.items() if not name.endswith(IGNORED)
     }
     tied = bool(checkpoint.config.get("tie_word_embeddings", False))
-    names = family_of(checkpoint.config).names
-    head, embedding = f"{names.head}.weight", f"{names.embedding}.weight"
+    head, embedding = _head_and_embedding(checkpoint.config)
     if tied and head in stored and embedding in stored:
         if _equal(stored[head], stored[embedding]):
             del stored[head]
@@ -183,11 +189,54 @@ def _match(
     return specs, stored
 
 
-def _equal(a: StoredTensor, b: StoredTensor) -> bool:
+def _head_and_embedding(config: Config) -> tuple[str, str]:
+    """Their names in the checkpoint; of tied ones the second alone is there."""
+    names = family_of(config).names
+    return f"{names.head}.weight", f"{names.embedding}.weight"
+
+
+def _adapted(
+    config: Config,
+    specs: list[TensorSpec],
+    stored: dict[str, StoredTensor],
+    adapter: LoraAdapter,
+    warn: Callable[[str], None],
+) -> tuple[list[TensorSpec], dict[str, StoredTensor]]:
+    """The tensors to write and the stored ones under them, with an adapter's whole weights.
+
+    What PEFT does to one side of tied embeddings leaves the other as it was, unless the adapter
+    ties them itself: the file then has both.
+    """
+    head, embedding = _head_and_embedding(config)
+    touched = {*adapter.changes, *adapter.replacements}
+    tied = head not in stored
+    if not tied or not touched & {head, embedding}:
+        return specs, stored | adapter.replacements
+    if adapter.ties_embeddings and head not in touched:
+        return specs, stored | adapter.replacements
+    stored = stored | {head: stored[embedding]} | adapter.replacements
+    changes = adapter.changes
+    if _equal(stored[head], stored[embedding], changes.get(head), changes.get(embedding)):
+        return specs, stored
+    warn(f"the adapter unties the embeddings: {head} and {embedding} differ, and both are kept")
+    return tensor_specs(config, tied=False), stored
+
+
+def _equal(
+    a: StoredTensor, b: StoredTensor, to_a: LowRank | None = None, to_b: LowRank | None = None
+) -> bool:
+    """Whether two weights are the same, each with its change."""
     return a.shape == b.shape and all(
-        np.array_equal(a.rows(start, stop), b.rows(start, stop))
+        np.array_equal(_rows(a, to_a, start, stop), _rows(b, to_b, start, stop))
         for start, stop in _row_ranges(a.shape, 1)
     )
+
+
+def _rows(
+    stored: StoredTensor, change: LowRank | None, start: int, stop: int
+) -> NDArray[np.float32]:
+    rows = stored.rows(start, stop)
+    return rows if change is None else rows + change.rows(start, stop)
 
 
 def _check_shapes(specs: list[TensorSpec], stored: dict[str, StoredTensor]) -> None:
@@ -218,9 +267,7 @@ def _output_tensor(
 
     def chunks() -> Iterator[NDArray[np.generic]]:
         for start, stop in _row_ranges(spec.shape, spec.rotary_head_dim or 1):
-            rows = stored.rows(start, stop)
-            if change is not None:
-                rows += change.rows(start, stop)
+            rows = _rows(stored, change, start, stop)
             if spec.rotary_head_dim:
                 rows = interleave_rotary(rows, spec.rotary_head_dim)
             yield encode(rows, dtype, spec.source)

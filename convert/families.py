@@ -105,6 +105,16 @@ LLADA_FIXED = {
     "scale_logits": False,
 }
 
+# What transformers takes where the config has none.
+MINISTRAL3_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 1e6,
+    "factor": 16.0,
+    "original_max_position_embeddings": 16384,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
 # Exactly Set Block Decoding's attention, so `sbd` runs it too; first is the loop of its `generate`,
 # as the card calls it.
 NEMOTRON: Decoding = {
@@ -170,7 +180,9 @@ QWEN3 = Family("qwen3", qk_norm=True, head_dim=128)
 FAMILIES = {
     "llama": Family("llama", interleaved=True),
     "mistral": Family("llama", interleaved=True),
-    "ministral3": Family("mistral3", interleaved=True),
+    "ministral3": Family(
+        "mistral3", interleaved=True, missing={"rope_parameters": MINISTRAL3_ROPE}
+    ),
     "qwen2": Family("qwen2", qkv_bias=True),
     "qwen3": QWEN3,
     "nemotron_labs_diffusion": Family(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
+import sys
+from typing import Any, TypeGuard
 
 from .errors import ConvertError
 
@@ -14,12 +14,19 @@ Value = bool | int | float | str | list[str] | list[int] | list[float]  # of the
 def positive(values: Config, key: str) -> int:
     value = values.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
-        raise ConvertError(f"config.json: {key}: expected a positive integer, got {value!r}")
+        raise ConvertError(f"config.json: {key}: expected a positive integer, got {value!r:.60}")
     return value
 
 
 def number(values: Config, key: str, default: float | None = None) -> float:
     value = default if values.get(key) is None else values[key]
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise ConvertError(f"config.json: {key}: expected a positive number, got {value!r}")
+    if not is_finite(value) or value <= 0:
+        raise ConvertError(f"config.json: {key}: expected a positive number, got {value!r:.60}")
     return float(value)
+
+
+def is_finite(value: Any) -> TypeGuard[int | float]:
+    """Whether it is a number that a float can hold; JSON's may be NaN or have a thousand digits."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return -sys.float_info.max <= value <= sys.float_info.max

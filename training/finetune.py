@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -26,16 +26,20 @@ from training.checkpoint import (
     load_model,
     open_base,
 )
-from training.errors import TrainingError
+from training.errors import AnotherRunError, TrainingError
 from training.examples import Example
 from training.parallel import join
 from training.plot_loss import plot_loss
 from training.texts import Encoder, PackedTexts, read_records
-from training.trainer import Recipe, Report, Trainer, print_progress
+from training.trainer import Recipe, Report, Trainer, alone_in, print_progress
 
 # Typer does not export it.
 UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
 ERROR_EXIT, INTERRUPTED_EXIT = 2, 130
+# What a run depends on, by the option that says it.
+FLAGS = {name: f"--{name.replace('_', '-')}" for name in Recipe.__dataclass_fields__}
+FLAGS |= {"block_sizes": "--block-size", "mask_token_id": "the id of --mask-token"}
+FLAGS |= {"base": "--model", "data": "--data", "lora_rank": "--lora-rank"}
 
 
 def finetune(
@@ -44,8 +48,11 @@ def finetune(
     out: Annotated[Path, typer.Option(help="The folder to write; a run there is continued.")],
     objective: Annotated[str, typer.Option(help="sbd, or ntp: next tokens alone.")] = "sbd",
     block_size: Annotated[
-        int, typer.Option(min=2, max=1024, help="The largest block; each step draws 2 up to it.")
-    ] = 16,
+        int | None,
+        typer.Option(
+            min=2, max=1024, help="The largest block; each step draws 2 up to it. Default: 16."
+        ),
+    ] = None,
     mask_token: Annotated[
         str | None, typer.Option(help="Default: the checkpoint's, else a new one.")
     ] = None,
@@ -78,10 +85,14 @@ def finetune(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Fine-tune a checkpoint for Set Block Decoding. The same command again continues a run."""
+    stack = ExitStack()
     try:
         device = join()
         base = open_base(model)
         length = length or min(4096, base.config.max_position_embeddings)
+        if objective == "ntp" and block_size is not None:
+            raise TrainingError("--block-size has no effect with --objective ntp: leave it out")
+        block_size = block_size or 16
         _check(base, out, objective, length, block_size)
         for option, value in (("learning-rate", learning_rate), ("epochs", epochs)):
             if not 0 < value < math.inf:
@@ -90,7 +101,8 @@ def finetune(
             raise TrainingError(f"--weight-decay is {weight_decay}, expected 0 or more")
         old_tokens = len(base.tokenizer)
         mask = choose_mask_token(base, mask_token)
-        base.config.block_size = block_size
+        # What `convert` takes for a model that decodes in blocks by itself.
+        base.config.block_size = block_size if objective == "sbd" else None
         texts = PackedTexts(_read(base, data, length, mask), length, batch_size, seed)
         epoch = texts.sequences_in_epoch(0) / batch_size
         recipe = Recipe(
@@ -108,6 +120,8 @@ def finetune(
         )
         settings = {"base": _fingerprint(base), "mask_token_id": mask, "lora_rank": lora_rank}
         torch.manual_seed(seed)  # a LoRA begins with random numbers
+        if _speaks():
+            stack.enter_context(alone_in(out))
         network = _network(base, device, old_tokens, lora_rank, checkpointing, bfloat16)
         trainer = Trainer(network, recipe, texts, out, base.dtype, settings, device)
         if _speaks():
@@ -121,13 +135,15 @@ def finetune(
         if debug:
             traceback.print_exc()
         if _speaks():
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            line = error.told(FLAGS) if isinstance(error, AnotherRunError) else str(error)
+            print(f"error: {' '.join(line.split())}", file=sys.stderr)
         raise typer.Exit(ERROR_EXIT) from None
     except KeyboardInterrupt:
         if _speaks():
             print("interrupted: the same command goes on from the last save", file=sys.stderr)
         raise typer.Exit(INTERRUPTED_EXIT) from None
     finally:
+        stack.close()
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -137,6 +153,8 @@ def _check(base: Base, out: Path, objective: str, length: int, block_size: int) 
         raise TrainingError(f"{out}: expected a new folder, or that of an earlier run")
     if objective not in ("sbd", "ntp"):
         raise TrainingError(f"--objective is {objective!r}, expected sbd or ntp")
+    if any(out.glob("*.safetensors")) and not (out / "training.json").is_file():
+        raise TrainingError(f"{out}: holds a checkpoint that is no run's: expected a new folder")
     context = base.config.max_position_embeddings
     if length > context:
         raise TrainingError(

@@ -9,6 +9,7 @@ by one count for the whole step: neither micro-batches nor the number of process
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import math
 import os
@@ -17,7 +18,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
@@ -34,7 +35,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
 from torch.distributed.checkpoint.state_dict_saver import save as save_sharded
 
 from training.checkpoint import write_model
-from training.errors import TrainingError
+from training.errors import AnotherRunError, TrainingError
 from training.examples import Data
 from training.objective import Objective, double
 from training.parallel import shard
@@ -253,23 +254,22 @@ class Trainer:
 
     def _resume(self, folder: Path) -> None:
         """Continue the run in `out`. `steps` may differ as long as no step taken would have."""
-        saved = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-        fields: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in saved["recipe"].items()
-        }
-        past, now = Recipe(**fields), self.recipe
-        same_past = dataclasses.replace(past, steps=now.steps) == now and all(
-            past.learning_rate_at(step) == now.learning_rate_at(step)
-            for step in range(saved["step"])
-        )
-        mine = {"settings": self.settings, "data": self.data.fingerprint}
-        theirs = {key: saved[key] for key in mine}
-        if not same_past or mine != theirs:
+        try:
+            saved = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+            fields: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in saved["recipe"].items()
+            }
+            past = Recipe(**fields)
+            theirs = {"settings": saved["settings"], "data": saved["data"]}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise TrainingError(
-                f"{self.out} belongs to another run: expected {now}, {mine}; it has {past}, "
-                f"{theirs}; use those, or another folder"
-            )
+                f"{folder / 'training.json'}: not of a run that this version can go on with "
+                f"({error!r}): use another folder"
+            ) from None
+        changed = self._changes(past, saved["step"], theirs)
+        if changed:
+            raise AnotherRunError(self.out, changed)
         state = self._resumable()
         with quietly():
             load_sharded(state, checkpoint_id=folder)
@@ -283,11 +283,51 @@ class Trainer:
         self.step, self.curve = saved["step"], saved["loss"]
         self.sums = torch.tensor(saved["unreported"], dtype=torch.float64)
 
+    def _changes(
+        self, past: Recipe, steps: int, theirs: dict[str, Any]
+    ) -> dict[str, tuple[Any, Any]]:
+        """What a run in its first `steps` steps had other than this one: then and now."""
+        now = dataclasses.asdict(self.recipe) | self.settings | {"data": self.data.fingerprint}
+        then = dataclasses.asdict(past) | theirs["settings"] | {"data": theirs["data"]}
+        changes = {
+            name: (then.get(name), now.get(name))
+            for name in [*now, *(then.keys() - now.keys())]
+            if then.get(name) != now.get(name)
+        }
+        rates = self.recipe.learning_rate_at
+        if all(past.learning_rate_at(step) == rates(step) for step in range(steps)):
+            changes.pop("steps", None)
+        if len(changes) > 1:
+            changes.pop("data", None)  # its fingerprint follows the recipe too
+        return changes
+
     def _resumable(self) -> dict[str, Any]:
         """What a run is resumed from: weights as they are trained, and the optimizer's state."""
         options = StateDictOptions(ignore_frozen_params=True)
         model, optimizer = get_state_dict(self.model, self.optimizer, options=options)
         return {"model": model, "optimizer": optimizer}
+
+
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """A folder that no other run uses meanwhile; made if it is not there, and gone if it stays
+    empty."""
+    out.mkdir(parents=True, exist_ok=True)
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TrainingError(
+                f"{out} is in use by another run: wait for its end, or use another folder"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(folder)
+        with suppress(OSError):
+            out.rmdir()
 
 
 def resume_folders(out: Path) -> list[Path]:

@@ -56,7 +56,8 @@ constexpr MissingOperation kMissingOperations[] = {
     {"attention.max_alibi_bias", 0},
     {"attn_logit_softcapping", 0},
     {"final_logit_softcapping", 0},
-    {"rope.scaling.attn_factor", 1},
+    {"rope.scaling.yarn_ext_factor", 1},
+    {"rope.scaling.yarn_attn_factor", 1},
 };
 
 constexpr std::string_view kTokens = "tokenizer.ggml.tokens";
@@ -160,23 +161,59 @@ void read_vocab_size(const KeyReader& reader, ModelConfig& config) {
                format("at least the tokenizer's {} tokens", count));
 }
 
+double read_positive(const KeyReader& reader, std::string_view key, double missing) {
+  const double value = reader.number(key, missing);
+  reader.check(value > 0 && std::isfinite(value), key, value, "a finite number above 0");
+  return value;
+}
+
+// The keys and what a missing one stands for are llama.cpp's, as is the attention factor: what
+// YaRN's paper gives for its factor, times a number of the file's own.
+void read_yarn(const KeyReader& reader, ModelConfig& config) {
+  constexpr std::string_view kFactor = "rope.scaling.factor";
+  constexpr std::string_view kFast = "rope.scaling.yarn_beta_fast";
+  Yarn yarn;
+  yarn.factor = read_positive(reader, kFactor, 1);
+  yarn.original_length = reader.integer("rope.scaling.original_context_length", 1, INT_MAX,
+                                        config.max_position_embeddings);
+  yarn.beta_fast = read_positive(reader, kFast, yarn.beta_fast);
+  yarn.beta_slow = read_positive(reader, "rope.scaling.yarn_beta_slow", yarn.beta_slow);
+  reader.check(yarn.beta_fast > yarn.beta_slow, kFast, yarn.beta_fast,
+               format("more than yarn_beta_slow {}", yarn.beta_slow));
+  reader.check(config.rope_theta > 1, "rope.freq_base", config.rope_theta,
+               "more than 1, as YaRN needs it");
+  config.yarn = yarn;
+
+  const auto grown = [&](double scale) {
+    return 1 + 0.1 * scale * std::log(std::max(yarn.factor, 1.0));
+  };
+  constexpr std::string_view kAllDimensions = "rope.scaling.yarn_log_multiplier";
+  const double all_dimensions = reader.number(kAllDimensions, 0);
+  reader.check(all_dimensions >= 0 && std::isfinite(all_dimensions), kAllDimensions, all_dimensions,
+               "a finite number of at least 0");
+  config.rope_attention_factor *= grown(1) / grown(all_dimensions);
+}
+
 void read_rope(const KeyReader& reader, ModelConfig& config) {
   config.rope_theta = reader.number("rope.freq_base", 10000);
   reader.check(config.rope_theta >= 1 && std::isfinite(config.rope_theta), "rope.freq_base",
                config.rope_theta, "a finite number of at least 1");
+  config.rope_attention_factor = read_positive(reader, "rope.scaling.attn_factor", 1);
 
   // A factor without a type means linear scaling: old files have it alone, under an older name.
   constexpr std::string_view kType = "rope.scaling.type";
   const std::string type = reader.string(kType, "linear");
-  reader.check_one_of(type, kType, std::initializer_list<std::string_view>{"none", "linear"});
-  if (type == "linear") {
-    const std::string_view factor =
-        reader.has("rope.scale_linear") ? "rope.scale_linear" : "rope.scaling.factor";
-    reader.check(reader.has(factor) || !reader.has(kType), kType, "'linear'",
-                 format("'none', or the key '{}' too", reader.key(factor)));
-    config.rope_linear_factor = reader.number(factor, 1);
-    reader.check(config.rope_linear_factor > 0 && std::isfinite(config.rope_linear_factor), factor,
-                 config.rope_linear_factor, "a finite number above 0");
+  reader.check_one_of(type, kType,
+                      std::initializer_list<std::string_view>{"none", "linear", "yarn"});
+  if (type == "none") return;
+  const std::string_view factor =
+      reader.has("rope.scale_linear") ? "rope.scale_linear" : "rope.scaling.factor";
+  reader.check(reader.has(factor) || !reader.has(kType), kType, quote(type),
+               format("'none', or the key '{}' too", reader.key(factor)));
+  if (type == "yarn") {
+    read_yarn(reader, config);
+  } else {
+    config.rope_linear_factor = read_positive(reader, factor, 1);
   }
 }
 

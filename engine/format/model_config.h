@@ -14,6 +14,15 @@ namespace sbd {
 // Runs of layers in Direct Multi-Token Decoding: encoding, thinking, decoding.
 inline constexpr int kLayerRuns = 3;
 
+// YaRN (arXiv 2309.00071): RoPE's frequencies that turn seldom within the length that the model was
+// first trained for are divided by a factor.
+struct Yarn {
+  double factor = 1;
+  int original_length = 0;
+  double beta_fast = 32;  // turns within that length: about these stay as they are
+  double beta_slow = 1;   // about these are divided, with a ramp between
+};
+
 // Names are those of HF's config.json. Architectures differ in flags only.
 struct ModelConfig {
   std::string architecture;  // "llama", "qwen2", ...: GGUF's name
@@ -29,6 +38,8 @@ struct ModelConfig {
   float rms_norm_eps = 0;
   double rope_theta = 0;
   double rope_linear_factor = 1;  // positions are divided by it
+  std::optional<Yarn> yarn;
+  double rope_attention_factor = 1;  // RoPE multiplies queries and keys by it, as with YaRN
   // Where the scale is not 0, queries grow with their position, after RoPE:
   // q *= 1 + scale * ln(1 + floor(position / length))
   double attention_temperature_scale = 0;

@@ -91,11 +91,14 @@ void Transformer::run_layers(const Batch& batch) {
 
 void Transformer::begin(const Rows& rows) {
   query_scale_.clear();
-  if (config_.attention_temperature_scale != 0) {
+  // RoPE's factor is on queries and keys, which only meet each other: its square is on queries
+  // here.
+  const double rope = config_.rope_attention_factor * config_.rope_attention_factor;
+  const double growth = config_.attention_temperature_scale;
+  if (rope != 1 || growth != 0) {
     for (const int position : rows.positions) {
-      const int lengths = position / config_.attention_temperature_length;
-      query_scale_.push_back(
-          static_cast<float>(1 + config_.attention_temperature_scale * std::log1p(lengths)));
+      const int lengths = growth == 0 ? 0 : position / config_.attention_temperature_length;
+      query_scale_.push_back(static_cast<float>(rope * (1 + growth * std::log1p(lengths))));
     }
   }
   backend_.begin({rows.tokens, rows.positions, rows.kv_end, rows.sequences, query_scale_},

@@ -7,6 +7,7 @@
 #include "core/error.h"
 #include "core/random.h"
 #include "format/text.h"
+#include "model/rope.h"
 
 namespace sbd {
 
@@ -49,19 +50,17 @@ class Loader {
   Backend& backend_;
 };
 
-// theta^(-2i/D), divided by linear scaling's factor and by the divisors that the converter computed
-// for scalings that differ per dimension (llama3).
+// The model's frequencies, and by the divisors that the converter computed for scalings that the
+// metadata does not say (llama3).
 std::vector<float> inverse_frequencies(const ModelConfig& config, Loader& loader) {
-  const int half = config.head_dim / 2;
-  std::vector<float> divisors(static_cast<std::size_t>(half), 1.0f);
-  if (loader.has("rope_freqs.weight")) divisors = loader.values("rope_freqs.weight", half);
-  for (const float divisor : divisors) {
-    SBD_CHECK(divisor > 0, "tensor rope_freqs.weight holds {}, expected numbers above 0", divisor);
-  }
-  std::vector<float> result;
-  for (int i = 0; i < half; ++i) {
-    const double frequency = std::pow(config.rope_theta, -2.0 * i / config.head_dim);
-    result.push_back(static_cast<float>(frequency / config.rope_linear_factor / divisors[i]));
+  std::vector<float> result = rope_frequencies(config);
+  if (!loader.has("rope_freqs.weight")) return result;
+  const auto n = static_cast<std::int64_t>(result.size());
+  const std::vector<float> divisors = loader.values("rope_freqs.weight", n);
+  for (std::size_t i = 0; i < result.size(); ++i) {
+    SBD_CHECK(divisors[i] > 0, "tensor rope_freqs.weight holds {}, expected numbers above 0",
+              divisors[i]);
+    result[i] /= divisors[i];
   }
   return result;
 }

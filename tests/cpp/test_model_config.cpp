@@ -200,13 +200,50 @@ TEST(config_checks_rope) {
     CHECK_THROWS_WITH(read({{"*.rope.scaling.factor", bad}}),
                       "key 'llama.rope.scaling.factor' is ");
   }
-  CHECK_THROWS_WITH(read({{"*.rope.scaling.type", std::string("yarn")}}),
-                    "key 'llama.rope.scaling.type' is 'yarn', expected one of: none, linear");
-  CHECK_THROWS_WITH(read({{"*.rope.scaling.type", std::string("linear")}}),
-                    "expected 'none', or the key 'llama.rope.scaling.factor' too");
+  CHECK_THROWS_WITH(
+      read({{"*.rope.scaling.type", std::string("longrope")}}),
+      "key 'llama.rope.scaling.type' is 'longrope', expected one of: none, linear, yarn");
+  for (const char* type : {"linear", "yarn"}) {
+    CHECK_THROWS_WITH(read({{"*.rope.scaling.type", std::string(type)}}),
+                      format("key 'llama.rope.scaling.type' is '{}', expected 'none', or the key "
+                             "'llama.rope.scaling.factor' too",
+                             type));
+  }
   CHECK_EQ(read({{"*.rope.scaling.type", std::string("none")}}).rope_linear_factor, 1.0);
   CHECK_EQ(read({{"*.rope.scaling.factor", 2_i}}).rope_linear_factor, 2.0);
   CHECK_EQ(read({{"*.rope.scale_linear", 8.0}}).rope_linear_factor, 8.0);
+}
+
+TEST(config_reads_yarn) {
+  const auto yarn = [](const std::map<std::string, double>& changes, double factor = 4.0) {
+    Changes keys = {{"*.rope.scaling.type", std::string("yarn")},
+                    {"*.rope.scaling.factor", factor}};
+    for (const auto& [key, value] : changes) keys.insert({"*.rope.scaling." + key, value});
+    return read(keys);
+  };
+  const ModelConfig plain = yarn({});
+  CHECK_EQ(plain.rope_linear_factor, 1.0);
+  CHECK_EQ(plain.yarn->factor, 4.0);
+  CHECK_EQ(plain.yarn->original_length, 128);  // the context
+  CHECK_EQ(plain.yarn->beta_fast, 32.0);
+  CHECK_EQ(plain.yarn->beta_slow, 1.0);
+  const double grown = 1 + 0.1 * std::log(4.0);
+  CHECK_EQ(plain.rope_attention_factor, grown);
+  CHECK_EQ(yarn({}, 0.5).rope_attention_factor, 1.0);
+  CHECK_EQ(yarn({{"attn_factor", 0.5}}).rope_attention_factor, 0.5 * grown);
+  CHECK_EQ(yarn({{"yarn_log_multiplier", 1.0}}).rope_attention_factor, 1.0);
+  CHECK_EQ(yarn({{"yarn_beta_fast", 8.0}}).yarn->beta_fast, 8.0);
+  CHECK_EQ(read({{"*.rope.scaling.attn_factor", 1.5}}).rope_attention_factor, 1.5);
+  CHECK(!read({}).yarn);
+
+  for (const double bad : {0.0, -1.0, HUGE_VAL, std::nan("")}) {
+    CHECK_THROWS_WITH(yarn({}, bad), "key 'llama.rope.scaling.factor' is ");
+    CHECK_THROWS_WITH(yarn({{"attn_factor", bad}}), "key 'llama.rope.scaling.attn_factor' is ");
+    CHECK_THROWS_WITH(yarn({{"yarn_beta_slow", bad}}), ".yarn_beta_slow' is ");
+  }
+  CHECK_THROWS_WITH(yarn({{"yarn_beta_fast", 1.0}}), "is 1, expected more than yarn_beta_slow 1");
+  CHECK_THROWS_WITH(yarn({{"yarn_log_multiplier", -1.0}}), "expected a finite number of at least");
+  CHECK_THROWS_WITH(yarn({{"yarn_ext_factor", 0.0}}), "the engine lacks the operation");
 }
 
 TEST(config_reads_the_vocabulary_from_the_tokenizer) {

@@ -53,8 +53,7 @@ def test_every_tensor(model_type: str, config: dict[str, Any], tmp_path: Path) -
     expected = expected_tensors(state, interleaved=architecture in ("llama", "mistral3"))
     assert metadata["general.architecture"] == architecture
     divisors = tensors.pop("rope_freqs.weight", None)
-    scaled = config.get("rope_parameters") is LLAMA3_ROPE or model_type == "ministral3"
-    assert (divisors is not None) == scaled
+    assert (divisors is not None) == (config.get("rope_parameters") is LLAMA3_ROPE)
     assert tensors.keys() == expected.keys()
     for name, values in expected.items():
         np.testing.assert_array_equal(tensors[name], values, err_msg=name)
@@ -164,7 +163,7 @@ def test_file_length_is_exact(llama: Path, tmp_path: Path) -> None:
 def test_rope_forms_are_the_same(llama_copy: Path, tmp_path: Path) -> None:
     for scaling in (LLAMA3_ROPE, LINEAR_ROPE):
         parameters = scaling | {"rope_theta": 5e5}
-        edit_json(llama_copy / "config.json", rope_parameters=parameters)
+        edit_json(llama_copy / "config.json", rope_parameters=parameters, rope_scaling=None)
         convert_quietly(llama_copy, tmp_path / "new.bin")
         old = {k: v for k, v in scaling.items() if k not in ("rope_theta", "rope_type")}
         old["type"] = scaling["rope_type"]
@@ -214,12 +213,36 @@ def test_metadata_of_a_config() -> None:
     }
 
 
+def test_metadata_of_yarn() -> None:
+    """GGUF's attention factor is beside the one that YaRN's factor gives: 1 + 0.1 ln 4."""
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128.0}
+    for more, factor in (({}, 1.0), ({"attention_factor": 1.0}, 1 / (1 + 0.1 * math.log(4)))):
+        metadata = model_metadata({**CONFIG, "rope_theta": 1e6, "rope_scaling": yarn | more})
+        keys = "llama.rope."
+        assert {k.removeprefix(keys): v for k, v in metadata.items() if k.startswith(keys)} == {
+            "dimension_count": 32,
+            "freq_base": 1e6,
+            "scaling.type": "yarn",
+            "scaling.factor": 4.0,
+            "scaling.original_context_length": 128,
+            "scaling.yarn_beta_fast": 32.0,
+            "scaling.yarn_beta_slow": 1.0,
+            "scaling.attn_factor": pytest.approx(factor),
+        }
+        assert rope_freqs({**CONFIG, "rope_scaling": yarn}) is None
+
+
 def test_defaults_are_those_of_transformers() -> None:
     without = {k: v for k, v in CONFIG.items() if k not in ("head_dim", "num_key_value_heads")}
     assert model_metadata(without)["llama.attention.key_length"] == 16
     assert model_metadata(without)["llama.attention.head_count_kv"] == 4
     qwen3 = model_metadata({**without, "model_type": "qwen3"})
     assert qwen3["qwen3.attention.key_length"] == 128
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.Ministral3Config().rope_parameters
+    ministral = {"model_type": "ministral3"}
+    named = {**CONFIG, **ministral, "rope_parameters": {**theirs, "rope_type": "yarn"}}
+    assert model_metadata({**CONFIG, **ministral}) == model_metadata(named)
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,23 @@ BAD_CHECKPOINTS: list[tuple[Callable[[Path], None], str]] = [
     (_config(head_dim=31), "head_dim: expected an even number, got 31"),
     (_config(num_key_value_heads=3), "4 is not a multiple of num_key_value_heads 3"),
     (_config(rope_parameters={"rope_type": "ntk"}), "'ntk' is not supported: expected one of"),
+    (_config(rope_scaling={"type": "longrope", "factor": 4}), "RoPE type 'longrope' is not supp"),
     (_config(rope_parameters={"rope_type": "linear"}), "factor: expected a positive number"),
+    (
+        _config(rope_parameters={"full_attention": {"rope_theta": 1e6}}),
+        "rope_parameters: 'full_attention': expected one object for all layers, got one for each",
+    ),
+    (_config(rope_scaling={"type": "linear", "alpha": 2}), "rope_scaling: unknown key 'alpha'"),
+    (
+        _config(
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+            rope_scaling={"type": "linear", "factor": 2.0},
+        ),
+        "rope_theta: 1000000.0 in rope_parameters, whose place rope_scaling takes: expected it in",
+    ),
+    (_config(rope_parameters={"partial_rotary_factor": 0.5}), "partial_rotary_factor: expected 1"),
+    (_config(rope_parameters={"llama_4_scaling_beta": 0.1}), "expected none in a llama model, got"),
+    (_config(rope_parameters={"rope_theta": 10**400}), "rope_theta: expected a positive number"),
     (_config(num_hidden_layers=3), "9 tensors of a llama model are missing: model.layers.2."),
     (_config(num_hidden_layers=1), "9 tensors are none of a llama model: model.layers.1."),
     (_config(intermediate_size=64), "6 tensors have not the shape that config.json says"),

@@ -20,6 +20,7 @@ from .checkpoints import (
     LLAMA3_ROPE,
     SENTENCEPIECE,
     TEXTS,
+    YARN_ROPE,
     convert_quietly,
     train_sentencepiece,
     write_checkpoint,
@@ -43,6 +44,8 @@ def load(path: Path) -> Any:
         ("mistral", {}),
         ("qwen2", {"head_dim": 16}),
         ("qwen3", {"tie_word_embeddings": True}),
+        ("qwen3", {"rope_parameters": YARN_ROPE}),
+        ("llama", {"rope_parameters": YARN_ROPE | {"attention_factor": 0.8, "beta_fast": 8.0}}),
     ],
 )
 def test_logits_and_tokens(model_type: str, config: dict[str, Any], tmp_path: Path) -> None:
@@ -81,7 +84,7 @@ def test_sentencepiece_tokens(tmp_path: Path) -> None:
 
 
 def test_nemotron_is_ministral_3(tmp_path: Path) -> None:
-    """YaRN as divisors, and the growth of queries with their position, in llama.cpp's words."""
+    """YaRN, and the growth of queries with their position, in llama.cpp's words."""
     model = family_models.NEMOTRON
     tensors = family_models.random_tensors(model)
     folder = family_models.write_family(tmp_path / "model", model, tensors)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sbd_engine.convert import convert, rope_freqs
+from sbd_engine.convert import convert
 
 from .checkpoints import convert_quietly, edit_json, read_model, refusal, write_checkpoint
 from .family_models import (
@@ -74,30 +74,6 @@ def test_the_growth_of_queries_shows() -> None:
 
 def _layout(model: FamilyModel) -> dict[str, Any]:
     return {k: v for k, v in vars(model).items() if k != "config"}
-
-
-@pytest.mark.parametrize(("theta", "ramp"), [(1e6, (20, 37)), (1e9, (13, 25))])
-def test_yarn_at_the_published_size(theta: float, ramp: tuple[int, int]) -> None:
-    """Nemotron 8B's and 14B's frequencies, as transformers computes them for Ministral 3."""
-    import torch
-    from transformers import Ministral3Config
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    rope = NEMOTRON.config["rope_parameters"] | {
-        "rope_theta": theta,
-        "original_max_position_embeddings": 16384,
-    }
-    config = NEMOTRON.config | {"head_dim": 128, "rope_parameters": rope}
-    theirs, factor = ROPE_INIT_FUNCTIONS["yarn"](
-        Ministral3Config(head_dim=128, rope_parameters=dict(rope)), torch.device("cpu")
-    )
-    divisors = rope_freqs(config)
-    assert factor == 1 and divisors is not None and divisors.dtype == np.float32
-    plain = theta ** -(np.arange(0, 128, 2) / 128)
-    np.testing.assert_allclose(plain / divisors, theirs.numpy(), rtol=1e-5)
-    first, last = ramp
-    assert (divisors[: first + 1] == 1).all() and (divisors[last:] == 16).all()
-    assert ((divisors[first + 1 : last] > 1) & (divisors[first + 1 : last] < 16)).all()
 
 
 # The metadata
@@ -185,7 +161,8 @@ def test_metadata_is_what_is_published(name: str, tmp_path: Path) -> None:
     assert metadata.get("diffusion.shift_logits") == {"llada": False, "dream": True}.get(name)
     beta = metadata.get("mistral3.attention.temperature_scale")
     assert beta == (pytest.approx(0.1) if name == "nemotron" else None)
-    assert f"{architecture}.rope.scaling.type" not in metadata
+    scaling = metadata.get(f"{architecture}.rope.scaling.type")
+    assert scaling == ("yarn" if name == "nemotron" else None)
 
 
 def converted(folder: Path, tmp_path: Path, **options: Any) -> dict[str, Any]:

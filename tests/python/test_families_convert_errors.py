@@ -91,18 +91,15 @@ def test_configs_that_are_refused(
 @pytest.mark.parametrize(
     ("rope", "message"),
     [
-        ({"mscale_all_dim": 0}, "YaRN's attention factor: expected 1 (mscale equal to"),
-        (
-            {"attention_factor": 1.2},
-            "attention factor: expected 1 (mscale equal to mscale_all_dim), ",
-        ),
-        ({"truncate": False}, "truncate: expected true, got false"),
+        ({"attention_factor": 0}, "attention_factor: expected a positive number, got 0"),
+        ({"mscale": -1}, "mscale: expected a positive number, got -1"),
+        ({"truncate": False}, "truncate: expected True, got False"),
         ({"beta_fast": 0.5}, "beta_fast: expected more than beta_slow 1.0, got 0.5"),
         (
             {"llama_4_scaling_beta": "x"},
             "llama_4_scaling_beta: expected a positive number, got 'x'",
         ),
-        ({"original_max_position_embeddings": None}, "original_max_position_embeddings: expected"),
+        ({"original_max_position_embeddings": 64.5}, "expected a positive integer, got 64.5"),
     ],
 )
 def test_yarn_that_is_refused(rope: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -119,11 +119,25 @@ def test_another_run_is_not_resumed(tmp_path: Path) -> None:
         return Trainer(model, changed, data or Counting(), tmp_path, settings=settings)
 
     other = Counting()
-    other.fingerprint = "other"
-    for wrong in ({"steps": 4}, {"seed": 1}, {"data": other}, {"settings": {"lora_rank": 4}}):
-        with pytest.raises(TrainingError, match="belongs to another run: expected"):
-            resume(**wrong)  # 4 steps would have cooled down by now
+    other.fingerprint = "0" * 64
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"steps": 4}, "steps was 10, is 4"),  # would have cooled down by now
+        ({"seed": 1, "batch_size": 8}, "batch_size was 4, is 8; seed was 0, is 1"),
+        ({"data": other}, "data was counting, is 0000"),
+        ({"settings": {"lora_rank": 4}}, "lora_rank was None, is 4"),
+    ]
+    for wrong, says in changes:
+        with pytest.raises(TrainingError) as error:
+            resume(**wrong)
+        assert f"{tmp_path} belongs to another run: {says}" in str(error.value)
+        assert str(error.value).endswith("; go on as it began, or in another folder")
     assert resume(steps=20).step == 4
+
+    (resumable,) = resume_folders(tmp_path)
+    for content in ("{", "[]", '{"recipe": {"steps": 9, "new": 1}}'):
+        (resumable / "training.json").write_text(content)
+        with pytest.raises(TrainingError, match="not of a run that this version can go on with"):
+            resume()
 
 
 def test_a_batch_is_whole_micro_batches(tmp_path: Path) -> None:

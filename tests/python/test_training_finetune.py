@@ -26,6 +26,7 @@ from training.checkpoint import (  # noqa: E402
     open_base,
     write_model,
 )
+from training.trainer import alone_in  # noqa: E402
 
 from .checkpoints import convert_quietly, edit_json, write_checkpoint  # noqa: E402
 
@@ -97,6 +98,21 @@ def test_tuned_converted_and_run(
             expected = model(input_ids=torch.tensor([ids]), attention_mask=seen[None, None])
         actual = engine.forward(ids, block=16)
         np.testing.assert_allclose(actual, expected.logits[0].numpy(), rtol=0, atol=1e-3)
+
+
+def test_next_tokens_alone_decode_as_such(tmp_path: Path) -> None:
+    """What was never taught to fill blocks has no block size, and NTP is its file's default; though
+    the checkpoint that it began with had one."""
+    base = write_checkpoint(tmp_path / "base", "qwen3")
+    edit_json(base / "config.json", block_size=8)
+    data, out = write_data(tmp_path / "data"), tmp_path / "out"
+    assert tune(base, data, out, "--objective", "ntp", "--steps", "1") == 0
+    assert json.loads((out / "config.json").read_text()).get("block_size") is None
+    convert_quietly(out, tmp_path / "model.bin", type="f32")
+    with Engine(tmp_path / "model.bin") as engine:
+        assert engine.config["sbd.decoders"] == ["ntp", "sbd"]
+        done = engine.generate("7:", max_tokens=4)
+        assert done.stats.nfe == len(done.tokens)
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +222,11 @@ def test_a_mask_token_that_is_there_is_kept(tmp_path: Path) -> None:
             {},
             "expected a multiple of 1 processes x micro_batch_size 3",
         ),
+        (
+            ["--objective", "ntp", "--block-size", "8"],
+            {},
+            "--block-size has no effect with --objective ntp",
+        ),
         (["--objective", "mlm"], {}, "--objective is 'mlm', expected sbd or ntp"),
         (["--lora-rank", "-1"], {}, "Invalid value for '--lora-rank'"),
         (["--mask-token", "<|eos|>"], {}, "is the tokenizer's EOS or BOS token: choose another"),
@@ -255,6 +276,34 @@ def test_a_checkpoint_without_weights_or_onto_itself(
     (empty / "config.json").unlink()
     assert tune(empty, data, tmp_path / "out") == 2
     assert "no config.json" in capsys.readouterr().err
+
+
+def test_a_folder_of_another_run(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its settings were others, it is in use, or its checkpoint is no run's: one line each."""
+    out = tmp_path / "out"
+    assert tune(base, data, out, "--steps", "1", "--batch-size", "1") == 0
+    before = (out / "model.safetensors").read_bytes()
+    options = ["--steps", "3", "--batch-size", "2", "--learning-rate", "1"]
+    same = ["--steps", "1", "--batch-size", "1"]
+    for more, says in (
+        (options, "--steps was 1, is 3; --batch-size was 1, is 2; --learning-rate was 1e-05, is"),
+        ([*same, "--block-size", "8"], "--block-size was (2, 16), is (2, 8);"),
+        ([*same, "--data", str(data / "page.txt")], "--data is another;"),
+    ):
+        assert tune(base, data, out, *more) == 2
+        (line,) = (x for x in capsys.readouterr().err.splitlines() if x.startswith("error: "))
+        assert f"error: {out} belongs to another run: {says}" in line
+        assert len(line) < 250 + len(str(out))
+    with alone_in(out):
+        assert tune(base, data, out, *options) == 2
+    assert "is in use by another run: wait for its end" in capsys.readouterr().err
+    assert (out / "model.safetensors").read_bytes() == before
+
+    theirs = write_checkpoint(tmp_path / "theirs", "qwen3")
+    assert tune(base, data, theirs) == 2
+    assert "holds a checkpoint that is no run's: expected a new folder" in capsys.readouterr().err
 
 
 def test_data_without_a_word_to_teach(
