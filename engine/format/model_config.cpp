@@ -286,7 +286,17 @@ void read_layer_runs(const Metadata& metadata, ModelConfig& config) {
 
 }  // namespace
 
+void refuse_a_part(const Metadata& metadata) {
+  constexpr std::string_view kCount = "split.count";
+  const std::int64_t parts = metadata.contains(kCount) ? metadata.integer(kCount, 0, INT_MAX) : 0;
+  SBD_CHECK(parts <= 1,
+            "{}: key '{}' is {}, expected a whole model; join the parts with: "
+            "llama-gguf-split --merge FIRST-PART model.bin",
+            metadata.source(), kCount, parts);
+}
+
 ModelConfig read_model_config(const Metadata& metadata) {
+  refuse_a_part(metadata);
   const Architecture& architecture = find_architecture(metadata);
   ModelConfig config;
   config.architecture = architecture.name;

@@ -1,20 +1,24 @@
-"""Files with Q4_K and Q6_K weights, which others write and this engine only reads.
+"""Files with types that others write: Q4_1, Q4_K and Q6_K, which this engine only reads, and those
+that it cannot run.
 
 Any bytes with finite scales are a block. Their values are those of the gguf library's dequantizer,
 and logits those of the float64 reference on these values. Files of llama.cpp's own quantiser are in
-test_k_quants_llama_cpp.py.
+test_foreign_types_llama_cpp.py, a real model's in test_real_model.py.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from gguf import GGML_QUANT_SIZES, GGUFReader, GGUFWriter
 from gguf import GGMLQuantizationType as WeightType
-from gguf import GGUFWriter
+from gguf.quants import dequantize, quantize
 from numpy.typing import NDArray
 from reference.model import ReferenceModel, causal, with_block
 
@@ -22,16 +26,20 @@ from sbd_engine import Engine
 from sbd_engine.cli import main
 from sbd_engine.errors import SbdValueError
 
-from .checkpoints import NAMES, Array, read_model
+from .checkpoints import Array, read_model, state_of
 from .isas import ISAS
 
-Q4_K, Q6_K, Q8_0 = WeightType.Q4_K, WeightType.Q6_K, WeightType.Q8_0
-MIXES = {"q4_k": [Q4_K], "q6_k": [Q6_K], "mixed": [Q6_K, Q4_K, Q8_0, Q4_K, WeightType.F32]}
-BLOCK_BYTES = {Q4_K: 144, Q6_K: 210}
-# Root mean square of random blocks' values where the half precision scale is 1. A Q4_K block's
-# minima have one of their own: 7.5 times the other puts the values around 0.
-RMS = {Q4_K: 258.0, Q6_K: 1366.0}
-MIN = 7.5
+Q4_1, Q4_K, Q6_K, Q8_0 = WeightType.Q4_1, WeightType.Q4_K, WeightType.Q6_K, WeightType.Q8_0
+MIXES = {
+    "q4_1": [Q4_1],
+    "q4_k": [Q4_K],
+    "q6_k": [Q6_K],
+    "mixed": [Q6_K, Q4_K, Q8_0, Q4_1, WeightType.F32],
+}
+# Root mean square of random blocks' values where the half precision scale is 1. Q4_1 and Q4_K have
+# minima of a second number: 7.5 times the scale, added or subtracted, puts the values around 0.
+RMS = {Q4_1: 4.6, Q4_K: 258.0, Q6_K: 1366.0}
+MIN = {Q4_1: -7.5, Q4_K: 7.5}
 CONFIG: dict[str, Any] = {
     "vocab_size": 71,
     "hidden_size": 256,
@@ -49,12 +57,13 @@ def random_blocks(
     rng: np.random.Generator, kind: WeightType, rows: int, cols: int, rms: float
 ) -> NDArray[np.uint8]:
     """A matrix of random bytes as a file holds it, its half precision scales apart."""
-    blocks = rng.integers(0, 256, (rows * cols // 256, BLOCK_BYTES[kind]), dtype=np.uint8)
+    values, size = GGML_QUANT_SIZES[kind]
+    blocks = rng.integers(0, 256, (rows * cols // values, size), dtype=np.uint8)
     scales = rms / RMS[kind] * rng.uniform(0.5, 1.5, (len(blocks), 1))
     scales *= rng.choice([-1, 1], scales.shape)
-    if kind == Q4_K:
+    if kind in MIN:
         blocks[:, 0:2] = scales.astype(np.float16).view(np.uint8)
-        blocks[:, 2:4] = (MIN * scales).astype(np.float16).view(np.uint8)
+        blocks[:, 2:4] = (MIN[kind] * scales).astype(np.float16).view(np.uint8)
     else:
         blocks[:, 208:210] = scales.astype(np.float16).view(np.uint8)
     return blocks.reshape(rows, -1)
@@ -62,8 +71,6 @@ def random_blocks(
 
 def write_model(path: Path, architecture: str, kinds: list[WeightType], tied: bool = False) -> Path:
     """A model without a tokenizer in CONFIG's shape; its matrices take `kinds` in turn."""
-    from gguf.quants import quantize
-
     rng = np.random.default_rng(1)
     writer = GGUFWriter(path, architecture)
     writer.add_block_count(CONFIG["num_hidden_layers"])
@@ -114,30 +121,22 @@ def write_model(path: Path, architecture: str, kinds: list[WeightType], tied: bo
     norm("output_norm", hidden)
     if not tied:
         matrix("output", CONFIG["vocab_size"], hidden)
+    write(writer)
+    return path
+
+
+def write(writer: GGUFWriter) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
 
 
 def reference_of(path: Path, config: dict[str, Any]) -> ReferenceModel:
     """The float64 forward on a file's dequantised weights."""
     metadata, stored = read_model(path)
     architecture = metadata["general.architecture"]
-    names = {theirs: f"model.layers.{{}}.{ours}" for ours, theirs in NAMES.items()}
-    tensors = {}
-    for name, values in stored.items():
-        if name.startswith("blk."):
-            _, layer, inner, kind = name.split(".")
-            if architecture == "llama" and inner in ("attn_q", "attn_k"):
-                # A head's rows are pairs (j, j + head_dim / 2), one after another.
-                pairs = values.reshape(-1, config["head_dim"] // 2, 2, values.shape[-1])
-                stored[name] = pairs.swapaxes(1, 2).reshape(values.shape)
-            tensors[f"{names[inner].format(layer)}.{kind}"] = stored[name]
-        else:
-            inner, kind = name.split(".")
-            tensors[f"{names[inner].removeprefix('model.layers.{}.')}.{kind}"] = values
+    tensors = state_of(stored, architecture == "llama", config["head_dim"])
     tied = "output.weight" not in stored
     return ReferenceModel(
         {**config, "model_type": architecture, "tie_word_embeddings": tied}, tensors
@@ -190,19 +189,40 @@ def test_a_row_of_no_whole_blocks_is_one_line(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     writer.close()
-    expected = "tensor 'token_embd.weight': rows of 320 values, expected a multiple of 256 for q4_k"
+    expected = "tensor 'token_embd.weight': rows of 320 values, expected a multiple of 256 for Q4_K"
     with pytest.raises(SbdValueError, match=expected) as error:
         Engine(tmp_path / "model.bin")
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("kind", [Q8_0, WeightType.Q4_0, Q4_1, Q4_K, Q6_K])
+def test_values_have_the_bits_of_the_library(kind: WeightType, tmp_path: Path) -> None:
+    """An embedding that is not the head: each logit depends on every bit of its row."""
+    quantised = write_model(tmp_path / "quantised.bin", "llama", [kind, WeightType.F32])
+    reader = GGUFReader(quantised)
+    writer = GGUFWriter(tmp_path / "values.bin", "llama")
+    for name, field in reader.fields.items():
+        if name.startswith("llama."):
+            writer.add_key_value(name, field.contents(), field.types[0])
+    for tensor in reader.tensors:
+        if tensor.name == "token_embd.weight":
+            assert tensor.tensor_type == kind
+            writer.add_tensor(tensor.name, dequantize(tensor.data, kind))
+        else:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    write(writer)
+    ids = list(range(CONFIG["vocab_size"]))
+    with open_engine(quantised) as one, open_engine(tmp_path / "values.bin") as other:
+        assert np.array_equal(one.forward(ids), other.forward(ids))
+
+
 def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write_model(tmp_path / "model.bin", "qwen3", [Q6_K, Q4_K])
+    path = write_model(tmp_path / "model.bin", "qwen3", [Q6_K, Q4_K, Q4_1])
     assert main.run(["inspect", str(path), "--json"]) == 0
-    assert {"q4_k", "q6_k"} < set(json.loads(capsys.readouterr().out)["bytes_by_type"])
+    assert {"q4_1", "q4_k", "q6_k"} < set(json.loads(capsys.readouterr().out)["bytes_by_type"])
 
 
-@pytest.mark.parametrize("name", ["q4_k", "q6_k"])
+@pytest.mark.parametrize("name", ["q4_1", "q4_k", "q6_k"])
 def test_bench(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = {**CONFIG, "model_type": "llama", "architectures": ["LlamaForCausalLM"]}
     config |= {"num_hidden_layers": 1, "max_position_embeddings": 64, "tie_word_embeddings": True}
@@ -213,3 +233,76 @@ def test_bench(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert json.loads(capsys.readouterr().out)["results"][0]["ms_per_forward"] > 0
     assert main.run(["bench", "--config", str(path), "--type", "q5_k"]) == 2
     assert "expected --type as one of f32" in capsys.readouterr().err
+
+
+def write_types(path: Path, ids: list[int]) -> Path:
+    """A file without a model, of a tensor of two rows of 256 values for each of the types, which
+    may be ones that do not exist yet."""
+    writer = GGUFWriter(path, "llama")
+    for i, number in enumerate(ids):
+        known = number in list(WeightType)
+        kind = WeightType(number) if known else WeightType.F32
+        values, size = GGML_QUANT_SIZES[kind]
+        writer.add_tensor(f"tensor {i}", np.zeros((2, 256 // values * size), np.uint8), None, kind)
+    write(writer)
+    image = bytearray(path.read_bytes())
+    for i, number in enumerate(ids):  # behind the name: rank and two dimensions
+        at = image.index(f"tensor {i}".encode()) + len(f"tensor {i}") + 4 + 2 * 8
+        image[at : at + 4] = struct.pack("<I", number)
+    path.write_bytes(image)
+    return path
+
+
+def inspected(path: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    assert main.run(["inspect", str(path), *flags]) == 0
+    return capsys.readouterr().out
+
+
+def test_inspect_lists_every_type(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = list(WeightType)
+    path = write_types(tmp_path / "types.bin", [*map(int, kinds), 77])
+    summary = json.loads(inspected(path, capsys, "--json", "--tensors"))
+    listed = {tensor["type"]: tensor for tensor in summary["tensors"]}
+    assert list(listed) == [*(kind.name.lower() for kind in kinds), "77"]
+    for kind in kinds:
+        values, size = GGML_QUANT_SIZES[kind]
+        assert listed[kind.name.lower()]["shape"] == [2, 256]
+        assert listed[kind.name.lower()]["bytes"] == 2 * 256 // values * size
+    assert listed["77"]["bytes"] == 2048  # up to where the next would start
+    assert {t: tensor["bytes"] for t, tensor in listed.items()} == summary["bytes_by_type"]
+
+
+@pytest.mark.parametrize("number", [6, 13, 20, 36, 77, 2**32 - 1])
+def test_a_type_that_cannot_run(
+    number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here in a whole model: all that can be said of it is said, and what is missing."""
+    path = write_model(tmp_path / "model.bin", "qwen3", [Q4_1, Q8_0])
+    image = bytearray(path.read_bytes())
+    name = b"blk.1.attn_k.weight"
+    at = image.index(name) + len(name) + 4 + 2 * 8
+    image[at : at + 4] = struct.pack("<I", number)
+    path.write_bytes(image)
+    kind = WeightType(number).name if number in list(WeightType) else str(number)
+    why = (
+        f"tensor 'blk.1.attn_k.weight': type {kind} cannot run here, expected F32, F16, BF16, "
+        "Q8_0, Q4_0, Q4_1, Q4_K, Q6_K; convert the original checkpoint with: sbd-engine convert "
+        "DIR --type q8_0"
+    )
+    summary = json.loads(inspected(path, capsys, "--json", "--tensors"))
+    assert summary["problem"] == why
+    assert summary["model_config"]["num_hidden_layers"] == CONFIG["num_hidden_layers"]
+    tensor = next(t for t in summary["tensors"] if t["name"] == name.decode())
+    assert tensor["type"] == kind.lower()
+    text = inspected(path, capsys, "--tensors")
+    assert f"cannot run     {why}\n" in text
+    assert re.search(rf"^{name.decode()} +{kind.lower()} +64 x 256 ", text, flags=re.MULTILINE)
+    assert main.run(["run", str(path), "-p", "x"]) == 2
+    assert capsys.readouterr().err == f"error: {path}: {why}\n"
+
+
+def test_inspect_says_all_that_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_types(tmp_path / "types.bin", [13, 77, 13])
+    problem = json.loads(inspected(path, capsys, "--json"))["problem"]
+    assert problem.startswith("tensor 'tensor 0': type Q5_K, 77 cannot run here")
+    assert f"; {path}: key 'llama.block_count' is missing, expected an integer" in problem
