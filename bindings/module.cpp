@@ -174,7 +174,7 @@ py::dict read_gguf(const std::filesystem::path& path) {
     problem += (problem.empty() ? "" : "; ") + another;
   };
   try {
-    const ModelConfig config = read_model_config(file.metadata());
+    const ModelConfig config = read_model_config(file.metadata(), file.tensors());
     contents["model_config"] = to_dict(config);
     const DecoderOptions defaults = read_decode_defaults(file.metadata(), config);
     contents["defaults"] = to_dict(defaults);

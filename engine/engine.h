@@ -81,7 +81,7 @@ class Engine {
   struct Sequence;
   struct Turn;
 
-  void configure(const Metadata& metadata, int n_ctx);
+  void configure(const Metadata& metadata, const ModelConfig& config, int n_ctx);
   // Checks the request.
   std::unique_ptr<Decoder> make_decoder(const Request& request) const;
   std::vector<Turn> plan_turns();

@@ -187,6 +187,19 @@ TEST(load_names_the_tensor_that_metadata_disagree_with) {
                     "metadata, got [9, 8]");
 }
 
+// Some pad the embedding and not the tokenizer.
+TEST(load_without_a_vocabulary_size_takes_the_embedding_s) {
+  GgufBuilder builder = model(kPlain);
+  std::erase_if(builder.key_values, [](const std::string& entry) {
+    return entry.starts_with(gguf_string("llama.vocab_size"));
+  });
+  CHECK_EQ(load(builder).config().vocab_size, 9);
+  builder.strings("tokenizer.ggml.tokens", std::vector<std::string>(7, "a"));
+  Engine engine = load(builder);
+  CHECK_EQ(engine.config().vocab_size, 9);
+  CHECK_EQ(engine.forward({8}, 0).size(), 9);
+}
+
 TEST(load_refuses_a_tensor_nothing_asked_for) {
   for (const std::string name : {"blk.0.attn_sinks.weight", "blk.1.attn_q.weight", "x\ny"}) {
     GgufBuilder builder = model(kLlama);

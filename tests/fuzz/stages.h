@@ -49,7 +49,7 @@ inline std::string read_stage(const std::string& image, std::optional<Claims>& c
     }
     volatile unsigned sink = sum;
     static_cast<void>(sink);
-    const auto config = sbd::read_model_config(contents.metadata);
+    const auto config = sbd::read_model_config(contents.metadata, contents.tensors);
     claims = {config, sbd::read_decode_defaults(contents.metadata, config)};
   } catch (const sbd::Error& error) {
     return error.what();

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf import GGML_QUANT_SIZES, GGUFReader, GGUFWriter
+from gguf import GGML_QUANT_SIZES, GGUFReader, GGUFValueType, GGUFWriter
 from gguf import GGMLQuantizationType as WeightType
 from gguf.quants import dequantize, quantize
 from numpy.typing import NDArray
@@ -125,6 +125,34 @@ def write_model(path: Path, architecture: str, kinds: list[WeightType], tied: bo
     return path
 
 
+def copy_model(
+    source: Path,
+    target: Path,
+    *,
+    keys: dict[str, Any] | None = None,  # beside the source's; None leaves one out
+    tensors: dict[str, Array] | None = None,  # as float32, beside or instead of the source's
+    reverse: bool = False,
+    alignment: int | None = None,
+) -> Path:
+    """The model of a file as another program could have written it."""
+    reader = GGUFReader(source)
+    writer = GGUFWriter(target, "llama")
+    fields = {n: f.contents() for n, f in reader.fields.items() if n.startswith("llama.")}
+    for name, value in (fields | (keys or {})).items():
+        if isinstance(value, list):
+            writer.add_array(name, value)
+        elif value is not None:
+            writer.add_key_value(name, value, GGUFValueType.get_type(value))
+    if alignment is not None:
+        writer.add_custom_alignment(alignment)
+    data = {t.name: (t.data, t.tensor_type) for t in reader.tensors}
+    data |= {name: (values, WeightType.F32) for name, values in (tensors or {}).items()}
+    for name in sorted(data, reverse=reverse):
+        writer.add_tensor(name, data[name][0], raw_dtype=data[name][1])
+    write(writer)
+    return target
+
+
 def write(writer: GGUFWriter) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -182,6 +210,52 @@ def test_logits(
             assert relative_error(-actual, expected) > 1
 
 
+UNLIKE: dict[str, dict[str, Any]] = {
+    "the other order": {"reverse": True},
+    "aligned to 8": {"alignment": 8},
+    "aligned to 4096": {"alignment": 4096},
+    "more keys": {
+        "keys": {
+            "general.type": "model",
+            "general.tags": ["text-generation"],
+            "general.file_type": 3,
+            "quantize.imatrix.file": "imatrix.dat",
+            "llama.expert_count": 0,
+            "llama.rope.dimension_count": 32,
+            "split.count": 0,
+        }
+    },
+    "RoPE not scaled": {"tensors": {"rope_freqs.weight": np.ones(16, np.float32)}},
+    "no size of the vocabulary": {"keys": {"llama.vocab_size": None}},
+}
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_however_a_file_is_written(name: str, tmp_path: Path) -> None:
+    source = write_model(tmp_path / "source.bin", "llama", [Q4_1, WeightType.F32], tied=True)
+    target = copy_model(source, tmp_path / "target.bin", **UNLIKE[name])
+    with open_engine(source) as one, open_engine(target) as other:
+        assert np.array_equal(one.forward([5, 6, 7]), other.forward([5, 6, 7]))
+
+
+def test_a_head_that_is_the_embedding_and_padding(tmp_path: Path) -> None:
+    """Written twice, and with more rows than there are tokens."""
+    source = write_model(tmp_path / "source.bin", "llama", [WeightType.F32], tied=True)
+    embedding = next(t for t in GGUFReader(source).tensors if t.name == "token_embd.weight").data
+    padded = np.pad(embedding, ((0, 9), (0, 0)))
+    tokens = [str(i) for i in range(CONFIG["vocab_size"])]
+    copy_model(
+        source,
+        tmp_path / "target.bin",
+        keys={"llama.vocab_size": None, "tokenizer.ggml.tokens": tokens},
+        tensors={"token_embd.weight": padded, "output.weight": padded},
+    )
+    with open_engine(source) as one, open_engine(tmp_path / "target.bin") as other:
+        logits = other.forward([5, 6, 7])
+        assert np.array_equal(one.forward([5, 6, 7]), logits[:, : len(tokens)])
+        assert not logits[:, len(tokens) :].any()
+
+
 def test_a_row_of_no_whole_blocks_is_one_line(tmp_path: Path) -> None:
     writer = GGUFWriter(tmp_path / "model.bin", "llama")
     writer.add_tensor_info("token_embd.weight", (8, 320), np.dtype(np.float32), 1440, Q4_K)
@@ -199,18 +273,11 @@ def test_a_row_of_no_whole_blocks_is_one_line(tmp_path: Path) -> None:
 def test_values_have_the_bits_of_the_library(kind: WeightType, tmp_path: Path) -> None:
     """An embedding that is not the head: each logit depends on every bit of its row."""
     quantised = write_model(tmp_path / "quantised.bin", "llama", [kind, WeightType.F32])
-    reader = GGUFReader(quantised)
-    writer = GGUFWriter(tmp_path / "values.bin", "llama")
-    for name, field in reader.fields.items():
-        if name.startswith("llama."):
-            writer.add_key_value(name, field.contents(), field.types[0])
-    for tensor in reader.tensors:
-        if tensor.name == "token_embd.weight":
-            assert tensor.tensor_type == kind
-            writer.add_tensor(tensor.name, dequantize(tensor.data, kind))
-        else:
-            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    write(writer)
+    tensors = {tensor.name: tensor for tensor in GGUFReader(quantised).tensors}
+    embedding = tensors["token_embd.weight"]
+    assert embedding.tensor_type == kind
+    widened = {embedding.name: dequantize(embedding.data, kind)}
+    copy_model(quantised, tmp_path / "values.bin", tensors=widened)
     ids = list(range(CONFIG["vocab_size"]))
     with open_engine(quantised) as one, open_engine(tmp_path / "values.bin") as other:
         assert np.array_equal(one.forward(ids), other.forward(ids))
