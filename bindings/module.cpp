@@ -158,8 +158,8 @@ py::dict peaks(Engine& engine) {
 py::dict read_gguf(const std::filesystem::path& path) {
   const GgufFile file(path);
   py::list tensors;
-  for (const Tensor& tensor : file.tensors()) {
-    tensors.append(py::make_tuple(tensor.name, std::string(name(tensor.dtype)),
+  for (const FileTensor& tensor : file.tensors()) {
+    tensors.append(py::make_tuple(tensor.name, py::str(tensor.type).attr("lower")(),
                                   py::tuple(py::cast(tensor.shape)), tensor.data.size()));
   }
   py::dict contents;
@@ -168,20 +168,28 @@ py::dict read_gguf(const std::filesystem::path& path) {
   contents["model_config"] = py::none();
   contents["defaults"] = py::none();
   contents["able_decoders"] = py::none();
-  contents["problem"] = py::none();  // why the engine cannot run it, or a decoder it names
+  // Why the engine cannot run it, or a decoder that it names.
+  std::string problem = why_types_cannot_run(file.tensors());
+  const auto add_problem = [&](const std::string& another) {
+    problem += (problem.empty() ? "" : "; ") + another;
+  };
   try {
-    const ModelConfig config = read_model_config(file.metadata());
+    const ModelConfig config = read_model_config(file.metadata(), file.tensors());
     contents["model_config"] = to_dict(config);
     const DecoderOptions defaults = read_decode_defaults(file.metadata(), config);
     contents["defaults"] = to_dict(defaults);
     const int n_ctx = config.max_position_embeddings;
     contents["able_decoders"] = able_decoders(defaults, n_ctx);
     for (const std::string& decoder : defaults.named) {
-      if (contents["problem"].is_none()) contents["problem"] = refusal(decoder, defaults, n_ctx);
+      if (const auto why = refusal(decoder, defaults, n_ctx)) {
+        add_problem(*why);
+        break;
+      }
     }
   } catch (const Error& error) {
-    contents["problem"] = error.what();
+    add_problem(error.what());
   }
+  contents["problem"] = problem.empty() ? py::object(py::none()) : py::str(problem);
   return contents;
 }
 

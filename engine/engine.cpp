@@ -83,7 +83,7 @@ int choose_n_ctx(const ModelConfig& config, int wanted) {
 Engine::Engine(const std::filesystem::path& path, const EngineOptions& options)
     : backend_(make_backend(options)), kv_dtype_(options.kv_dtype) {
   const GgufFile file(path);
-  configure(file.metadata(), options.n_ctx);
+  configure(file.metadata(), read_model_config(file.metadata(), file.tensors()), options.n_ctx);
   FileTensors tensors(file);
   model_ = std::make_unique<Transformer>(config_, tensors, *backend_);
   tensors.check_all_used();
@@ -95,7 +95,7 @@ Engine::Engine(const std::filesystem::path& path, const EngineOptions& options)
 Engine::Engine(const Metadata& metadata, DType dtype, bool tie_word_embeddings,
                const EngineOptions& options)
     : backend_(make_backend(options)), kv_dtype_(options.kv_dtype) {
-  configure(metadata, options.n_ctx);
+  configure(metadata, read_model_config(metadata), options.n_ctx);
   RandomTensors tensors(dtype, tie_word_embeddings);
   model_ = std::make_unique<Transformer>(config_, tensors, *backend_);
   start(options);
@@ -108,9 +108,9 @@ void Engine::start(const EngineOptions& options) {
       *model_, SchedulerOptions{n_ctx_, kv_dtype_, budget, std::min(left, budget)});
 }
 
-void Engine::configure(const Metadata& metadata, int n_ctx) {
+void Engine::configure(const Metadata& metadata, const ModelConfig& config, int n_ctx) {
   metadata_ = metadata;
-  config_ = read_model_config(metadata_);
+  config_ = config;
   defaults_ = read_decode_defaults(metadata_, config_);
   n_ctx_ = choose_n_ctx(config_, n_ctx);
   // The file's block may be more than the context that the user chose; a request's may not.

@@ -76,7 +76,7 @@ class Engine {
   Peaks measure_peaks();
 
  private:
-  void configure(const Metadata& metadata, int n_ctx);
+  void configure(const Metadata& metadata, const ModelConfig& config, int n_ctx);
   void start(const EngineOptions& options);
   // Checks the request.
   std::unique_ptr<Decoder> make_decoder(const Request& request) const;

@@ -8,11 +8,11 @@
 
 namespace sbd {
 
-enum class DType : std::uint8_t { f32, f16, bf16, q8_0, q4_0, q4_k, q6_k };
+enum class DType : std::uint8_t { f32, f16, bf16, q8_0, q4_0, q4_1, q4_k, q6_k };
 inline constexpr DType kDTypes[] = {DType::f32,  DType::f16,  DType::bf16, DType::q8_0,
-                                    DType::q4_0, DType::q4_k, DType::q6_k};
+                                    DType::q4_0, DType::q4_1, DType::q4_k, DType::q6_k};
 
-inline constexpr int kGroupSize = 32;        // weights that share a scale in Q8_0 and Q4_0
+inline constexpr int kGroupSize = 32;        // weights that share a scale in Q8_0, Q4_0 and Q4_1
 inline constexpr int kSuperGroupSize = 256;  // weights of a K-quant's block
 inline constexpr int kHalfGroupSize = 16;    // weights that share a scale in Q6_K
 
@@ -28,6 +28,14 @@ struct BlockQ4_0 {  // w[i] = scale * ((nibbles[i] & 15) - 8), w[i + 16] = scale
   std::uint8_t nibbles[kGroupSize / 2];
 };
 static_assert(sizeof(BlockQ4_0) == 18);
+
+struct BlockQ4_1 {  // w[i] = scale * (nibbles[i] & 15) + min, w[i + 16] = scale * (nibbles[i] >> 4)
+                    // + min
+  std::uint16_t scale;
+  std::uint16_t min;
+  std::uint8_t nibbles[kGroupSize / 2];
+};
+static_assert(sizeof(BlockQ4_1) == 20);
 
 // Group g of 32: w[i] = scale * scales[g] * q[i] - min * mins[g]. Groups 2j and 2j + 1 are the low
 // and the high nibbles of 32 bytes. The eight scales and mins have six bits each.
@@ -57,7 +65,8 @@ constexpr int values_per_block(DType type) {
     case DType::f16:
     case DType::bf16: return 1;
     case DType::q8_0:
-    case DType::q4_0: return kGroupSize;
+    case DType::q4_0:
+    case DType::q4_1: return kGroupSize;
     case DType::q4_k:
     case DType::q6_k: return kSuperGroupSize;
   }
@@ -71,6 +80,7 @@ constexpr std::size_t bytes_per_block(DType type) {
     case DType::bf16: return 2;
     case DType::q8_0: return sizeof(BlockQ8_0);
     case DType::q4_0: return sizeof(BlockQ4_0);
+    case DType::q4_1: return sizeof(BlockQ4_1);
     case DType::q4_k: return sizeof(BlockQ4_K);
     case DType::q6_k: return sizeof(BlockQ6_K);
   }
@@ -84,6 +94,7 @@ constexpr std::string_view name(DType type) {
     case DType::bf16: return "bf16";
     case DType::q8_0: return "q8_0";
     case DType::q4_0: return "q4_0";
+    case DType::q4_1: return "q4_1";
     case DType::q4_k: return "q4_k";
     case DType::q6_k: return "q6_k";
   }

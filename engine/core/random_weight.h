@@ -37,9 +37,13 @@ constexpr void random_block(DType dtype, std::uint64_t key, std::uint64_t index,
     case DType::bf16: set(0, (bits & 0x807fu) | 0x3c00u); break;       // the same
     case DType::q8_0: set(offsetof(BlockQ8_0, scale), 0x0a00); break;  // 1.8e-4
     case DType::q4_0: set(offsetof(BlockQ4_0, scale), 0x1a00); break;  // 2.9e-3
-    case DType::q4_k:                                                  // min = 7.5 scale
-      set(offsetof(BlockQ4_K, scale), 0x068e);                         // 1e-4
-      set(offsetof(BlockQ4_K, min), 0x1225);                           // 7.5e-4
+    case DType::q4_1:                                                  // min = -7.5 scale
+      set(offsetof(BlockQ4_1, scale), 0x1a00);                         // 2.9e-3
+      set(offsetof(BlockQ4_1, min), 0xa5a0);                           // -2.2e-2
+      break;
+    case DType::q4_k:                           // min = 7.5 scale
+      set(offsetof(BlockQ4_K, scale), 0x068e);  // 1e-4
+      set(offsetof(BlockQ4_K, min), 0x1225);    // 7.5e-4
       break;
     case DType::q6_k: set(offsetof(BlockQ6_K, scale), 0x0150); break;  // 2e-5
   }

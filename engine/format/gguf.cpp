@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <bit>
-#include <optional>
 #include <set>
 #include <utility>
 
 #include "core/error.h"
 #include "format/gguf_cursor.h"
+#include "format/tensor_types.h"
 #include "format/text.h"
 
 namespace sbd {
@@ -42,48 +42,6 @@ enum class ValueType : std::uint32_t {
   f64
 };
 
-struct TensorType {
-  std::uint32_t id;
-  std::string_view name;
-  std::optional<DType> dtype = {};  // ours, where the engine has it
-};
-
-constexpr TensorType kTensorTypes[] = {
-    {0, "F32", DType::f32},
-    {1, "F16", DType::f16},
-    {30, "BF16", DType::bf16},
-    {8, "Q8_0", DType::q8_0},
-    {2, "Q4_0", DType::q4_0},
-    {12, "Q4_K", DType::q4_k},
-    {14, "Q6_K", DType::q6_k},
-    {3, "Q4_1"},
-    {6, "Q5_0"},
-    {7, "Q5_1"},
-    {9, "Q8_1"},
-    {10, "Q2_K"},
-    {11, "Q3_K"},
-    {13, "Q5_K"},
-    {15, "Q8_K"},
-    {16, "IQ2_XXS"},
-    {17, "IQ2_XS"},
-    {18, "IQ3_XXS"},
-    {19, "IQ1_S"},
-    {20, "IQ4_NL"},
-    {21, "IQ3_S"},
-    {22, "IQ2_S"},
-    {23, "IQ4_XS"},
-    {24, "I8"},
-    {25, "I16"},
-    {26, "I32"},
-    {27, "I64"},
-    {28, "F64"},
-    {29, "IQ1_M"},
-    {34, "TQ1_0"},
-    {35, "TQ2_0"},
-    {39, "MXFP4"},
-    {40, "NVFP4"},
-};
-
 std::uint64_t align_up(std::uint64_t value, std::uint64_t alignment) {
   return (value + alignment - 1) / alignment * alignment;
 }
@@ -115,6 +73,7 @@ class Parser {
   struct Extent {  // of a tensor's data, from the start of the data section
     std::uint64_t offset;
     std::uint64_t size;
+    bool size_known;  // else the type is unknown: up to the next tensor
     std::uint64_t end() const { return offset + size; }
   };
 
@@ -280,7 +239,7 @@ class Parser {
     const auto rank = cursor_.read<std::uint32_t>(place);
     SBD_CHECK(rank >= 1 && rank <= 4, "{}: {}: {} dimensions, expected 1 to 4; {}", source_, place,
               rank, kAgain);
-    Tensor tensor;
+    FileTensor tensor;
     tensor.name = name;
     for (std::uint32_t i = 0; i < rank; ++i) {
       const auto size = cursor_.read<std::uint64_t>(place);
@@ -288,42 +247,24 @@ class Parser {
                 source_, place, i, size, INT64_MAX, kAgain);
       tensor.shape.insert(tensor.shape.begin(), static_cast<std::int64_t>(size));
     }
-    tensor.dtype = tensor_type(cursor_.read<std::uint32_t>(place), place);
-    const std::uint64_t size = data_size(tensor, place);
-    extents_.push_back({cursor_.read<std::uint64_t>(place), size});
+    const auto id = cursor_.read<std::uint32_t>(place);
+    const TensorType* type = find_tensor_type(id);
+    tensor.type = type != nullptr ? std::string(type->name) : std::to_string(id);
+    if (type != nullptr) tensor.dtype = type->dtype;
+    const std::uint64_t size = type != nullptr ? data_size(tensor, *type, place) : 0;
+    extents_.push_back({cursor_.read<std::uint64_t>(place), size, type != nullptr});
     contents_.tensors.push_back(std::move(tensor));
   }
 
-  DType tensor_type(std::uint32_t id, const Place& place) const {
-    const auto* type = std::find_if(std::begin(kTensorTypes), std::end(kTensorTypes),
-                                    [&](const TensorType& t) { return t.id == id; });
-    SBD_CHECK(type != std::end(kTensorTypes), "{}: {}: unknown tensor type {}, expected {}; {}",
-              source_, place, id, supported_types(), kAgain);
-    SBD_CHECK(
-        type->dtype.has_value(),
-        "{}: {}: tensor type {} is not supported, expected {}; convert the original checkpoint "
-        "with: sbd-engine convert DIR --type q8_0",
-        source_, place, type->name, supported_types());
-    return *type->dtype;
-  }
-
-  static std::string supported_types() {
-    std::string list;
-    for (const TensorType& type : kTensorTypes) {
-      if (type.dtype) {
-        list.append(list.empty() ? "" : ", ").append(type.name);
-      }
-    }
-    return list;
-  }
-
-  std::uint64_t data_size(const Tensor& tensor, const Place& place) const {
-    const auto block = static_cast<std::uint64_t>(values_per_block(tensor.dtype));
+  // Of a tensor of a known type.
+  std::uint64_t data_size(const FileTensor& tensor, const TensorType& type,
+                          const Place& place) const {
     const auto row = static_cast<std::uint64_t>(tensor.shape.back());
-    SBD_CHECK(row % block == 0, "{}: {}: rows of {} values, expected a multiple of {} for {}; {}",
-              source_, place, row, block, name(tensor.dtype), kAgain);
-    std::uint64_t size = bytes_per_block(tensor.dtype);
-    bool overflow = __builtin_mul_overflow(size, row / block, &size);
+    SBD_CHECK(row % type.values == 0,
+              "{}: {}: rows of {} values, expected a multiple of {} for {}; {}", source_, place,
+              row, type.values, type.name, kAgain);
+    std::uint64_t size = type.bytes;
+    bool overflow = __builtin_mul_overflow(size, row / type.values, &size);
     for (std::size_t i = 0; i + 1 < tensor.shape.size(); ++i) {
       overflow |= __builtin_mul_overflow(size, static_cast<std::uint64_t>(tensor.shape[i]), &size);
     }
@@ -336,10 +277,17 @@ class Parser {
   void place_data() {
     const std::uint64_t start = align_up(cursor_.at(), alignment_);
     const std::uint64_t available = image_.size() > start ? image_.size() - start : 0;
+    const std::vector<std::size_t> order = by_offset();
+    for (std::size_t i = 0; i < order.size(); ++i) {
+      Extent& extent = extents_[order[i]];
+      if (extent.size_known) continue;
+      const std::uint64_t end = i + 1 < order.size() ? extents_[order[i + 1]].offset : available;
+      extent.size = end > extent.offset ? end - extent.offset : 0;
+    }
     for (std::size_t i = 0; i < extents_.size(); ++i) {
-      Tensor& tensor = contents_.tensors[i];
+      FileTensor& tensor = contents_.tensors[i];
       const Place place{"tensor", tensor.name};
-      const auto [offset, size] = extents_[i];
+      const auto [offset, size, size_known] = extents_[i];
       SBD_CHECK(offset % alignment_ == 0, "{}: {}: data offset {}, expected a multiple of {}; {}",
                 source_, place, offset, alignment_, kAgain);
       SBD_CHECK(offset <= available && size <= available - offset,
@@ -347,21 +295,23 @@ class Parser {
                 source_, place, size, offset, available, kAgain);
       tensor.data = image_.subspan(start + offset, size);
     }
-    check_overlap();
+    check_overlap(order);
     const auto ours = contents_.metadata.entries().lower_bound("sbd.");
     if (ours != contents_.metadata.entries().end() && ours->first.starts_with("sbd.")) {
       check_tiling(start);
     }
   }
 
-  void check_overlap() const {
+  std::vector<std::size_t> by_offset() const {  // indices of tensors
     std::vector<std::size_t> order(extents_.size());
     for (std::size_t i = 0; i < order.size(); ++i) {
       order[i] = i;
     }
-    std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
-      return extents_[a].offset < extents_[b].offset;
-    });
+    std::ranges::sort(order, {}, [&](std::size_t i) { return extents_[i].offset; });
+    return order;
+  }
+
+  void check_overlap(const std::vector<std::size_t>& order) const {
     for (std::size_t i = 1; i < order.size(); ++i) {
       const Extent& before = extents_[order[i - 1]];
       const Extent& after = extents_[order[i]];
@@ -399,6 +349,25 @@ class Parser {
 };
 
 }  // namespace
+
+std::string why_types_cannot_run(const std::vector<FileTensor>& tensors) {
+  constexpr std::size_t kMostNamed = 8;
+  std::vector<std::string> types;
+  for (const FileTensor& tensor : tensors) {
+    if (tensor.dtype || types.size() == kMostNamed) continue;
+    if (std::ranges::find(types, tensor.type) == types.end()) types.push_back(tensor.type);
+  }
+  if (types.empty()) return {};
+  const auto first = std::ranges::find_if(tensors, [](const auto& t) { return !t.dtype; });
+  std::vector<std::string_view> expected;
+  for (const TensorType& type : kTensorTypes) {
+    if (type.dtype) expected.push_back(type.name);
+  }
+  return format(
+      "tensor {}: type {} cannot run here, expected {}; convert the original checkpoint with: "
+      "sbd-engine convert DIR --type q8_0",
+      quote(first->name), joined(types), joined(expected));
+}
 
 GgufContents parse_gguf(std::span<const std::byte> image, std::string_view source) {
   return Parser(image, source).parse();

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -16,7 +17,7 @@
 
 namespace sbd {
 
-struct Tensor {
+struct Tensor {  // as a backend takes it
   std::string name;
   DType dtype;
   // Row-major, [out_features, in_features] for a weight: GGUF's order reversed.
@@ -24,10 +25,22 @@ struct Tensor {
   std::span<const std::byte> data;
 };
 
+struct FileTensor {  // of any type
+  std::string name;
+  std::string type;            // GGUF's name of it, or the number of one that is not known
+  std::optional<DType> dtype;  // nothing where the engine cannot run it
+  std::vector<std::int64_t> shape;
+  std::span<const std::byte> data;  // of an unknown type: all up to the next tensor
+};
+
 struct GgufContents {
   Metadata metadata;
-  std::vector<Tensor> tensors;  // in file order; names are unique
+  std::vector<FileTensor> tensors;  // in file order; names are unique
 };
+
+// Names the types among these that the engine cannot run, and the first tensor that has one; ""
+// where it can run all.
+std::string why_types_cannot_run(const std::vector<FileTensor>& tensors);
 
 // Parses a whole file image; the tensors' data are views into it. `source` names the file in
 // errors.
@@ -41,18 +54,18 @@ class GgufFile {
   GgufFile& operator=(const GgufFile&) = delete;
 
   const Metadata& metadata() const { return contents_.metadata; }
-  const std::vector<Tensor>& tensors() const { return contents_.tensors; }
-  const Tensor* find(std::string_view name) const;  // nullptr where there is none
+  const std::vector<FileTensor>& tensors() const { return contents_.tensors; }
+  const FileTensor* find(std::string_view name) const;  // nullptr where there is none
 
   // Lets the kernel drop the tensor's pages: its data was copied and will hardly be read again.
-  void release(const Tensor& tensor) const;
+  void release(const FileTensor& tensor) const;
 
  private:
   explicit GgufFile(std::span<const std::byte> image) : image_(image) {}  // takes the mapping
 
   std::span<const std::byte> image_;
   GgufContents contents_;
-  std::vector<const Tensor*> by_name_;  // sorted
+  std::vector<const FileTensor*> by_name_;  // sorted
 };
 
 }  // namespace sbd

@@ -62,10 +62,10 @@ std::span<const std::byte> map_file(const std::filesystem::path& path) {
 // Delegates first: the destructor unmaps even where parsing throws.
 GgufFile::GgufFile(const std::filesystem::path& path) : GgufFile(map_file(path)) {
   contents_ = parse_gguf(image_, path.string());
-  for (const Tensor& tensor : contents_.tensors) {
+  for (const FileTensor& tensor : contents_.tensors) {
     by_name_.push_back(&tensor);
   }
-  std::ranges::sort(by_name_, {}, &Tensor::name);
+  std::ranges::sort(by_name_, {}, &FileTensor::name);
 }
 
 GgufFile::~GgufFile() {
@@ -74,12 +74,12 @@ GgufFile::~GgufFile() {
   }
 }
 
-const Tensor* GgufFile::find(std::string_view name) const {
-  const auto tensor = std::ranges::lower_bound(by_name_, name, {}, &Tensor::name);
+const FileTensor* GgufFile::find(std::string_view name) const {
+  const auto tensor = std::ranges::lower_bound(by_name_, name, {}, &FileTensor::name);
   return tensor == by_name_.end() || (*tensor)->name != name ? nullptr : *tensor;
 }
 
-void GgufFile::release(const Tensor& tensor) const {
+void GgufFile::release(const FileTensor& tensor) const {
   // Whole pages: a neighbour's part of one is read again from the file if it is needed.
   const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
   const auto begin = static_cast<std::size_t>(tensor.data.data() - image_.data()) / page * page;

@@ -148,15 +148,19 @@ void read_heads(const KeyReader& reader, ModelConfig& config) {
   config.head_dim = head_dim;
 }
 
-void read_vocab_size(const KeyReader& reader, ModelConfig& config) {
+void read_vocab_size(const KeyReader& reader, std::span<const FileTensor> tensors,
+                     ModelConfig& config) {
   const Metadata& metadata = reader.metadata();
   const std::size_t tokens = metadata.contains(kTokens) ? metadata.strings(kTokens).size() : 0;
   SBD_CHECK(tokens <= kMostVocab,
             "{}: key '{}' has {} tokens, expected at most {}; convert the checkpoint again",
             metadata.source(), kTokens, tokens, kMostVocab);
   const int count = static_cast<int>(tokens);
-  config.vocab_size = count == 0 ? reader.integer("vocab_size", 1, kMostVocab)
-                                 : reader.integer("vocab_size", 1, kMostVocab, count);
+  const auto embedding = std::ranges::find(tensors, "token_embd.weight", &FileTensor::name);
+  const std::int64_t rows = embedding == tensors.end() ? 0 : embedding->shape.front();
+  const int missing = static_cast<int>(std::clamp<std::int64_t>(rows, count, kMostVocab));
+  config.vocab_size = missing == 0 ? reader.integer("vocab_size", 1, kMostVocab)
+                                   : reader.integer("vocab_size", 1, kMostVocab, missing);
   reader.check(count <= config.vocab_size, "vocab_size", config.vocab_size,
                format("at least the tokenizer's {} tokens", count));
 }
@@ -321,9 +325,19 @@ void read_layer_runs(const Metadata& metadata, ModelConfig& config) {
   std::ranges::copy(runs, config.layer_runs.begin());
 }
 
+void refuse_a_part(const Metadata& metadata) {
+  constexpr std::string_view kCount = "split.count";
+  const std::int64_t parts = metadata.contains(kCount) ? metadata.integer(kCount, 0, INT_MAX) : 0;
+  SBD_CHECK(parts <= 1,
+            "{}: key '{}' is {}, expected a whole model; join the parts with: "
+            "llama-gguf-split --merge FIRST-PART model.bin",
+            metadata.source(), kCount, parts);
+}
+
 }  // namespace
 
-ModelConfig read_model_config(const Metadata& metadata) {
+ModelConfig read_model_config(const Metadata& metadata, std::span<const FileTensor> tensors) {
+  refuse_a_part(metadata);
   const Architecture& architecture = find_architecture(metadata);
   ModelConfig config;
   config.architecture = architecture.name;
@@ -345,7 +359,7 @@ ModelConfig read_model_config(const Metadata& metadata) {
   config.rms_norm_eps = static_cast<float>(eps);
 
   read_heads(reader, config);
-  read_vocab_size(reader, config);
+  read_vocab_size(reader, tensors, config);
   read_rope(reader, config);
   read_attention_temperature(reader, config);
   read_eos_token_ids(metadata, config);

@@ -3,10 +3,12 @@
 
 #include <array>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "core/types.h"
+#include "format/gguf.h"
 #include "format/metadata.h"
 
 namespace sbd {
@@ -54,7 +56,9 @@ struct ModelConfig {
   std::optional<TokenId> mask_token_id;
 };
 
-// Checks every value's type and range, and their agreement; errors name the key.
-ModelConfig read_model_config(const Metadata& metadata);
+// Checks every value's type and range, and their agreement; errors name the key. Where no key says
+// how large the vocabulary is, that is the embedding's rows among `tensors`, or the tokenizer's
+// tokens.
+ModelConfig read_model_config(const Metadata& metadata, std::span<const FileTensor> tensors = {});
 
 }  // namespace sbd

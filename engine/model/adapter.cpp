@@ -26,7 +26,7 @@ Adapter load_adapter(const GgufFile& file, const ModelConfig& config, Backend& b
   adapter.layers.resize(static_cast<std::size_t>(config.num_hidden_layers));
   FileTensors tensors(file);
   for (int i = 0; i < config.num_hidden_layers; ++i) {
-    const Tensor* a = file.find(tensor_name(i, 'a'));
+    const FileTensor* a = file.find(tensor_name(i, 'a'));
     if (a == nullptr) continue;
     if (adapter.rank == 0) {
       // The shape is checked below; a rank is no more than the smaller side of what it adapts.

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
+#include "core/bytes.h"
 #include "core/error.h"
 #include "core/random.h"
 #include "format/text.h"
@@ -19,6 +19,18 @@ std::string shape_text(const std::vector<std::int64_t>& shape) {
   return text + "]";
 }
 
+float value(const Tensor& tensor, std::size_t i) {
+  const std::byte* data = tensor.data.data();
+  switch (tensor.dtype) {
+    case DType::f32: return load_as<float>(data + i * 4);
+    case DType::f16: return half_to_float(load_as<std::uint16_t>(data + i * 2));
+    case DType::bf16: return bf16_to_float(load_as<std::uint16_t>(data + i * 2));
+    default:
+      fail(ErrorKind::value, "tensor {}: expected type f32, f16 or bf16, got {}", tensor.name,
+           name(tensor.dtype));
+  }
+}
+
 // Loads by name with the shape the config asks for.
 class Loader {
  public:
@@ -32,10 +44,8 @@ class Loader {
 
   std::vector<float> values(const std::string& name, std::int64_t n) {
     const Tensor tensor = source_.get(name, {n});
-    SBD_CHECK(tensor.dtype == DType::f32, "tensor {}: expected type f32, got {}", name,
-              sbd::name(tensor.dtype));
     std::vector<float> result(static_cast<std::size_t>(n));
-    std::memcpy(result.data(), tensor.data.data(), tensor.data.size());
+    for (std::size_t i = 0; i < result.size(); ++i) result[i] = value(tensor, i);
     SBD_CHECK(std::all_of(result.begin(), result.end(), [](float x) { return std::isfinite(x); }),
               "tensor {} holds NaN or infinity: the file is damaged, convert it again", name);
     return result;
@@ -114,9 +124,14 @@ WeightPtr TensorSource::matrix(const std::string& name, std::int64_t rows, std::
   return backend.load_weight(get(name, {rows, cols}));
 }
 
+FileTensors::FileTensors(const GgufFile& file) : file_(file) {
+  const std::string why = why_types_cannot_run(file.tensors());
+  SBD_CHECK(why.empty(), "{}: {}", file.metadata().source(), why);
+}
+
 Tensor FileTensors::get(const std::string& name, const std::vector<std::int64_t>& shape) {
   release();
-  const Tensor* tensor = file_.find(name);
+  const FileTensor* tensor = file_.find(name);
   SBD_CHECK(tensor != nullptr, "{}: tensor {} is missing; convert the checkpoint again",
             file_.metadata().source(), name);
   SBD_CHECK(
@@ -125,7 +140,7 @@ Tensor FileTensors::get(const std::string& name, const std::vector<std::int64_t>
       file_.metadata().source(), name, shape_text(shape), shape_text(tensor->shape));
   current_ = tensor;
   used_.insert(tensor);
-  return *tensor;
+  return {tensor->name, *tensor->dtype, tensor->shape, tensor->data};
 }
 
 void FileTensors::release() {
@@ -134,7 +149,7 @@ void FileTensors::release() {
 }
 
 void FileTensors::check_all_used() const {
-  for (const Tensor& tensor : file_.tensors()) {
+  for (const FileTensor& tensor : file_.tensors()) {
     SBD_CHECK(used_.contains(&tensor),
               "{}: tensor {} belongs to an architecture this engine does not compute",
               file_.metadata().source(), quote(tensor.name));

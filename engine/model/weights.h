@@ -52,11 +52,11 @@ class TensorSource {
 
 ModelWeights load_weights(const ModelConfig& config, TensorSource& source, Backend& backend);
 
-// The tensors of a model file. After loading, tensors that nothing asked for are an error: they
-// would be operations this engine does not compute.
+// The tensors of a model file, all of types that the engine can run. After loading, tensors that
+// nothing asked for are an error: they would be operations this engine does not compute.
 class FileTensors : public TensorSource {
  public:
-  explicit FileTensors(const GgufFile& file) : file_(file) {}
+  explicit FileTensors(const GgufFile& file);
   ~FileTensors() override { release(); }
   bool has(const std::string& name) override { return file_.find(name) != nullptr; }
   Tensor get(const std::string& name, const std::vector<std::int64_t>& shape) override;
@@ -66,8 +66,8 @@ class FileTensors : public TensorSource {
   void release();
 
   const GgufFile& file_;
-  const Tensor* current_ = nullptr;
-  std::set<const Tensor*> used_;
+  const FileTensor* current_ = nullptr;
+  std::set<const FileTensor*> used_;
 };
 
 // Weights of any shape, for timing: matrices are random, in `dtype`; vectors are ones.

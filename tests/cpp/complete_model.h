@@ -36,7 +36,9 @@ inline GgufTensor filled_tensor(const std::string& name, std::vector<std::uint64
 
   const bool is_weight = dimensions.size() == 1 && name.ends_with(".weight");
   std::uint64_t block = 1;
-  if (type == gguf_tensor::q8_0 || type == gguf_tensor::q4_0) block = 32;
+  if (type == gguf_tensor::q8_0 || type == gguf_tensor::q4_0 || type == gguf_tensor::q4_1) {
+    block = 32;
+  }
   if (type == gguf_tensor::q4_k || type == gguf_tensor::q6_k) block = 256;
   std::string data;
   const auto random_bytes = [&](std::uint64_t count) {
@@ -61,6 +63,10 @@ inline GgufTensor filled_tensor(const std::string& name, std::vector<std::uint64
         break;
       case gguf_tensor::q4_0:
         data += bytes_of(std::uint16_t{0x2800});  // scale 1/32
+        random_bytes(16);
+        break;
+      case gguf_tensor::q4_1:
+        data += bytes_of(std::uint16_t{0x2800}) + bytes_of(std::uint16_t{0xb400});  // 1/32, -1/4
         random_bytes(16);
         break;
       case gguf_tensor::q4_k:
@@ -140,7 +146,7 @@ inline GgufBuilder complete_model(const ModelShape& m) {
 inline std::vector<ModelShape> complete_models() {
   using namespace gguf_tensor;
   return {
-      {"llama", 1, 32, 32, 2, 1, 16, 8, {q8_0, q4_0, f32}, false, true, true},
+      {"llama", 1, 32, 32, 2, 1, 16, 8, {q8_0, q4_0, f32, q4_1}, false, true, true},
       {"qwen2", 2, 10, 7, 2, 1, 6, 20, {f16, bf16, f32}, true, false, true},
       {"qwen3", 1, 32, 32, 4, 2, 8, 17, {q4_0, bf16, q8_0, f16}, true, false, true},
       {"llama", 1, 8, 9, 1, 1, 4, 9, {f32}, false, false, false},

@@ -17,7 +17,7 @@ inline constexpr std::uint32_t u8 = 0, i8 = 1, u16 = 2, i16 = 3, u32 = 4, i32 = 
                                boolean = 7, string = 8, array = 9, u64 = 10, i64 = 11, f64 = 12;
 }
 namespace gguf_tensor {
-inline constexpr std::uint32_t f32 = 0, f16 = 1, q4_0 = 2, q8_0 = 8, q4_k = 12, q6_k = 14,
+inline constexpr std::uint32_t f32 = 0, f16 = 1, q4_0 = 2, q4_1 = 3, q8_0 = 8, q4_k = 12, q6_k = 14,
                                bf16 = 30;
 }
 
@@ -143,6 +143,7 @@ inline GgufBuilder tiny_model(const std::string& architecture = "llama") {
   builder.tensor({"blk.0.ffn_down.weight", {512, 3}, gguf_tensor::q4_k, std::string(864, '\5')});
   builder.tensor({"blk.1.ffn_down.weight", {512, 3}, gguf_tensor::q6_k, std::string(1260, '\6')});
   builder.tensor({"blk.1.attn_q.weight", {32, 32}, gguf_tensor::bf16, std::string(2048, '\7')});
+  builder.tensor({"blk.0.attn_q.weight", {32, 32}, gguf_tensor::q4_1, std::string(640, '\10')});
   return builder;
 }
 

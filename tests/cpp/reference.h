@@ -120,6 +120,10 @@ inline StoredTensor random_matrix(std::string name, DType dtype, int rows, int c
       }
       case DType::q8_0: half(7), bytes(32); break;
       case DType::q4_0: half(3), bytes(16); break;
+      case DType::q4_1:  // from m to m + 15 d; at -8 d, values lie around 0
+        append(tensor.bytes, static_cast<std::uint16_t>((half(3) ^ 0x8000u) + (3 << 10)));
+        bytes(16);
+        break;
       case DType::q4_k:  // offsets are multiplied by 8 d, so that values lie around 0
         append(tensor.bytes, static_cast<std::uint16_t>(half(10) + (3 << 10)));
         bytes(12 + 128);
@@ -131,7 +135,8 @@ inline StoredTensor random_matrix(std::string name, DType dtype, int rows, int c
 }
 
 // GGUF's blocks: Q8_0 is a half scale and 32 int8; Q4_0 a half scale and 16 bytes whose low nibbles
-// are weights 0-15 and high nibbles 16-31, each minus 8.
+// are weights 0-15 and high nibbles 16-31, each minus 8; Q4_1 has a half m behind the scale, which
+// is added to the product instead.
 // Q4_K: halves d and m, then for each of eight groups of 32 a scale s and an offset o of six bits
 // in 12 bytes, then 128 bytes of nibbles, 32 for two groups, whose first has the low ones:
 // d s q - m o.
@@ -162,6 +167,15 @@ inline std::vector<double> values_of(const StoredTensor& tensor) {
         for (int& byte : bytes) byte = take(std::uint8_t{});
         for (const int byte : bytes) values.push_back(scale * (byte % 16 - 8));
         for (const int byte : bytes) values.push_back(scale * (byte / 16 - 8));
+        break;
+      }
+      case DType::q4_1: {
+        const double d = half_value(take(std::uint16_t{}));
+        const double m = half_value(take(std::uint16_t{}));
+        int bytes[16];
+        for (int& byte : bytes) byte = take(std::uint8_t{});
+        for (const int byte : bytes) values.push_back(d * (byte % 16) + m);
+        for (const int byte : bytes) values.push_back(d * (byte / 16) + m);
         break;
       }
       case DType::q4_k: {

@@ -109,12 +109,12 @@ TEST(gguf_reads_every_tensor_type) {
   const std::string image = tiny_model().build();
   const GgufContents contents = parse(image);
   const auto& tensors = contents.tensors;
-  CHECK_EQ(tensors.size(), 7);
+  CHECK_EQ(tensors.size(), 8);
   const DType types[] = {DType::f16,  DType::f32,  DType::q8_0, DType::q4_0,
-                         DType::q4_k, DType::q6_k, DType::bf16};
-  const std::size_t sizes[] = {512, 128, 64 * 34, 64 * 18, 6 * 144, 6 * 210, 2048};
+                         DType::q4_k, DType::q6_k, DType::bf16, DType::q4_1};
+  const std::size_t sizes[] = {512, 128, 64 * 34, 64 * 18, 6 * 144, 6 * 210, 2048, 640};
   for (std::size_t i = 0; i < tensors.size(); ++i) {
-    CHECK_EQ(tensors[i].dtype, types[i]);
+    CHECK(tensors[i].dtype == types[i]);
     CHECK_EQ(tensors[i].data.size(), sizes[i]);
     for (const std::byte byte : tensors[i].data) {
       CHECK_EQ(static_cast<int>(byte), static_cast<int>(i) + 1);
@@ -279,24 +279,44 @@ TEST(gguf_refuses_bad_shapes) {
                     "tensor 't': rows of 33 values, expected a multiple of 32");
   CHECK_THROWS_WITH(with({16, 2}, tensor::q4_0), "rows of 16 values, expected a multiple of 32");
   CHECK_THROWS_WITH(with({320}, tensor::q4_k),
-                    "tensor 't': rows of 320 values, expected a multiple of 256 for q4_k");
+                    "tensor 't': rows of 320 values, expected a multiple of 256 for Q4_K");
   CHECK_THROWS_WITH(with({128, 2}, tensor::q6_k), "rows of 128 values, expected a multiple of 256");
   CHECK_THROWS_WITH(parse(GgufBuilder().tensor(vector_of_8(""))), "a tensor's name is empty");
 }
 
-TEST(gguf_names_tensor_types_it_does_not_have) {
-  const auto with = [](std::uint32_t type) {
-    return parse(GgufBuilder().tensor({"t", {256}, type, std::string(1024, '\0')}));
-  };
-  CHECK_THROWS_WITH(with(13),
-                    "tensor 't': tensor type Q5_K is not supported, expected F32, "
-                    "F16, BF16, Q8_0, Q4_0, Q4_K, Q6_K; convert the original checkpoint");
-  CHECK_THROWS_WITH(with(7), "tensor type Q5_1 is not supported");
-  CHECK_THROWS_WITH(with(20), "tensor type IQ4_NL is not supported");
-  for (const std::uint32_t unknown : {4u, 5u, 31u, 36u, 99u, 0xffffffffu}) {
-    CHECK_THROWS_WITH(with(unknown),
-                      format("tensor 't': unknown tensor type {}, expected F32", unknown));
+// Of types that the engine cannot run, and of such as came after it was written.
+TEST(gguf_reads_tensors_of_other_types) {
+  GgufBuilder builder;
+  builder.tensor({"a", {256, 2}, 13, std::string(2 * 176, '\1')});
+  builder.tensor({"b", {5, 7}, 99, std::string(100, '\2')});
+  builder.tensor({"c", {32}, tensor::q4_1, std::string(20, '\3')});
+  builder.tensor({"d", {1}, 0xffffffff, std::string(10, '\4')});
+  const std::string image = builder.build();
+  const auto tensors = parse(image).tensors;
+  const std::string types[] = {"Q5_K", "99", "Q4_1", "4294967295"};
+  const std::size_t sizes[] = {352, 128, 20, 32};  // of unknown ones, with the padding
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    CHECK_EQ(tensors[i].type, types[i]);
+    CHECK_EQ(tensors[i].dtype.has_value(), i == 2);
+    CHECK_EQ(tensors[i].data.size(), sizes[i]);
+    CHECK_EQ(static_cast<int>(tensors[i].data[0]), static_cast<int>(i) + 1);
   }
+  CHECK_EQ(why_types_cannot_run(tensors),
+           "tensor 'a': type Q5_K, 99, 4294967295 cannot run here, expected F32, F16, BF16, Q8_0, "
+           "Q4_0, Q4_1, Q4_K, Q6_K; convert the original checkpoint with: sbd-engine convert DIR "
+           "--type q8_0");
+  CHECK_EQ(why_types_cannot_run({tensors[2]}), "");
+  CHECK_THROWS_WITH(parse(GgufBuilder().tensor({"t", {100}, 13, std::string(100, '\0')})),
+                    "tensor 't': rows of 100 values, expected a multiple of 256 for Q5_K");
+  builder.u32("sbd.block_size", 4);  // tensors one after another, whatever they are
+  CHECK_EQ(parse(builder).tensors.size(), 4);
+}
+
+TEST(gguf_refuses_unknown_tensors_outside_the_file) {
+  GgufBuilder builder;
+  builder.tensor({"t", {1}, 99, std::string(32, '\0'), 64});
+  CHECK_THROWS_WITH(parse(builder),
+                    "tensor 't': 0 bytes at offset 64 of the data section, but that has 32 bytes");
 }
 
 TEST(gguf_refuses_bad_offsets) {
@@ -316,13 +336,14 @@ TEST(gguf_refuses_bad_offsets) {
 
 TEST(gguf_with_our_keys_has_exactly_its_length) {
   GgufBuilder builder = tiny_model();
-  CHECK_EQ(parse(builder).tensors.size(), 7);
+  CHECK_EQ(parse(builder).tensors.size(), 8);
   const std::string image = builder.build();
   builder.trailing = std::string(1, '\0');
   CHECK_THROWS_WITH(parse(builder), format("the file has {} bytes, expected {} for its tensors",
                                            image.size() + 1, image.size()));
   builder.trailing = std::string(2048, '\0');
   builder.tensors[6].offset = 512 + 128 + 64 * 34 + 64 * 18 + 896 + 1280 + 64;
+  builder.tensors[7].offset = *builder.tensors[6].offset + 2048;
   CHECK_THROWS_WITH(parse(builder),
                     "tensor 'blk.1.attn_q.weight' starts at offset 6208, expected 6144 "
                     "in a file with sbd.* keys");
@@ -331,7 +352,7 @@ TEST(gguf_with_our_keys_has_exactly_its_length) {
 TEST(gguf_error_lines_cannot_be_forged_by_names) {
   const std::string name = "x\n\x1b[2J\xe2\x80\xae" + std::string(5000, 'y');
   GgufBuilder builder;
-  builder.tensor({name, {8}, 99, std::string(32, '\0')});
+  builder.tensor({name, {8}, tensor::q8_0, std::string(32, '\0')});
   CHECK_THROWS_WITH(parse(builder), R"(tensor 'x\x0a\x1b[2J\xe2\x80\xaeyyyyy)");
   CHECK_THROWS_WITH(parse(builder), "yyy...'");
 }
@@ -353,12 +374,12 @@ TEST(gguf_file_maps_a_file) {
   const TemporaryFolder folder;
   const std::string image = tiny_model().build();
   const GgufFile file(folder.write("model.bin", image));
-  CHECK_EQ(file.tensors().size(), 7);
+  CHECK_EQ(file.tensors().size(), 8);
   CHECK_EQ(file.metadata().string("general.architecture"), "llama");
   CHECK(file.find("no such tensor") == nullptr);
-  const Tensor* found = file.find("blk.1.attn_q.weight");
+  const FileTensor* found = file.find("blk.1.attn_q.weight");
   CHECK(found != nullptr && found->dtype == DType::bf16);
-  for (const Tensor& each : file.tensors()) {
+  for (const FileTensor& each : file.tensors()) {
     const auto first = each.data.front();
     file.release(each);
     CHECK_EQ(static_cast<int>(each.data.front()), static_cast<int>(first));  // comes back

@@ -83,7 +83,8 @@ void spoil_end(GgufTensor& tensor, bool nan) {
       break;
     case gguf_tensor::q8_0: put(34, half); break;
     case gguf_tensor::q4_0: put(18, half); break;
-    case gguf_tensor::q4_k: put(144, half); break;
+    case gguf_tensor::q4_1: put(nan ? 20 : 18, half); break;  // the scale; the minimum
+    case gguf_tensor::q4_k: put(nan ? 144 : 142, half); break;
     case gguf_tensor::q6_k: put(2, half); break;
   }
 }
@@ -186,6 +187,19 @@ TEST(load_names_the_tensor_that_metadata_disagree_with) {
                     "metadata, got [9, 8]");
 }
 
+// Some pad the embedding and not the tokenizer.
+TEST(load_without_a_vocabulary_size_takes_the_embedding_s) {
+  GgufBuilder builder = model(kPlain);
+  std::erase_if(builder.key_values, [](const std::string& entry) {
+    return entry.starts_with(gguf_string("llama.vocab_size"));
+  });
+  CHECK_EQ(load(builder).config().vocab_size, 9);
+  builder.strings("tokenizer.ggml.tokens", std::vector<std::string>(7, "a"));
+  Engine engine = load(builder);
+  CHECK_EQ(engine.config().vocab_size, 9);
+  CHECK_EQ(engine.forward({8}, 0).size(), 9);
+}
+
 TEST(load_refuses_a_tensor_nothing_asked_for) {
   for (const std::string name : {"blk.0.attn_sinks.weight", "blk.1.attn_q.weight", "x\ny"}) {
     GgufBuilder builder = model(kLlama);
@@ -212,15 +226,50 @@ TEST(load_names_a_tensor_with_nan_or_infinity) {
   }
 }
 
-TEST(load_refuses_a_vector_of_another_type) {
-  const GgufBuilder whole = model(kQwen2);
-  for (std::size_t i = 0; i < whole.tensors.size(); ++i) {
-    if (whole.tensors[i].dimensions.size() > 1) continue;
-    GgufBuilder builder = whole;
-    GgufTensor& changed = builder.tensors[i];
-    changed = filled_tensor(changed.name, changed.dimensions, gguf_tensor::f16);
-    CHECK_THROWS_WITH(load(builder), "tensor " + changed.name + ": expected type f32, got f16");
+// Norms and biases in F16 or BF16 give what their values in F32 do.
+TEST(load_vectors_of_every_float_type) {
+  const auto logits = [](std::uint32_t type, bool widened) {
+    GgufBuilder builder = model(kQwen2);
+    for (GgufTensor& tensor : builder.tensors) {
+      if (tensor.dimensions.size() > 1) continue;
+      tensor = filled_tensor(tensor.name, tensor.dimensions, type);
+      if (!widened) continue;
+      std::string wide;
+      for (std::size_t i = 0; i < tensor.data.size(); i += 2) {
+        std::uint16_t bits;
+        std::memcpy(&bits, tensor.data.data() + i, 2);
+        wide += bytes_of(type == gguf_tensor::f16 ? half_to_float(bits) : bf16_to_float(bits));
+      }
+      tensor.type = gguf_tensor::f32;
+      tensor.data = wide;
+    }
+    return load(builder).forward({0, 1, 2}, 0);
+  };
+  for (const std::uint32_t type : {gguf_tensor::f16, gguf_tensor::bf16}) {
+    CHECK_EQ(logits(type, false), logits(type, true));
   }
+  CHECK(logits(gguf_tensor::f16, false) != logits(gguf_tensor::bf16, false));
+}
+
+TEST(load_refuses_a_vector_of_another_type) {
+  GgufBuilder builder = model(kLlama);
+  GgufTensor& norm = tensor(builder, "output_norm.weight");
+  norm = filled_tensor(norm.name, norm.dimensions, gguf_tensor::q8_0);
+  CHECK_THROWS_WITH(load(builder),
+                    "tensor output_norm.weight: expected type f32, f16 or bf16, got q8_0");
+}
+
+TEST(load_refuses_types_that_cannot_run) {
+  GgufBuilder builder = model(kLlama);
+  builder.tensor({"later", {256}, 13, std::string(176, '\0')});
+  CHECK_THROWS_WITH(load(builder), "tensor 'later': type Q5_K cannot run here, expected F32");
+}
+
+TEST(load_refuses_a_part_of_a_model) {
+  CHECK_THROWS_WITH(load(with_key(model(kPlain), "split.count", 3)),
+                    "key 'split.count' is 3, expected a whole model; join the parts with: "
+                    "llama-gguf-split --merge");
+  load(with_key(model(kPlain), "split.count", 1));
 }
 
 TEST(load_refuses_rope_divisors_that_are_not_positive) {

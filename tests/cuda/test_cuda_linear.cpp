@@ -20,7 +20,8 @@ std::string where(const Case& c) {
 // What rounding a row's activations costs: half a unit of 8 or 11 bits, and the float32 sums.
 double rounding(DType dtype, int cols) {
   double of_type = dtype == DType::f32 ? 0 : dtype == DType::bf16 ? 0x1p-8 : 0x1p-11;
-  if (values_per_block(dtype) > kGroupSize) of_type *= 2;  // the weights' own
+  const bool as_halves = values_per_block(dtype) > kGroupSize || dtype == DType::q4_1;
+  if (as_halves) of_type *= 2;  // the weights' own
   return of_type * 1.01 + (cols + 4) * kEps;
 }
 
@@ -80,9 +81,10 @@ TEST(cuda_linear_agrees_with_float64) {
     check_linear(backend, {dtype, 257, 2048, 2, false, false});
     check_linear(backend, {dtype, 20, 8256, 2, false, false});  // rows prepared in several strips
   }
-  for (const DType dtype : {DType::q4_k, DType::q6_k}) {
+  for (const DType dtype : {DType::q4_1, DType::q4_k, DType::q6_k}) {
     for (const int cols : {256, 768}) check_linear(backend, {dtype, 131, cols, 3, true, false});
   }
+  for (const int cols : {32, 96}) check_linear(backend, {DType::q4_1, 131, cols, 3, true, false});
   for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
     for (const int cols : {1, 5, 63, 65}) check_linear(backend, {dtype, 9, cols, 2, true, false});
   }

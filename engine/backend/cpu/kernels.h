@@ -25,6 +25,7 @@ inline constexpr float kMinusInfinity = -1e30f;  // finite: differences with it 
 //   q8_0      [groups] of quants [2][8][16][4] as value + 128 and scales [2][16]
 //   q4_0      [groups] of quants [2][4][16][4], a group's steps 0-3 in low and 4-7 in high nibbles,
 //             and scales [2][16]
+//   q4_1      the same, then minima [2][16], negated: w = scale q - min, as in q4_k
 //   q4_k, q6_k  k_quants.h
 struct PackedMatrix {
   DType dtype;

@@ -105,11 +105,13 @@ struct BF16Format {
 };
 
 // Quantised groups: sum of (u - offset) q = sum of u q - offset * sum of q, with unsigned weights
-// u; the second term starts the integer accumulator.
-template <typename Quants>
+// u; the second term starts the integer accumulator. Where groups have a minimum instead, it is
+// multiplied by the sum of the inputs, in float32.
+template <typename Quants, bool kHasMins = false>
 struct QuantFormat {
   static constexpr int kScalesAt = 2 * Quants::kBytes;
-  static constexpr int kStepBytes = kScalesAt + 2 * 16 * 2;
+  static constexpr int kMinsAt = kScalesAt + 2 * 16 * 2;
+  static constexpr int kStepBytes = kMinsAt + (kHasMins ? 2 * 16 * 2 : 0);
 
   template <int R, int P>
   static inline void run(const LinearTask& t, const Tile& tile, PrefetchStream& stream,
@@ -121,7 +123,7 @@ struct QuantFormat {
       const std::uint8_t* group = tile.panel + static_cast<Index>(g) * kStepBytes;
       I dots[R][P];
       for (int r = 0; r < R; ++r) {
-        const I start = set1_int(Quants::start(x[r * groups]));
+        const I start = set1_int(kHasMins ? 0 : Quants::start(x[r * groups]));
         for (int p = 0; p < P; ++p) dots[r][p] = start;
       }
       Quants::template multiply<R, P>(group + tile.half * Quants::kBytes, x, groups, dots);
@@ -131,6 +133,12 @@ struct QuantFormat {
         for (int r = 0; r < R; ++r) {
           const F scale = mul(w_scale, set1(x[r * groups].scale));
           sums[r][p] = fma(to_float(dots[r][p]), scale, sums[r][p]);
+        }
+      }
+      for (int p = 0; kHasMins && p < P; ++p) {
+        const F w_min = load_halves(group + kMinsAt + (tile.half + p) * 32);
+        for (int r = 0; r < R; ++r) {
+          sums[r][p] = fma(w_min, set1(x[r * groups].minus_sum), sums[r][p]);
         }
       }
     }
@@ -186,6 +194,7 @@ using F32Format = FloatFormat<F32Vector>;
 using F16Format = FloatFormat<F16Vector>;
 using Q8Format = QuantFormat<Q8Quants>;
 using Q4Format = QuantFormat<Q4Quants>;
+using Q4_1Format = QuantFormat<Q4Quants, true>;
 
 #include "backend/cpu/k_quants_inl.h"
 
@@ -306,6 +315,7 @@ static void linear(const LinearTask& t, int panel_begin, int panel_end) {
     case DType::bf16: return linear_panels<BF16Format>(t, panel_begin, panel_end);
     case DType::q8_0: return linear_panels<Q8Format>(t, panel_begin, panel_end);
     case DType::q4_0: return linear_panels<Q4Format>(t, panel_begin, panel_end);
+    case DType::q4_1: return linear_panels<Q4_1Format>(t, panel_begin, panel_end);
     case DType::q4_k: return linear_panels<Q4KFormat>(t, panel_begin, panel_end);
     case DType::q6_k: return linear_panels<Q6KFormat>(t, panel_begin, panel_end);
   }

@@ -12,11 +12,12 @@ namespace sbd::cpu {
 
 namespace {
 
-// Bytes of a panel's quantisation group: quants of both halves, then scales.
+// Bytes of a panel's quantisation group: quants of both halves, then scales, then q4_1's minima.
 constexpr int kQ8Quants = kPanel * kGroupSize;
 constexpr int kQ4Quants = kPanel * kGroupSize / 2;
 constexpr int kQ8Group = kQ8Quants + kPanel * 2;
 constexpr int kQ4Group = kQ4Quants + kPanel * 2;
+constexpr int kQ4_1Group = kQ4Group + kPanel * 2;
 
 Index packed_panel_bytes(DType dtype, int cols) {
   const Index n = cols;
@@ -26,6 +27,7 @@ Index packed_panel_bytes(DType dtype, int cols) {
     case DType::bf16: return (n + 1) / 2 * kPanel * 4;
     case DType::q8_0: return n / kGroupSize * kQ8Group;
     case DType::q4_0: return n / kGroupSize * kQ4Group;
+    case DType::q4_1: return n / kGroupSize * kQ4_1Group;
     case DType::q4_k: return n / kSuperGroupSize * Q4KLayout::kSuper;
     case DType::q6_k: return n / kSuperGroupSize * Q6KLayout::kSuper;
   }
@@ -91,15 +93,22 @@ bool pack_q8_0(const std::byte* source, int cols, int feature, std::uint8_t* pan
   return finite;
 }
 
-bool pack_q4_0(const std::byte* source, int cols, int feature, std::uint8_t* panel) {
+// Q4_0, and Q4_1, whose minima are kept negated.
+template <typename Block, int kGroupBytes>
+bool pack_q4(const std::byte* source, int cols, int feature, std::uint8_t* panel) {
   bool finite = true;
-  for (int g = 0; g < cols / kGroupSize; ++g, panel += kQ4Group) {
-    const auto block = load_as<BlockQ4_0>(source + g * sizeof(BlockQ4_0));
+  for (int g = 0; g < cols / kGroupSize; ++g, panel += kGroupBytes) {
+    const auto block = load_as<Block>(source + g * sizeof(Block));
     finite &= half_is_finite(block.scale);
     for (int i = 0; i < kGroupSize / 2; i += 4) {
       std::memcpy(panel + q4_at(i, feature), block.nibbles + i, 4);
     }
     std::memcpy(panel + kQ4Quants + feature * 2, &block.scale, 2);
+    if constexpr (kGroupBytes == kQ4_1Group) {
+      finite &= half_is_finite(block.min);
+      const auto minus_min = static_cast<std::uint16_t>(block.min ^ 0x8000u);
+      std::memcpy(panel + kQ4Group + feature * 2, &minus_min, 2);
+    }
   }
   return finite;
 }
@@ -110,7 +119,8 @@ bool pack_row(DType dtype, const std::byte* source, int cols, int feature, std::
     case DType::f16: return pack_f16(source, cols, feature, panel);
     case DType::bf16: return pack_bf16(source, cols, feature, panel);
     case DType::q8_0: return pack_q8_0(source, cols, feature, panel);
-    case DType::q4_0: return pack_q4_0(source, cols, feature, panel);
+    case DType::q4_0: return pack_q4<BlockQ4_0, kQ4Group>(source, cols, feature, panel);
+    case DType::q4_1: return pack_q4<BlockQ4_1, kQ4_1Group>(source, cols, feature, panel);
     case DType::q4_k: return pack_q4_k(source, cols, feature, panel);
     case DType::q6_k: return pack_q6_k(source, cols, feature, panel);
   }
@@ -163,6 +173,15 @@ void PackedWeight::dequantize_row(int row, float* out) const {
         const auto scale = load_as<std::uint16_t>(group + kQ4Quants + feature * 2);
         const int byte = group[q4_at(i % 16, feature)];
         out[k] = half_to_float(scale) * static_cast<float>((i < 16 ? byte & 15 : byte >> 4) - 8);
+        break;
+      }
+      case DType::q4_1: {
+        const std::uint8_t* group = panel + Index{g} * kQ4_1Group;
+        const auto scale = load_as<std::uint16_t>(group + kQ4Quants + feature * 2);
+        const auto min = load_as<std::uint16_t>(group + kQ4Group + feature * 2);
+        const int byte = group[q4_at(i % 16, feature)];
+        out[k] = half_to_float(scale) * static_cast<float>(i < 16 ? byte & 15 : byte >> 4) -
+                 half_to_float(min);
         break;
       }
       case DType::q4_k: return dequantize_q4_k(panel, cols(), feature, out);  // all of the row

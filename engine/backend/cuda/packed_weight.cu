@@ -79,6 +79,12 @@ __device__ float half_at(const std::uint8_t* p) {
 }
 
 // Value i of a block, as core/dtype.h says it is stored.
+__device__ float q4_1_value(const std::uint8_t* block, int i) {
+  const int byte = block[offsetof(BlockQ4_1, nibbles) + i % 16];
+  return half_at(block) * static_cast<float>(i < 16 ? byte & 15 : byte >> 4) +
+         half_at(block + offsetof(BlockQ4_1, min));
+}
+
 __device__ float q4_k_value(const std::uint8_t* block, int i) {
   const std::uint8_t* six = block + offsetof(BlockQ4_K, six_bits);
   const int g = i / kGroupSize;
@@ -100,16 +106,15 @@ __device__ float q6_k_value(const std::uint8_t* block, int i) {
          static_cast<float>(scale * ((low | high << 4) - 32));
 }
 
-// K-quants become halves: exact enough (2^-12), and several times the memory.
-template <bool kSixBits>
-__global__ void pack_k_quants(PackArgs a) {  // a thread: a value
+// Q4_1 and K-quants become halves: exact enough (2^-12), and several times the memory.
+template <DType kType, float (*kValue)(const std::uint8_t* block, int i)>
+__global__ void pack_as_halves(PackArgs a) {  // a thread: a value
   const Index i = Index{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= a.n_threads) return;
   const int row = static_cast<int>(i / a.cols), k = static_cast<int>(i % a.cols);
-  constexpr int kBlockBytes = kSixBits ? sizeof(BlockQ6_K) : sizeof(BlockQ4_K);
-  const std::uint8_t* block = a.source + i / kSuperGroupSize * kBlockBytes;
-  const int at = k % kSuperGroupSize;
-  const float value = kSixBits ? q6_k_value(block, at) : q4_k_value(block, at);
+  constexpr int kValues = values_per_block(kType);
+  constexpr int kBytes = bytes_per_block(kType);
+  const float value = kValue(a.source + i / kValues * kBytes, k % kValues);
   const std::uint32_t bits = to_halves(value, 0.0f) & 0xffffu;
   if (exponent_is_full(bits, 0x7c00u)) atomicMax(a.bad_row, a.first_row + row);
   store_half(a, row, k, bits);
@@ -160,13 +165,21 @@ void (*packer(DType dtype))(PackArgs) {
     case DType::bf16: return pack_halves<0x7f80u>;
     case DType::q8_0: return pack_quants<Q8Format>;
     case DType::q4_0: return pack_quants<Q4Format>;
-    case DType::q4_k: return pack_k_quants<false>;
-    case DType::q6_k: return pack_k_quants<true>;
+    case DType::q4_1: return pack_as_halves<DType::q4_1, q4_1_value>;
+    case DType::q4_k: return pack_as_halves<DType::q4_k, q4_k_value>;
+    case DType::q6_k: return pack_as_halves<DType::q6_k, q6_k_value>;
     default: return pack_f32;
   }
 }
 
-DType stored_type(DType dtype) { return values_per_block(dtype) > kGroupSize ? DType::f16 : dtype; }
+DType stored_type(DType dtype) {
+  switch (dtype) {
+    case DType::q4_1:
+    case DType::q4_k:
+    case DType::q6_k: return DType::f16;
+    default: return dtype;
+  }
+}
 
 int blocks_for(Index n) { return static_cast<int>((n + kThreads - 1) / kThreads); }
 

@@ -17,7 +17,7 @@ from reference.model import causal
 from sbd_engine import Engine
 
 from .checkpoints import convert_quietly, write_checkpoint
-from .test_k_quants import Q4_K, Q6_K, reference_of, relative_error
+from .test_foreign_types import Q4_K, Q6_K, reference_of, relative_error
 
 llama_cpp = pytest.importorskip("llama_cpp")
 pytest.importorskip("torch")

@@ -1,0 +1,216 @@
+"""A real model as its users have it, SmolLM2-135M-Instruct in Q4_1: it answers as it is, and its
+weights give the engine what they give transformers.
+
+Transformers gets the gguf library's values of the file in float32, and the publisher's tokenizer
+from the file's vocabulary; that checkpoint is converted to F32 for the engine. So nothing but the
+rounding of float32 is between the two. With SBD_LONG set, all ten conversations are compared.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from sbd_engine import Engine
+from sbd_engine.cli import main
+
+from .checkpoints import convert_quietly, read_model, state_of
+
+USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
+CHATS = [
+    [(USER, "What is the capital of Japan?")],
+    [(USER, "What is 12 + 30, and what is 2048 / 16?")],
+    [(USER, "Café, naïve, 中文, 🙂\n\n\tx = {'a': 1.5}  # two  spaces")],
+    [(USER, "What is the capital of France?")],
+    [(USER, "Write a Python function that adds two numbers.")],
+    [(USER, "List the three primary colours.")],
+    [(USER, "Translate 'good morning' into Spanish.")],
+    [(SYSTEM, "You answer in one short sentence."), (USER, "Why is the sky blue?")],
+    [(USER, "My name is Ada."), (ASSISTANT, "Hello Ada!"), (USER, "What is my name?")],
+    [(USER, "Explain photosynthesis to a child.")],
+]
+CHAT_MESSAGES = [[{"role": role, "content": text} for role, text in chat] for chat in CHATS]
+WEIGHTS = "model.safetensors"
+LONG = bool(os.environ.get("SBD_LONG"))
+TEXT = """\
+The lighthouse at the end of the bay was built in 1871, when the harbour still took in more than 300
+ships a year. Its keeper lived with his family in two small rooms below the lamp, and wrote down the
+weather every morning and every evening in a book that the museum of the town keeps to this day. On
+clear nights its light could be seen from a distance of twenty miles. When electricity arrived, the
+keeper was no longer needed; the last one left in the spring of 1954.
+
+    def area(width, height):
+        return width * height
+"""
+NEW_TOKENS = 48 if LONG else 24
+# Both are float32 over 30 layers of unlike sums; what stands nearer than this may fall either way.
+NEAR_TIE = 1e-3
+
+
+@pytest.fixture(scope="module")
+def engine(real_model: Path) -> Iterator[Engine]:
+    with Engine(real_model) as engine:
+        yield engine
+
+
+class Twin(NamedTuple):
+    """The file's weights in float32."""
+
+    model: Any  # transformers'
+    tokenizer: Any
+    engine: Engine
+
+    def logits(self, ids: list[int]) -> Any:
+        import torch
+
+        with torch.no_grad():
+            return self.model(torch.tensor([ids])).logits[0].numpy()
+
+
+@pytest.fixture(scope="module")
+def twin(real_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twin]:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    metadata, stored = read_model(real_model)
+    folder = tmp_path_factory.mktemp("real")
+    checkpoint = folder / "checkpoint"
+    config = config_of(metadata, transformers)
+    config.save_pretrained(checkpoint)
+    state = state_of(stored, interleaved=True, head_dim=config.head_dim)
+    save_file({name: np.ascontiguousarray(x) for name, x in state.items()}, checkpoint / WEIGHTS)
+    tokenizer = tokenizer_of(metadata, transformers)
+    tokenizer.save_pretrained(checkpoint)
+    convert_quietly([checkpoint], folder / "f32.bin", type="f32")
+    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    with Engine(folder / "f32.bin", kv_dtype="f32") as engine:
+        yield Twin(model.eval(), tokenizer, engine)
+
+
+def config_of(metadata: dict[str, Any], transformers: Any) -> Any:
+    def value(key: str) -> Any:
+        return metadata[f"llama.{key}"]
+
+    return transformers.LlamaConfig(
+        architectures=["LlamaForCausalLM"],
+        vocab_size=value("vocab_size"),
+        hidden_size=value("embedding_length"),
+        intermediate_size=value("feed_forward_length"),
+        num_hidden_layers=value("block_count"),
+        num_attention_heads=value("attention.head_count"),
+        num_key_value_heads=value("attention.head_count_kv"),
+        max_position_embeddings=value("context_length"),
+        rms_norm_eps=value("attention.layer_norm_rms_epsilon"),
+        rope_theta=value("rope.freq_base"),
+        bos_token_id=metadata["tokenizer.ggml.bos_token_id"],
+        eos_token_id=metadata["tokenizer.ggml.eos_token_id"],
+        tie_word_embeddings=True,
+    )
+
+
+def tokenizer_of(metadata: dict[str, Any], transformers: Any) -> Any:
+    """As the publisher's tokenizer.json says it: digits apart, then GPT-2's bytes and words."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    tokens = metadata["tokenizer.ggml.tokens"]
+    merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(tokens[:17])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        chat_template=metadata["tokenizer.chat_template"],
+    )
+
+
+def test_answers_and_stops(
+    real_model: Path, engine: Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = engine.generate(engine.tokenizer.encode_chat(CHAT_MESSAGES[0]), max_tokens=40)
+    assert done.text == "The capital of Japan is Tokyo."
+    assert done.finish_reason == "stop"
+    assert done.tokens[-1] == 2  # <|im_end|>
+    prompt = CHATS[0][0][1]
+    assert main.run(["run", str(real_model), "--chat", "-p", prompt, "--max-tokens", "40"]) == 0
+    assert capsys.readouterr().out == done.text + "\n"
+
+
+def test_ids_are_transformers(engine: Engine, twin: Twin) -> None:
+    for messages in CHAT_MESSAGES:
+        text = twin.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        expected = twin.tokenizer(text, add_special_tokens=False).input_ids
+        for each in (engine, twin.engine):
+            assert each.tokenizer.apply_chat_template(messages) == text
+            assert each.tokenizer.encode_chat(messages) == expected
+            assert each.tokenizer.decode(expected, skip_special_tokens=False) == text
+    assert engine.tokenizer.encode(TEXT) == twin.tokenizer(TEXT).input_ids
+
+
+class Rows(NamedTuple):
+    ids: list[int]
+    logits: Any  # transformers'
+
+
+@pytest.fixture(scope="module")
+def rows(twin: Twin) -> Rows:
+    ids = twin.tokenizer(TEXT).input_ids
+    return Rows(ids, twin.logits(ids))
+
+
+def test_logits_in_f32(twin: Twin, rows: Rows) -> None:
+    difference = np.abs(twin.engine.forward(rows.ids) - rows.logits)
+    error = np.max(difference) / np.max(np.abs(rows.logits))
+    print(f"largest relative error of {len(rows.ids)} rows: {error:.1e}")
+    assert error < 1e-4
+
+
+def test_greedy_texts_in_f32(twin: Twin) -> None:
+    """Each new token is transformers' choice behind the same tokens, up to the first near tie."""
+    chats = CHAT_MESSAGES if LONG else CHAT_MESSAGES[:3]
+    prompts = [twin.engine.tokenizer.encode_chat(messages) for messages in chats]
+    options = {"max_tokens": NEW_TOKENS, "decoder": "ntp"}
+    texts = twin.engine.generate_batch([{"prompt": p, **options} for p in prompts])
+    for prompt, done in zip(prompts, texts, strict=True):
+        rows = twin.logits(prompt + done.tokens[:-1])[len(prompt) - 1 :]
+        chosen = rows[np.arange(len(rows)), done.tokens]
+        margins = rows.max(axis=-1) - chosen  # 0 where the engine's token is theirs
+        parted = np.flatnonzero(margins)
+        said = f"token {parted[0]}, margin {margins[parted[0]]:.1e}" if len(parted) else "none"
+        print(f"{done.text!r}\n  {len(rows)} tokens, parted at: {said}")
+        assert len(parted) == 0 or margins[parted[0]] < NEAR_TIE
+
+
+def loss(logits: Any, ids: list[int]) -> float:
+    """Of each token behind those before it, in nats."""
+    exact = logits[:-1].astype(np.float64)
+    exact -= exact.max(axis=-1, keepdims=True)
+    log_z = np.log(np.exp(exact).sum(axis=-1))
+    return float(np.mean(log_z - exact[np.arange(len(exact)), ids[1:]]))
+
+
+def test_q4_1_is_near_its_own_values(engine: Engine, rows: Rows) -> None:
+    """The file runs on activations rounded to 8 bits: its perplexity stays, and nearly all of its
+    choices."""
+    actual = engine.forward(rows.ids)
+    losses = loss(actual, rows.ids), loss(rows.logits, rows.ids)
+    same = np.mean(actual.argmax(-1) == rows.logits.argmax(-1))
+    print(f"perplexity {np.exp(losses[0]):.2f}, in float32 {np.exp(losses[1]):.2f}")
+    print(f"same choice in {same:.1%} of {len(rows.ids)} rows")
+    assert abs(losses[0] - losses[1]) < 0.02
+    assert same > 0.9
