@@ -8,7 +8,7 @@ import os
 import struct
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from stat import S_IMODE, S_ISREG
+from stat import S_ISREG
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _core
@@ -47,7 +47,7 @@ def edit_keys(path: Path, values: Mapping[str, Value], unset: Collection[str]) -
         layout = _layout(data, before.get("general.alignment", 32))
         header = _edited(data, layout, changes)
         if header != data[: layout.data]:
-            with replacing(path, S_IMODE(stat.st_mode)) as temporary:
+            with replacing(path, like=stat) as temporary:
                 _write(temporary, header, file.fileno(), layout.data, stat.st_size)
                 _check(temporary, path, contents)
                 now = os.stat(path)

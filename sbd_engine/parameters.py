@@ -107,10 +107,15 @@ def integer(name: str, value: Any, low: int, high: int = _INT32_MAX) -> int:
     if number is None or isinstance(value, bool):
         raise SbdTypeError(f"expected an integer {name}, got {value!r}")
     if number < low:
-        raise SbdValueError(f"expected {name} >= {low}, got {number}")
+        raise SbdValueError(f"expected {name} >= {low}, got {_brief(number)}")
     if number > high:
-        raise SbdValueError(f"expected {name} <= {high}, got {number}")
+        raise SbdValueError(f"expected {name} <= {high}, got {_brief(number)}")
     return number
+
+
+def _brief(number: int) -> str:
+    """Python writes no integer of thousands of digits."""
+    return str(number) if number.bit_length() <= 128 else f"one of {number.bit_length()} bits"
 
 
 def one_of(name: str, value: Any, names: Sequence[str]) -> str:
@@ -192,6 +197,8 @@ def _number(name: str, value: Any, expected: str, holds: Callable[[float], bool]
         raise SbdTypeError(f"expected {name} as a number, got {value!r}")
     try:
         number = float(value)
+    except OverflowError:  # 10**400
+        number = math.inf if value > 0 else -math.inf
     except (TypeError, ValueError):
         raise SbdTypeError(f"expected {name} as a number, got {value!r}") from None
     if not holds(number):  # written so that NaN fails

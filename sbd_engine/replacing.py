@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import SbdFileError
 
 
 @contextmanager
-def replacing(path: Path, rights: int | None = None) -> Iterator[Path]:
+def replacing(path: Path, like: os.stat_result | None = None) -> Iterator[Path]:
     """A new file beside `path`, under a name that nobody can foresee, that takes its place once the
-    body has ended well; until then all that stood there stands. rights: None is the usual ones.
-    Raises SbdFileError where the operating system refuses, a full disk for one."""
+    body has ended well; until then all that stood there stands. like: whose owner and rights it
+    gets, None for the usual ones. Raises SbdFileError where the operating system refuses, a full
+    disk for one."""
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.part")
     try:
-        usual = 0o666 if rights is None else 0o600
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, usual)
+        rights = 0o666 if like is None else 0o600
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, rights)
         try:
             yield temporary
-            if rights is not None:
-                os.fchmod(descriptor, rights)
+            if like is not None:
+                with suppress(PermissionError):  # only root gives files away
+                    os.fchown(descriptor, like.st_uid, like.st_gid)
+                os.fchmod(descriptor, stat.S_IMODE(like.st_mode))
             os.fsync(descriptor)
             temporary.replace(path)
         finally:

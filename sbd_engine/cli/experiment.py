@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -72,7 +71,7 @@ def model_name(model: Path | None) -> str:
 
 
 def run_with_progress(evaluation: Evaluation, journal: Journal) -> bool:
-    """Runs it; True where Ctrl-C or a SIGTERM cut it off."""
+    """Runs it; True where Ctrl-C cut it off."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as TimeRemaining
@@ -86,14 +85,11 @@ def run_with_progress(evaluation: Evaluation, journal: Journal) -> bool:
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as progress:
         task = progress.add_task("answers", total=evaluation.size)
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             for count in evaluation.run(journal):
                 progress.update(task, completed=count)
         except KeyboardInterrupt:
             return True
-        finally:
-            signal.signal(signal.SIGTERM, before)
     return False
 
 

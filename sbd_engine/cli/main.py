@@ -7,6 +7,7 @@ interrupted. Only main imports the rest, so that even an early Ctrl-C ends here.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 
@@ -14,6 +15,8 @@ def main() -> None:
     """The console script: runs a command and exits with its code."""
     for stream in (sys.stdout, sys.stderr):  # a character the terminal lacks is no reason to die
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    # As Ctrl-C, so that what is kept is kept and nothing half-written stays.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(sys.argv[1:]))
 
 

@@ -17,7 +17,7 @@ def set_keys(
     settings: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="KEY=VALUE...",
+            metavar="KEY=VALUE",
             help="Keys as `convert --set` takes them: sbd.gamma=0.1 or gamma=0.1.",
         ),
     ] = None,
