@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from .errors import ConvertError, listed
+from .errors import LISTED, ConvertError, listed
 
 INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r"(?P<stem>.+)-(?P<part>\d+)-of-(?P<parts>\d+)\.safetensors")
+READ = (".json", ".jinja", ".model", ".txt", ".safetensors")  # endings of a checkpoint's files
 # BF16 is the upper half of a float32; numpy has no such type, so its bits are read as they are.
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
@@ -65,12 +67,13 @@ def open_checkpoint(sources: Sequence[Path]) -> Checkpoint:
     if not sources:
         raise ConvertError("no checkpoint given: expected a folder or .safetensors files")
     for path in sources:
-        if not path.exists():
+        if not path.is_dir() and not path.is_file():
             raise ConvertError(f"{path}: no such file or folder")
     if len(sources) == 1 and sources[0].is_dir():
         folder = sources[0]
         if not (folder / "config.json").is_file():
             raise ConvertError(f"{folder}: no config.json: expected a Hugging Face checkpoint")
+        _check_links(folder)
         files = _weight_files(folder)
     else:
         for path in sources:
@@ -81,15 +84,47 @@ def open_checkpoint(sources: Sequence[Path]) -> Checkpoint:
         folder, files = sources[0].parent, list(sources)
         if not (folder / "config.json").is_file():
             raise ConvertError(f"{folder}: no config.json beside {sources[0].name}")
+        _check_links(folder, but=".safetensors")
     _check_shards(files)
     config = read_json(folder / "config.json")
     return Checkpoint(folder, files, config, read_tensors(files))
 
 
+def file_of(folder: Path, name: str) -> Path:
+    """The path of a downloaded folder's file, by a name that may come from one of its others.
+
+    Raises ConvertError where the name or a link leads out of the folder: what else the user has
+    must not end up in a model file. A hub cache's folder links to the `blobs` beside it.
+    """
+    path, homes = folder / name, [folder]
+    for parent in folder.absolute().parents:
+        if parent.name == "snapshots":
+            homes.append(parent.parent / "blobs")
+    try:
+        real = path.resolve()
+        if any(real.is_relative_to(home.resolve()) for home in homes):
+            return path
+    except (OSError, RuntimeError, ValueError) as error:  # a circle of links, no name of a file
+        raise ConvertError(f"{folder}: {name!r:.60}: not to be found: {error}") from None
+    raise ConvertError(
+        f"{folder}: {name!r:.200} leads out of the folder, to {real}: expected a file of the "
+        "checkpoint itself; copy it there if it is"
+    )
+
+
+def _check_links(folder: Path, but: str = "") -> None:
+    """That none of the files that may be read is a link to something outside; `but`: a suffix."""
+    for pattern in "*", "additional_chat_templates/*":
+        for path in sorted(folder.glob(pattern)):
+            read = path.suffix in READ and path.suffix != but
+            if path.is_symlink() and (read or path.is_dir()):
+                file_of(folder, str(path.relative_to(folder)))
+
+
 def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConvertError(f"{path}: not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ConvertError(f"{path}: expected a JSON object, got {type(value).__name__}")
@@ -139,7 +174,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     # "consolidated" is Mistral's own layout, shipped beside the Hugging Face one.
-    found = sorted(folder.glob("*.safetensors"))
+    found = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
     files = [f for f in found if not f.name.startswith(("adapter_", "consolidated"))]
     if files:
         return files
@@ -162,12 +197,12 @@ def _indexed_files(folder: Path) -> list[Path]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise ConvertError(f"{folder / INDEX}: no weight_map")
     names = sorted({str(name) for name in weight_map.values()})
-    missing = [name for name in names if not (folder / name).is_file()]
+    files = [file_of(folder, name) for name in names]
+    missing = [name for name, file in zip(names, files, strict=True) if not file.is_file()]
     if missing:
         raise ConvertError(
             f"{folder}: missing {len(missing)} of {len(names)} weight files: {listed(missing)}"
         )
-    files = [folder / name for name in names]
     absent = sorted(weight_map.keys() - read_tensors(files).keys())
     if absent:
         raise ConvertError(f"{folder / INDEX}: names tensors that no file has: {listed(absent)}")
@@ -175,14 +210,16 @@ def _indexed_files(folder: Path) -> list[Path]:
 
 
 def _check_shards(files: list[Path]) -> None:
-    """Shards say in their names how many there are."""
-    names = {file.name for file in files}
-    for match in filter(None, map(SHARD.fullmatch, sorted(names))):
-        parts, width = int(match["parts"]), len(match["part"])
-        every = (
-            f"{match['stem']}-{i:0{width}}-of-{match['parts']}.safetensors"
-            for i in range(1, parts + 1)
-        )
-        missing = [name for name in every if name not in names]
-        if missing:
-            raise ConvertError(f"missing {len(missing)} of {parts} weight files: {listed(missing)}")
+    """Shards say in their names how many there are; any number, so it is not counted out."""
+    shards = [match for match in (SHARD.fullmatch(file.name) for file in files) if match]
+    for stem, count in sorted({(match["stem"], match["parts"]) for match in shards}):
+        named = [m["part"] for m in shards if (m["stem"], m["parts"]) == (stem, count)]
+        parts, width = int(count), max(map(len, named))
+        there = {int(part) for part in named if 0 < int(part) <= parts}
+        if len(there) < parts:
+            gaps = islice((i for i in range(1, parts + 1) if i not in there), LISTED)
+            names = [f"{stem}-{i:0{width}}-of-{count}.safetensors" for i in gaps]
+            raise ConvertError(
+                f"missing {parts - len(there)} of {parts} weight files: "
+                f"{listed(names, total=parts - len(there))}"
+            )

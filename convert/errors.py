@@ -5,7 +5,19 @@ class ConvertError(ValueError):
     """What cannot be converted, in one line: what is wrong, and how to mend it."""
 
 
-def listed(names: list[str], limit: int = 4) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+LISTED = 4  # names in a message
+
+
+def listed(names: list[str], limit: int = LISTED, total: int | None = None) -> str:
+    """The first few names, and how many more there are, of `total` where that is not all."""
+    left = (len(names) if total is None else total) - limit
+    return ", ".join(names[:limit]) + (f" and {left} more" if left > 0 else "")
+
+
+def one_line(text: str) -> str:
+    """For a terminal: what a file's own names hold can neither look like another line nor be obeyed
+    as an escape sequence or a change of direction."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in " ".join(text.split())
+    )

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .adapter_config import NAME, AdapterConfig, read_adapter_config
-from .checkpoint import StoredTensor, read_json, read_tensors
+from .checkpoint import StoredTensor, file_of, read_json, read_tensors
 from .errors import ConvertError, listed
 
 PREFIX = "base_model.model."
@@ -38,11 +38,11 @@ class LoraAdapter:
 
 def load_lora(folder: Path, base: dict[str, tuple[int, ...]]) -> LoraAdapter:
     """Read an adapter for weights of these shapes; a tensor of it that fits none is an error."""
-    weights = folder / "adapter_model.safetensors"
-    for path in (folder / NAME, weights):
+    settings, weights = (file_of(folder, name) for name in (NAME, "adapter_model.safetensors"))
+    for path in settings, weights:
         if not path.is_file():
             raise ConvertError(f"LoRA adapter: {path} is missing: expected a PEFT adapter's folder")
-    config = read_adapter_config(read_json(folder / NAME))
+    config = read_adapter_config(read_json(settings))
     # A changed embedding is saved with the weight under it, which may be another than the base's.
     stored = {
         name.removeprefix(PREFIX).replace(".base_layer.", "."): tensor

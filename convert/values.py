@@ -11,10 +11,23 @@ Config = dict[str, Any]  # as in config.json
 Value = bool | int | float | str | list[str] | list[int] | list[float]  # of the model file
 
 
+# The most that the engine's reader takes, so that nothing is counted out that no model has.
+MOST = {
+    "num_hidden_layers": 1 << 12,
+    "hidden_size": 1 << 18,
+    "num_attention_heads": 1 << 18,
+    "intermediate_size": 1 << 20,
+    "vocab_size": 1 << 22,
+    "max_position_embeddings": 1 << 27,
+}
+
+
 def positive(values: Config, key: str) -> int:
     value = values.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
         raise ConvertError(f"config.json: {key}: expected a positive integer, got {value!r:.60}")
+    if value > MOST.get(key, value):
+        raise ConvertError(f"config.json: {key}: expected at most {MOST[key]}, got {value}")
     return value
 
 

@@ -63,6 +63,26 @@ def _lone_shard(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "model-00002-of-00003.safetensors")
 
 
+def _shard_of_many(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-3-of-99999999999.safetensors")
+
+
+def _link_out(name: str) -> Callable[[Path], None]:
+    """Makes a file of the folder a link to one outside of it."""
+
+    def apply(folder: Path) -> None:
+        (folder / "chat_template.jinja").touch()
+        (folder / name).rename(folder / "../outside")
+        (folder / name).symlink_to("../outside")
+
+    return apply
+
+
+def _fifo(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors")
+
+
 def _index(**weight_map: str) -> Callable[[Path], None]:
     content = json.dumps({"weight_map": weight_map}).encode()
     return _write("model.safetensors.index.json", content)
@@ -77,6 +97,20 @@ BAD_CHECKPOINTS: list[tuple[Callable[[Path], None], str]] = [
     (_remove("model.safetensors"), "no .safetensors file"),
     (_pickle_only, "weights only as pickles (pytorch_model.bin): expected .safetensors"),
     (_lone_shard, "missing 2 of 3 weight files: model-00001-of-00003.safetensors, model-00003"),
+    (_shard_of_many, "missing 99999999998 of 99999999999 weight files: model-1-of-99999999999.saf"),
+    (_shard_of_many, ", model-5-of-99999999999.safetensors and 99999999994 more"),
+    (_fifo, "no .safetensors file"),
+    (_link_out("chat_template.jinja"), "'chat_template.jinja' leads out of the folder, to "),
+    (_link_out("model.safetensors"), "'model.safetensors' leads out of the folder, to "),
+    (_link_out("config.json"), "'config.json' leads out of the folder, to "),
+    (_index(a="../model.safetensors"), "'../model.safetensors' leads out of the folder, to "),
+    (_index(a="/etc/passwd"), "'/etc/passwd' leads out of the folder, to /etc/passwd"),
+    (_index(a="x\0y"), "not to be found: embedded null byte"),
+    (_write("config.json", b'{"a": ' * 100_000), "not JSON: "),
+    (_write("config.json", b"1" * 5000), "not JSON: "),
+    (_config(num_hidden_layers=2**31 - 1), "num_hidden_layers: expected at most 4096, got 2147"),
+    (_config(vocab_size=2**31 - 1), "vocab_size: expected at most 4194304, got 2147483647"),
+    (_config(hidden_size=10**400), "hidden_size: expected a positive integer, got 1000"),
     (_index(a="gone.safetensors"), "missing 1 of 1 weight files: gone.safetensors"),
     (_index(a="model.safetensors"), "names tensors that no file has: a"),
     (_index(), "no weight_map"),
@@ -240,6 +274,23 @@ def test_failure_in_the_middle_leaves_the_old_file(llama: Path, tmp_path: Path) 
         convert_quietly(llama, out, on_bytes=interrupt)
     assert [p.name for p in tmp_path.iterdir()] == ["model.bin"]
     assert out.read_bytes() == b"old"
+
+
+def test_links_into_the_hub_cache_are_its_own(llama: Path, tmp_path: Path) -> None:
+    """models--a--b/snapshots/REVISION/NAME is a link to ../../blobs/HASH; and who names a file
+    means it, link or not."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0123"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for i, path in enumerate(sorted(llama.iterdir())):
+        shutil.copy(path, blobs / str(i))
+        (snapshot / path.name).symlink_to(f"../../blobs/{i}")
+    convert_quietly(snapshot, tmp_path / "model.bin")
+    (snapshot / "model.safetensors").unlink()
+    (snapshot / "model.safetensors").symlink_to(llama / "model.safetensors")
+    assert "leads out of the folder" in refusal(snapshot, tmp_path / "again.bin")
+    convert_quietly(snapshot / "model.safetensors", tmp_path / "again.bin")
+    assert (tmp_path / "again.bin").read_bytes() == (tmp_path / "model.bin").read_bytes()
 
 
 def test_interrupt_is_exit_code_130(
