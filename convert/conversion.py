@@ -102,7 +102,7 @@ def convert(
     _check_shapes(specs, stored)
     draft_output = None if draft_lora is None else draft_path(output)
     for path in filter(None, (output, draft_output)):
-        _check_output(path, checkpoint)
+        _check_output(path, checkpoint, [Path(folder) for folder in (lora, draft_lora) if folder])
 
     metadata["general.type"] = "model"
     metadata["general.name"] = checkpoint.folder.resolve().name
@@ -251,13 +251,21 @@ def _check_shapes(specs: list[TensorSpec], stored: dict[str, StoredTensor]) -> N
         )
 
 
-def _check_output(output: Path, checkpoint: Checkpoint) -> None:
+def _check_output(output: Path, checkpoint: Checkpoint, adapters: Sequence[Path]) -> None:
     if output.is_dir():
         raise ConvertError(f"{output}: is a folder: expected the model file to write")
     if not output.parent.is_dir():
         raise ConvertError(f"{output.parent}: no such folder")
-    if output.exists() and any(output.samefile(path) for path in checkpoint.files):
+    if not output.exists():
+        return
+    if not output.is_file():
+        raise ConvertError(f"{output}: is no regular file, which writing would replace")
+    if any(output.samefile(path) for path in checkpoint.files):
         raise ConvertError(f"{output}: is a file of the checkpoint itself")
+    if any(output.parent.samefile(folder) for folder in (checkpoint.folder, *adapters)):
+        with output.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise ConvertError(f"{output}: is a file of the checkpoint itself")
 
 
 def _output_tensor(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -24,11 +28,11 @@ from rich.progress import (
 )
 
 from .conversion import Conversion, convert
-from .errors import ConvertError
+from .errors import ConvertError, one_line
 
 # Typer does not export it.
 UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
-ERROR_EXIT, INTERRUPTED_EXIT = 2, 130
+ERROR_EXIT, SIGNAL_EXIT = 2, 128  # plus the signal's number
 
 
 def convert_command(
@@ -70,7 +74,7 @@ def convert_command(
 ) -> None:
     """Convert a Hugging Face checkpoint into one model file."""
     try:
-        with _progress() as progress:
+        with _terminable(), _progress() as progress:
             task = progress.add_task(output.name, total=None)
             done = convert(
                 checkpoint,
@@ -83,7 +87,7 @@ def convert_command(
                 draft_lora=draft_lora,
                 settings=set_ or (),
                 warn=lambda line: progress.console.print(
-                    f"warning: {line}", markup=False, highlight=False, soft_wrap=True
+                    f"warning: {one_line(line)}", markup=False, highlight=False, soft_wrap=True
                 ),
                 on_start=lambda total: progress.update(task, total=total),
                 on_bytes=lambda n: progress.update(task, advance=n),
@@ -93,10 +97,39 @@ def convert_command(
             traceback.print_exc()
         print(f"error: {_line(error)}", file=sys.stderr)
         raise typer.Exit(ERROR_EXIT) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as end:
         print("interrupted: nothing written", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED_EXIT) from None
+        number = end.args[0] if isinstance(end, _Terminated) else signal.SIGINT
+        raise typer.Exit(SIGNAL_EXIT + number) from None
     print(_summary(done))
+
+
+class _Terminated(KeyboardInterrupt):
+    """Asked to end by the signal of that number."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """What else ends a command ends it as Ctrl-C does: nothing half-written stays. The first signal
+    counts; a second would cut the cleaning up short."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # One that was set to be ignored, as by nohup, stays so.
+    kinds = [k for k in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(k) is signal.SIG_DFL]
+
+    def end(number: int, _: object) -> None:
+        for kind in kinds:
+            signal.signal(kind, signal.SIG_IGN)
+        raise _Terminated(number)
+
+    for kind in kinds:
+        signal.signal(kind, end)
+    try:
+        yield
+    finally:
+        for kind in kinds:
+            signal.signal(kind, signal.SIG_DFL)
 
 
 def _progress() -> Progress:
@@ -110,15 +143,17 @@ def _progress() -> Progress:
 
 def _line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split())
+        said = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        return one_line(said)
+    return one_line(str(error))
 
 
 def _summary(done: Conversion) -> str:
-    draft = f"\n{done.draft}: the adapter that drafts for it" if done.draft else ""
+    output, draft = one_line(str(done.output)), one_line(str(done.draft))
+    tail = f"\n{draft}: the adapter that drafts for it" if done.draft else ""
     return (
-        f"{done.output}: {done.n_tensors} tensors, {done.type}, {done.n_bytes / 1e6:.1f} MB, "
-        f"decoders: {', '.join(done.decoders)}{draft}"
+        f"{output}: {done.n_tensors} tensors, {done.type}, {done.n_bytes / 1e6:.1f} MB, "
+        f"decoders: {', '.join(done.decoders)}{tail}"
     )
 
 
@@ -131,7 +166,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except UsageError as error:
-        print(f"error: {error.format_message()}", file=sys.stderr)
+        print(f"error: {one_line(error.format_message())}", file=sys.stderr)
         code = ERROR_EXIT
     sys.exit(code)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,14 +110,11 @@ def _replacing(paths: Sequence[Path]) -> Iterator[list[Path]]:
     folder, temporaries = paths[0].parent, list[Path]()
     try:
         for path in paths:
-            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=folder)
-            os.close(handle)
-            temporaries.append(Path(name))
+            # A name that nobody can foresee, and known before the file is there to be removed.
+            part = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.part")
+            temporaries.append(part)
+            os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         yield temporaries
-        umask = os.umask(0)
-        os.umask(umask)
-        for temporary in temporaries:
-            temporary.chmod(0o666 & ~umask)
         for temporary, path in zip(temporaries, paths, strict=True):
             temporary.replace(path)
     except BaseException:  # Ctrl-C too

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -276,6 +277,21 @@ def test_failure_in_the_middle_leaves_the_old_file(llama: Path, tmp_path: Path) 
     assert out.read_bytes() == b"old"
 
 
+def test_what_must_not_be_replaced(llama_copy: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for output, says in (
+        (tmp_path / "fifo", "is no regular file"),
+        (Path("/dev/null"), "is no regular file"),
+        (llama_copy / "model.safetensors", "is a file of the checkpoint itself"),
+        (llama_copy / "tokenizer.json", "is a file of the checkpoint itself"),
+    ):
+        before = output.stat().st_ino
+        assert says in refusal(llama_copy, output)
+        assert output.stat().st_ino == before
+    for _ in range(2):  # a model file beside the weights is made anew
+        convert_quietly(llama_copy, llama_copy / "model.bin")
+
+
 def test_links_into_the_hub_cache_are_its_own(llama: Path, tmp_path: Path) -> None:
     """models--a--b/snapshots/REVISION/NAME is a link to ../../blobs/HASH; and who names a file
     means it, link or not."""
@@ -291,6 +307,55 @@ def test_links_into_the_hub_cache_are_its_own(llama: Path, tmp_path: Path) -> No
     assert "leads out of the folder" in refusal(snapshot, tmp_path / "again.bin")
     convert_quietly(snapshot / "model.safetensors", tmp_path / "again.bin")
     assert (tmp_path / "again.bin").read_bytes() == (tmp_path / "model.bin").read_bytes()
+
+
+def test_no_escape_sequence_of_a_file_reaches_the_terminal(
+    llama_copy: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    evil = "\x1b]0;mine\x07\u202e\x9b\ndone"
+    damages = (
+        _tensors(lambda t: t.update({evil: t[NORM]})),
+        _index(**{evil: "model.safetensors"}),
+        _index(a=evil),
+        _config(quantization_config={"quant_method": evil}),
+        _config(rope_scaling={evil: 1}),
+    )
+    config = (llama_copy / "config.json").read_text()
+    weights = (llama_copy / "model.safetensors").read_bytes()
+    for damage in damages:
+        (llama_copy / "model.safetensors.index.json").unlink(missing_ok=True)
+        (llama_copy / "config.json").write_text(config)
+        (llama_copy / "model.safetensors").write_bytes(weights)
+        damage(llama_copy)
+        arguments = [str(llama_copy), "-o", str(tmp_path / "m.bin")]
+        code, out, err = run_main(arguments, monkeypatch, capsys)
+        assert (code, out) == (2, "")
+        assert err.isprintable() or err.rstrip("\n").isprintable()
+        assert "x1b]0;mine" in err
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_signals_that_end_it_leave_nothing(name: str, llama: Path, tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys\n"
+        f"sys.path.insert(0, {str(SCRIPT.parents[1])!r})\n"
+        "from convert import conversion, hf_to_sbd\n"
+        "def encode(*_):\n"
+        f"    parts = os.listdir({str(tmp_path)!r})\n"
+        "    assert len(parts) == 1 and parts[0].endswith('.part')\n"
+        f"    os.kill(os.getpid(), signal.{name})\n"
+        f"    os.kill(os.getpid(), signal.{name})\n"
+        "conversion.encode = encode\n"
+        f"sys.argv = ['x', {str(llama)!r}, '-o', {str(tmp_path / 'model.bin')!r}]\n"
+        "hf_to_sbd.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 128 + getattr(signal, name), done.stderr
+    assert done.stderr == "interrupted: nothing written\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_interrupt_is_exit_code_130(
@@ -329,7 +394,11 @@ def test_full_disk(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "the disk has 1,000 bytes free, " in refusal(llama, out)
 
 
-def test_permissions_are_the_usual_ones(llama: Path, tmp_path: Path) -> None:
+def test_permissions_are_the_usual_ones(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a look at the process's umask, which would change it for a moment."""
+    monkeypatch.setattr(os, "umask", None)
     convert_quietly(llama, tmp_path / "model.bin")
     (tmp_path / "plain").touch()
     assert (tmp_path / "model.bin").stat().st_mode == (tmp_path / "plain").stat().st_mode
