@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,8 @@ from python.tiny_model import write_tiny_model
 
 from sbd_engine import AsyncStream, Chunk, Engine, SbdError, Stream
 from sbd_engine.detokenizer import Detokenizer
+from sbd_engine.engine import engine_options
+from sbd_engine.random_model import random_model
 
 PROMPT = "Hello the world"
 ENDLESS: dict[str, Any] = {"ignore_eos": True, "max_tokens": 100_000, "decoder": "ntp"}
@@ -47,8 +49,8 @@ def in_thread(work: Any) -> threading.Thread:
 
 @contextmanager
 def held(engine: Engine) -> Iterator[threading.Thread]:
-    """Another thread holds the engine, as a forward of half a second would."""
-    holder = in_thread(engine._core.measure_peaks)
+    """Another thread holds the engine, as a forward of some 100 ms would."""
+    holder = in_thread(lambda: engine._core.time_forwards([64], 64, 400))
     time.sleep(0.02)
     yield holder
     holder.join()
@@ -202,6 +204,21 @@ class TestThreads:
             pickle.dumps(engine)
 
 
+def random_shape() -> dict[str, Any]:
+    """Of a model that takes seconds to make."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": 1000,
+        "hidden_size": 256,
+        "intermediate_size": 256,
+        "num_hidden_layers": 300,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5,
+    }
+
+
 class TestInterrupts:
     @pytest.fixture(autouse=True)
     def alarm(self) -> Iterator[None]:
@@ -244,6 +261,27 @@ class TestInterrupts:
                 next(stream)
             assert holder.is_alive()
         assert engine._core.n_sequences == 0
+
+    @pytest.mark.parametrize(
+        "work",
+        [
+            lambda engine: engine._core.time_forwards([64], 64, 10**6),
+            lambda engine: engine._core.time_forwards([1], 190_000, 1),
+            lambda engine: engine.forward([1] * 190_000),
+        ],
+    )
+    def test_long_work(self, engine: Engine, work: Callable[[Engine], object]) -> None:
+        """What `bench` does, and long texts: minutes, if it did not ask."""
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        with pytest.raises(KeyboardInterrupt):
+            work(engine)
+        assert len(engine.generate(PROMPT, max_tokens=3).tokens) <= 3
+
+    def test_loading(self) -> None:
+        shape = random_shape()
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt):
+            random_model(shape, "f32", engine_options("cpu", 1, None, "f16"))
 
     def test_a_handler_that_closes_the_stream(self, engine: Engine) -> None:
         stream = engine.stream(PROMPT, **ENDLESS)
