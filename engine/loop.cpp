@@ -1,5 +1,7 @@
 #include "loop.h"
 
+#include <new>
+#include <system_error>
 #include <utility>
 
 #include "core/error.h"
@@ -113,8 +115,10 @@ void Loop::refuse_own_turn() const {
 
 void Loop::pass_turn() {
   if (in_turn_) return;
-  turn_over_->notify_all();
-  if (queued_ > 0 || n_driven_ > 0) return;
+  if (queued_ > 0 || n_driven_ > 0) {
+    turn_over_->notify_all();
+    return;
+  }
   for (Inbox* inbox : inboxes_) {
     if (inbox->n_sleeping_ > 0 && inbox->events_.empty()) {
       inbox->arrived_->notify_one();
@@ -124,15 +128,23 @@ void Loop::pass_turn() {
 }
 
 void Loop::start_driver() {
-  if (!driver_.joinable()) driver_ = std::thread(&Loop::drive, this);
-  turn_over_->notify_all();
+  if (driver_.joinable()) return;
+  try {
+    driver_ = std::thread(&Loop::drive, this);
+  } catch (const std::system_error& error) {
+    fail(ErrorKind::memory, "the thread that drives async streams could not be started ({})",
+         error.what());
+  }
 }
 
 void Loop::drive() {
   Lock lock(mutex_);
   while (!ending_) {
     if (n_driven_ > 0 && may_begin_turn()) {
-      step(lock);
+      try {
+        step(lock);
+      } catch (const std::bad_alloc&) {  // for some event; the next forward may have more luck
+      }
     } else {
       turn_over_->wait(lock);
     }
@@ -275,14 +287,13 @@ SequenceId Inbox::add(Request request) {
   loop_->engine()->check(request);
   const Loop::Lock lock(loop_->mutex_);
   loop_->check_open();
+  if (driven_) loop_->start_driver();
   const SequenceId id = loop_->next_id_++;
   loop_->sequences_.emplace(id, Loop::Sequence{this});
   loop_->arriving_.emplace(id, std::move(request));
   ++n_sequences_;
-  if (driven_) {
-    ++loop_->n_driven_;
-    loop_->start_driver();
-  }
+  loop_->n_driven_ += driven_;
+  loop_->pass_turn();
   return id;
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -151,7 +152,8 @@ class Engine:
         """Like `stream`, for `async for`; the event loop never waits for a forward. Leaving the
         loop, `aclose()`, and cancelling the task that reads it free the sequence at once."""
         called = time.perf_counter()
-        return AsyncStream(self._courier, self._prepare({"prompt": prompt, **options}), called)
+        prepared = self._prepare({"prompt": prompt, **options})
+        return AsyncStream(self._courier_here(), prepared, called)
 
     def generate_batch(self, prompts: Iterable[Prompt | Mapping[str, Any]]) -> list[Completion]:
         """Generates for several prompts, or dicts of `generate`'s arguments, at once; the results
@@ -170,22 +172,26 @@ class Engine:
                 raise type(error)(f"prompt {index} of the batch: {error}") from None
             waiting.append(prepared)
 
-        inbox = _core.Inbox(self._core)  # dropping it removes what is left in it
-        sessions: dict[int, Session] = {}
+        inbox = _core.Inbox(self._core)
+        sessions: dict[int, Session] = {}  # by sequence, in the prompts' order
         running: set[int] = set()
-        while waiting or running:
-            while waiting and len(running) < _MAX_IN_FLIGHT:
-                prepared = waiting.popleft()
-                sequence = inbox.add(prepared.request)
-                sessions[sequence] = prepared.session(time.perf_counter())
-                running.add(sequence)
-            event = inbox.next()
-            if event is None or event.id not in running:  # ended by a stop string
-                continue
-            event.raise_error()
-            if sessions[event.id].absorb(event).finish_reason:
-                inbox.cancel(event.id)
-                running.remove(event.id)
+        try:
+            while waiting or running:
+                while waiting and len(running) < _MAX_IN_FLIGHT:
+                    prepared = waiting.popleft()
+                    sequence = inbox.add(prepared.request)
+                    sessions[sequence] = prepared.session(time.perf_counter())
+                    running.add(sequence)
+                event = inbox.next()
+                assert event  # until a sequence has had its last, one comes
+                if event.id in running:
+                    event.raise_error()
+                    if sessions[event.id].absorb(event).finish_reason:  # a stop string, perhaps
+                        inbox.cancel(event.id)
+                        running.remove(event.id)
+        finally:
+            for sequence in running:
+                inbox.cancel(sequence)
         return [session.completion() for session in sessions.values()]
 
     def forward(self, ids: Sequence[int], block: int = 0) -> npt.NDArray[np.float32]:
@@ -223,6 +229,11 @@ class Engine:
         for name in _REQUEST_FIELDS:
             setattr(request, name, getattr(parameters, name))
         return Prepared(request, ids, parameters.stop, self._tokenizer_if_any())
+
+    def _courier_here(self) -> Courier:
+        if self._courier.process != os.getpid():  # its thread is not in a forked child
+            self._courier = Courier(self._core)
+        return self._courier
 
     def _tokenizer_if_any(self) -> Tokenizer | None:
         try:

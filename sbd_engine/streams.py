@@ -129,7 +129,7 @@ class AsyncStream(_Generation, AsyncIterator[Chunk]):
     """Like Stream, for `async for` in the event loop that made it. Made by Engine.astream."""
 
     def __init__(self, courier: Courier, prepared: Prepared, called: float) -> None:
-        super().__init__(courier.inbox(), prepared, called)
+        super().__init__(courier.inbox, prepared, called)
         self._events: asyncio.Queue[_core.Event | None] = asyncio.Queue()  # None: it has ended
         loop = asyncio.get_running_loop()
         put = self._events.put_nowait  # not self: a stream that is dropped ends
@@ -181,33 +181,24 @@ class Courier:
     there are such streams."""
 
     def __init__(self, core: _core.Engine) -> None:
-        self._core = core
-        self._begin()
-
-    def _begin(self) -> None:
-        self._process = os.getpid()
+        self.process = os.getpid()
+        self.inbox = _core.Inbox(core, driven=True)
         self._lock = threading.Lock()
-        self._inbox = _core.Inbox(self._core, driven=True)
         self._readers: dict[int, Callable[[_core.Event], object]] = {}
         self._running = False
 
-    def inbox(self) -> _core.Inbox:
-        if self._process != os.getpid():  # in a forked child there is no such thread
-            self._begin()
-        return self._inbox
-
     def add(self, request: _core.Request, deliver: Callable[[_core.Event], object]) -> int:
         with self._lock:
-            sequence = self._inbox.add(request)
-            self._readers[sequence] = deliver
-            if not self._running:
-                self._running = True
+            if not self._running:  # first: should it fail, nothing has been added
                 threading.Thread(target=self._run, name="sbd-engine courier", daemon=True).start()
+                self._running = True
+            sequence = self.inbox.add(request)
+            self._readers[sequence] = deliver
         return sequence
 
     def _run(self) -> None:
         while True:
-            event = self._inbox.next()
+            event = self.inbox.next()
             with self._lock:
                 if event is None:
                     if self._readers:
@@ -220,4 +211,4 @@ class Courier:
             try:
                 deliver(event)
             except RuntimeError:  # its event loop is closed
-                self._inbox.cancel(event.id)
+                self.inbox.cancel(event.id)
