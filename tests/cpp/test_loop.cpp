@@ -2,6 +2,7 @@
 // others do. Texts do not depend on company, so each is compared with what the engine alone says.
 #include <atomic>
 #include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <future>
 #include <set>
@@ -244,7 +245,7 @@ class Stress {
       threads.emplace_back([this, i] { work(static_cast<std::uint64_t>(i)); });
     }
     while (std::chrono::steady_clock::now() < end_) {
-      std::this_thread::sleep_for(20ms);
+      std::this_thread::sleep_for(50ms);
       const auto fresh = make_loop(2);
       std::shared_ptr<Loop> old;
       {
@@ -256,6 +257,8 @@ class Stress {
     for (std::thread& thread : threads) thread.join();
     CHECK_EQ(loop_->n_sequences(), 0);
     CHECK_EQ(living(*loop_), 0);
+    std::printf("%d texts whole, %d cancelled, %d ended by a closed engine\n", n_whole_.load(),
+                n_cancelled_.load(), n_closed_.load());
     CHECK(n_whole_ > 0 && n_cancelled_ > 0 && n_closed_ > 0 && n_failed_ == 0);
   }
 
