@@ -10,7 +10,6 @@ is a mix of their blocks.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
@@ -105,29 +104,21 @@ def mixed(block_s: Mapping[int, float], forwards: float) -> float:
 def decode(core: _core.Engine, context: int, batch: int, options: Mapping[str, Any]) -> Decoded:
     """Decodes BLOCKS blocks behind `context` tokens in each of `batch` sequences. Timed is from
     when all have decided a block until one has all of them."""
-    inboxes: dict[int, deque[_core.Event]] = {}
-    try:
-        for index in range(batch):
-            inboxes[core.add(_request(context, index, options))] = deque()
-        decided = dict.fromkeys(inboxes, 0)
-        called = time.perf_counter()
-        prefill_s = began = at_start = 0.0
-        while max(decided.values()) < BLOCKS * BLOCK:
-            core.step(inboxes)
-            now = time.perf_counter()
-            for sequence, inbox in inboxes.items():
-                while inbox:
-                    event = inbox.popleft()
-                    if event.error:
-                        raise SbdError(event.error)
-                    decided[sequence] += len(event.revealed)
-            if not prefill_s and all(decided.values()):
-                prefill_s = now - called
-            if not began and min(decided.values()) >= BLOCK:
-                began, at_start = now, sum(decided.values())
-    finally:
-        for sequence in inboxes:
-            core.remove(sequence)
+    inbox = _core.Inbox(core)
+    decided = {inbox.add(_request(context, index, options)): 0 for index in range(batch)}
+    called = time.perf_counter()
+    prefill_s = began = at_start = 0.0
+    while max(decided.values()) < BLOCKS * BLOCK:
+        event = inbox.next()  # of a forward there is one for every sequence
+        now = time.perf_counter()
+        while event:
+            event.raise_error()
+            decided[event.id] += len(event.revealed)
+            event = inbox.next(wait=False)
+        if not prefill_s and all(decided.values()):
+            prefill_s = now - called
+        if not began and min(decided.values()) >= BLOCK:
+            began, at_start = now, sum(decided.values())
     return Decoded((sum(decided.values()) - at_start) / (now - began), prefill_s)
 
 

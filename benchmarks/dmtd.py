@@ -6,7 +6,6 @@ forwards are those of any text.
 from __future__ import annotations
 
 import time
-from collections import deque
 from statistics import median
 
 from model_files import read_shape
@@ -69,13 +68,14 @@ def per_token(core: _core.Engine, horizon: int | None, tokens: int) -> float:
     request.ignore_eos = True
     request.decoder = "ntp" if horizon is None else "dmtd"
     request.horizon = horizon
-    sequence = core.add(request)
-    inbox: deque[_core.Event] = deque()
-    while not inbox or not inbox[-1].committed:
-        core.step({sequence: inbox})
-    started = time.perf_counter()
-    while inbox[-1].finished is None:
-        core.step({sequence: inbox})
+    inbox = _core.Inbox(core)
+    inbox.add(request)
+    started: float | None = None
+    while event := inbox.next():
+        event.raise_error()
+        if started is None and event.committed:
+            started = time.perf_counter()
+    assert started is not None
     return (time.perf_counter() - started) / tokens
 
 

@@ -1,5 +1,5 @@
 // sbd_engine._core: the engine for Python. Thin: arguments arrive validated from sbd_engine, and
-// everything that computes runs without the GIL.
+// everything that computes or waits does so without the GIL.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -15,26 +15,17 @@
 
 #include "core/dtype.h"
 #include "core/error.h"
+#include "core/interrupt.h"
 #include "decode_defaults.h"
 #include "engine.h"
 #include "format/gguf.h"
+#include "loop.h"
 #include "metadata.h"
 
 namespace py = pybind11;
 
 namespace sbd {
 namespace {
-
-// What one forward did to one sequence.
-struct Event {
-  std::vector<TokenId> committed;
-  std::vector<std::pair<int, TokenId>> revealed;
-  std::optional<std::string> finished;
-  int prompt_rows;
-  std::string error;
-  std::optional<int> accepted;
-  bool thought;
-};
 
 void raise(const char* error_class, const char* message) {
   const py::object type = py::module_::import("sbd_engine.errors").attr(error_class);
@@ -63,6 +54,29 @@ DType dtype_named(const std::string& wanted) {
   fail(ErrorKind::value, "unknown type \"{}\": expected one of {}", wanted, joined(dtype_names()));
 }
 
+// What fn() returns or throws, called without the GIL. Taken back in a destructor, it would be
+// std::terminate where Python ends a daemon thread that asks for it at exit.
+template <typename Fn>
+auto without_gil(Fn&& fn) {
+  std::optional<decltype(fn())> result;
+  std::exception_ptr thrown;
+  PyThreadState* state = PyEval_SaveThread();
+  try {
+    result = fn();
+  } catch (...) {
+    thrown = std::current_exception();
+  }
+  PyEval_RestoreThread(state);
+  if (thrown) std::rethrow_exception(thrown);
+  return std::move(*result);
+}
+
+// Python's signal handlers; they run in the main thread only.
+void check_signals() {
+  const py::gil_scoped_acquire gil;
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
 EngineOptions options(std::string device, int n_threads, int n_ctx, const std::string& kv_dtype) {
   return {.device = std::move(device),
           .n_threads = n_threads,
@@ -70,81 +84,85 @@ EngineOptions options(std::string device, int n_threads, int n_ctx, const std::s
           .kv_dtype = dtype_named(kv_dtype)};
 }
 
-std::unique_ptr<Engine> load(const std::filesystem::path& path, std::string device, int n_threads,
-                             int n_ctx, const std::string& kv_dtype,
-                             std::optional<std::filesystem::path> draft_lora) {
+std::shared_ptr<Loop> load(const std::filesystem::path& path, std::string device, int n_threads,
+                           int n_ctx, const std::string& kv_dtype,
+                           std::optional<std::filesystem::path> draft_lora) {
   EngineOptions chosen = options(std::move(device), n_threads, n_ctx, kv_dtype);
   chosen.draft_lora = std::move(draft_lora);
-  const py::gil_scoped_release release;
-  return std::make_unique<Engine>(path, chosen);
+  return without_gil(
+      [&] { return std::make_shared<Loop>(std::make_unique<Engine>(path, chosen)); });
 }
 
-std::unique_ptr<Engine> random_engine(const py::dict& values, const std::string& dtype, bool tie,
-                                      std::string device, int n_threads, int n_ctx,
-                                      const std::string& kv_dtype) {
+std::shared_ptr<Loop> random_engine(const py::dict& values, const std::string& dtype, bool tie,
+                                    std::string device, int n_threads, int n_ctx,
+                                    const std::string& kv_dtype) {
   const EngineOptions chosen = options(std::move(device), n_threads, n_ctx, kv_dtype);
   const Metadata metadata = to_metadata(values);
   const DType type = dtype_named(dtype);
-  const py::gil_scoped_release release;
-  return std::make_unique<Engine>(metadata, type, tie, chosen);
+  return without_gil([&] {
+    return std::make_shared<Loop>(std::make_unique<Engine>(metadata, type, tie, chosen));
+  });
 }
 
-Event to_event(SequenceEvents& happened) {
-  Event event{.committed = std::move(happened.events.committed),
-              .revealed = {},
-              .finished = std::nullopt,
-              .prompt_rows = happened.prompt_rows,
-              .error = std::move(happened.error),
-              .accepted = happened.events.accepted,
-              .thought = happened.events.thought};
-  for (const Reveal& reveal : happened.events.revealed) {
-    event.revealed.emplace_back(reveal.position, reveal.token);
+std::vector<std::pair<int, TokenId>> revealed(const Event& event) {
+  std::vector<std::pair<int, TokenId>> pairs;
+  for (const Reveal& reveal : event.events.revealed) {
+    pairs.emplace_back(reveal.position, reveal.token);
   }
-  if (const auto reason = happened.events.finished) {
-    event.finished = *reason == FinishReason::stop ? "stop" : "length";
-  }
-  return event;
+  return pairs;
 }
 
-// The events go straight into their sequences' inboxes: no signal handler can run between the
-// forward and the last delivery, so a Ctrl-C never loses what another thread waits for. A sequence
-// without an inbox was abandoned and is removed.
-void step(Engine& engine, const py::dict& inboxes) {
-  std::vector<SequenceEvents> all;
-  {
-    const py::gil_scoped_release release;
-    all = engine.step();
+std::optional<std::string> finished(const Event& event) {
+  if (!event.events.finished) return std::nullopt;
+  switch (*event.events.finished) {
+    case FinishReason::stop: return "stop";
+    case FinishReason::length: return "length";
+    case FinishReason::cancelled: return "cancelled";
   }
-  for (SequenceEvents& happened : all) {
-    const py::int_ id(happened.id);
-    if (inboxes.contains(id)) {
-      inboxes[id].attr("append")(to_event(happened));
-    } else {
-      engine.remove(happened.id);
-    }
+  return std::nullopt;
+}
+
+void raise_error(const Event& event) {
+  if (event.error) std::rethrow_exception(event.error);
+}
+
+// The next event, or none where none will come. Signal handlers run before one is taken, so that
+// what they raise loses none.
+std::optional<Event> next_event(Inbox& inbox, bool wait) {
+  while (true) {
+    if (auto event = inbox.take()) return event;
+    if (!wait || !inbox.expects()) return std::nullopt;
+    without_gil([&] {
+      inbox.wait();
+      return true;
+    });
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
   }
 }
 
-py::array_t<float> forward(Engine& engine, const std::vector<TokenId>& tokens, int block) {
-  auto logits = std::make_unique<std::vector<float>>();
-  {
-    const py::gil_scoped_release release;
-    *logits = engine.forward(tokens, block);
-  }
+py::array_t<float> forward(Loop& loop, const std::vector<TokenId>& tokens, int block) {
+  auto logits = std::make_unique<std::vector<float>>(without_gil([&] {
+    return loop.between_forwards([&](Engine& engine) { return engine.forward(tokens, block); });
+  }));
   const auto rows = static_cast<py::ssize_t>(tokens.size());
-  const auto columns = static_cast<py::ssize_t>(engine.config().vocab_size);
+  const auto columns = static_cast<py::ssize_t>(loop.engine()->config().vocab_size);
   float* data = logits->data();
   const py::capsule owner(logits.release(),
                           [](void* held) { delete static_cast<std::vector<float>*>(held); });
   return py::array_t<float>({rows, columns}, data, owner);
 }
 
-py::dict peaks(Engine& engine) {
-  Peaks measured;
-  {
-    const py::gil_scoped_release released;
-    measured = engine.measure_peaks();
-  }
+std::vector<std::vector<double>> time_forwards(Loop& loop, const std::vector<int>& rows,
+                                               int context, int repeats, int n_sequences) {
+  return without_gil([&] {
+    return loop.between_forwards(
+        [&](Engine& engine) { return engine.time_forwards(rows, context, repeats, n_sequences); });
+  });
+}
+
+py::dict peaks(Loop& loop) {
+  const Peaks measured = without_gil(
+      [&] { return loop.between_forwards([](Engine& engine) { return engine.measure_peaks(); }); });
   py::dict result;
   result["read"] = measured.read;
   result["int8"] = measured.int8;
@@ -152,6 +170,13 @@ py::dict peaks(Engine& engine) {
   result["f16"] = measured.f16;
   result["f32"] = measured.f32;
   return result;
+}
+
+void close_engine(Loop& loop) {
+  without_gil([&] {
+    loop.close();
+    return true;
+  });
 }
 
 // What is in a model file, without loading its weights into an engine.
@@ -209,14 +234,18 @@ PYBIND11_MODULE(_core, module) {
     }
   });
 
+  check_interrupt = check_signals;
+
   py::class_<Event>(module, "Event")
-      .def_readonly("committed", &Event::committed)
-      .def_readonly("revealed", &Event::revealed)
-      .def_readonly("finished", &Event::finished)
+      .def_readonly("id", &Event::id)
+      .def_property_readonly("committed", [](const Event& event) { return event.events.committed; })
+      .def_property_readonly("revealed", &revealed)
+      .def_property_readonly("finished", &finished)
       .def_readonly("prompt_rows", &Event::prompt_rows)
-      .def_readonly("error", &Event::error)
-      .def_readonly("accepted", &Event::accepted)
-      .def_readonly("thought", &Event::thought);
+      .def_property_readonly("accepted", [](const Event& event) { return event.events.accepted; })
+      .def_property_readonly("thought", [](const Event& event) { return event.events.thought; })
+      .def_property_readonly("last", &Event::last)
+      .def("raise_error", &raise_error);
 
   py::class_<Request>(module, "Request")
       .def(py::init<>())
@@ -246,26 +275,35 @@ PYBIND11_MODULE(_core, module) {
   const auto n_threads = py::arg("n_threads");
   const auto n_ctx = py::arg("n_ctx");
   const auto kv_dtype = py::arg("kv_dtype");
-  py::class_<Engine>(module, "Engine")
+  py::class_<Loop, std::shared_ptr<Loop>>(module, "Engine")
       .def(py::init(&load), py::arg("path"), device, n_threads, n_ctx, kv_dtype,
            py::arg("draft_lora") = std::nullopt)
       .def_static("random", &random_engine, py::arg("metadata"), py::arg("dtype"), py::arg("tie"),
                   device, n_threads, n_ctx, kv_dtype)
-      .def("metadata", [](const Engine& engine) { return to_dict(engine.metadata()); })
-      .def("model_config", [](const Engine& engine) { return to_dict(engine.config()); })
-      .def("defaults", [](const Engine& engine) { return to_dict(engine.defaults()); })
-      .def_property_readonly("n_ctx", &Engine::n_ctx)
-      .def_property_readonly("n_threads", &Engine::n_threads)
-      .def_property_readonly("device", &Engine::device)
-      .def_property_readonly("auto_decoder", &Engine::auto_decoder)
-      .def("check", &Engine::check, py::arg("request"))
-      .def("add", &Engine::add, py::arg("request"))
-      .def("remove", &Engine::remove, py::arg("id"))
-      .def("step", &step, py::arg("inboxes"))
+      .def("metadata", [](const Loop& loop) { return to_dict(loop.engine()->metadata()); })
+      .def("model_config", [](const Loop& loop) { return to_dict(loop.engine()->config()); })
+      .def("defaults", [](const Loop& loop) { return to_dict(loop.engine()->defaults()); })
+      .def_property_readonly("n_ctx", [](const Loop& loop) { return loop.engine()->n_ctx(); })
+      .def_property_readonly("n_threads",
+                             [](const Loop& loop) { return loop.engine()->n_threads(); })
+      .def_property_readonly("device", [](const Loop& loop) { return loop.engine()->device(); })
+      .def_property_readonly("auto_decoder",
+                             [](const Loop& loop) { return loop.engine()->auto_decoder(); })
+      .def(
+          "check", [](const Loop& loop, const Request& request) { loop.engine()->check(request); },
+          py::arg("request"))
+      .def_property_readonly("n_sequences", &Loop::n_sequences)
       .def("forward", &forward, py::arg("tokens"), py::arg("block"))
-      .def("time_forwards", &Engine::time_forwards, py::arg("rows"), py::arg("context"),
-           py::arg("repeats"), py::arg("n_sequences") = 1, py::call_guard<py::gil_scoped_release>())
-      .def("measure_peaks", &peaks);
+      .def("time_forwards", &time_forwards, py::arg("rows"), py::arg("context"), py::arg("repeats"),
+           py::arg("n_sequences") = 1)
+      .def("measure_peaks", &peaks)
+      .def("close", &close_engine);
+
+  py::class_<Inbox>(module, "Inbox")
+      .def(py::init<std::shared_ptr<Loop>, bool>(), py::arg("engine"), py::arg("driven") = false)
+      .def("add", &Inbox::add, py::arg("request"))
+      .def("cancel", &Inbox::cancel, py::arg("id"))
+      .def("next", &next_event, py::arg("wait") = true);
 
   module.attr("DTYPES") = py::tuple(py::cast(dtype_names()));
   module.def("read_gguf", &read_gguf, py::arg("path"));

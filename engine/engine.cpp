@@ -14,6 +14,7 @@
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cuda/cuda.h"
 #include "core/error.h"
+#include "core/interrupt.h"
 #include "core/random.h"
 #include "decode_defaults.h"
 #include "format/gguf.h"
@@ -167,6 +168,7 @@ std::vector<float> Engine::forward(const std::vector<TokenId>& tokens, int block
     const std::vector<float> part = model_->forward_logits({{{&kv, {{segment}}}}});
     logits.insert(logits.end(), part.begin(), part.end());
     begin = end;
+    check_interrupt();
   }
   return logits;
 }
@@ -227,9 +229,13 @@ std::vector<std::vector<double>> Engine::time_forwards(const std::vector<int>& r
     while (kv.length() < context) {
       const int n = std::min(kMostRows, context - kv.length());
       model_->forward({{{&kv, {{random_tokens(n, Kv::commit, Attention::causal)}}}}});
+      check_interrupt();
     }
   }
-  for (const Batch& batch : batches) model_->forward(batch);  // warms caches and grows buffers
+  for (const Batch& batch : batches) {  // warms caches and grows buffers
+    model_->forward(batch);
+    check_interrupt();
+  }
   std::vector<std::vector<double>> milliseconds(batches.size());
   for (int i = 0; i < repeats; ++i) {
     for (std::size_t j = 0; j < batches.size(); ++j) {
@@ -238,6 +244,7 @@ std::vector<std::vector<double>> Engine::time_forwards(const std::vector<int>& r
       const std::chrono::duration<double, std::milli> elapsed =
           std::chrono::steady_clock::now() - start;
       milliseconds[j].push_back(elapsed.count());
+      check_interrupt();
     }
   }
   return milliseconds;

@@ -51,7 +51,7 @@ class Engine {
   // What "auto" stands for: the first of the file's decoders.
   std::string auto_decoder() const;
 
-  // Throws what add would.
+  // Throws what add would, but for want of memory. Safe while another thread steps.
   void check(const Request& request) const;
   // Adds the request's sequence; it lives until it has finished, failed or is removed.
   SequenceId add(const Request& request);

@@ -18,21 +18,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .completion import Chunk, Completion, Stats
-    from .engine import Engine, Stream
+    from .engine import Engine
     from .errors import SbdError
+    from .streams import AsyncStream, Stream
     from .tokenizer import Tokenizer
 
 _HOME = {
+    "AsyncStream": "streams",
     "Chunk": "completion",
     "Completion": "completion",
     "Engine": "engine",
     "SbdError": "errors",
     "Stats": "completion",
-    "Stream": "engine",
+    "Stream": "streams",
     "Tokenizer": "tokenizer",
 }
 
-__all__ = ["Chunk", "Completion", "Engine", "SbdError", "Stats", "Stream", "Tokenizer"]
+__all__ = [
+    "AsyncStream",
+    "Chunk",
+    "Completion",
+    "Engine",
+    "SbdError",
+    "Stats",
+    "Stream",
+    "Tokenizer",
+]
 
 
 def _hand_over() -> None:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import threading
+import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from . import _core
-from .completion import Chunk, Completion
+from .completion import Completion
 from .errors import SbdError, SbdTypeError, SbdValueError
 from .model_file import ModelPath, existing, model_file
 from .parameters import Parameters, Prompt, integer, one_of, parse, token_ids
 from .session import Session
+from .streams import AsyncStream, Courier, Prepared, Stream
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -27,14 +28,6 @@ if TYPE_CHECKING:
 
 _MAX_IN_FLIGHT = 16  # sequences of generate_batch that share a forward
 _REQUEST_FIELDS = [f.name for f in fields(Parameters) if f.name not in ("prompt", "stop")]
-
-
-class _Prepared(NamedTuple):
-    """A checked call, ready to start."""
-
-    parameters: Parameters
-    request: _core.Request
-    ids: list[int]  # the prompt's
 
 
 def engine_options(
@@ -77,11 +70,9 @@ class Engine:
     ) -> None:
         options = engine_options(device, n_threads, n_ctx, kv_dtype)
         adapter = None if draft_lora is None else existing(draft_lora, "draft_lora")
-        self._lock = threading.RLock()  # reentrant: a stream may be collected inside a step
-        self._inboxes: dict[int, deque[_core.Event]] = {}
-        self._core: _core.Engine | None = None
         with model_file(path) as file:
             self._core = _core.Engine(file, **options, draft_lora=adapter)
+        self._courier = Courier(self._core)
         self._tokenizer_if_any()  # loaded now, so that the first call does not wait for it
 
     # ---- what the model is ----
@@ -89,17 +80,17 @@ class Engine:
     @cached_property
     def config(self) -> dict[str, Any]:
         """All metadata of the model file, by key."""
-        return self._open().metadata()
+        return self._core.metadata()
 
     @cached_property
     def model_config(self) -> dict[str, Any]:
         """Shapes and architecture, in the words of a Hugging Face config.json."""
-        return self._open().model_config()
+        return self._core.model_config()
 
     @cached_property
     def defaults(self) -> dict[str, Any]:
         """What decoding takes from the file: block_size, unmask, gamma, ..."""
-        return self._open().defaults()
+        return self._core.defaults()
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -111,20 +102,20 @@ class Engine:
     @property
     def auto_decoder(self) -> str:
         """What decoder="auto" stands for with this file."""
-        return self._open().auto_decoder
+        return self._core.auto_decoder
 
     @property
     def device(self) -> str:
         """The backend and its instruction set, such as "cpu (avx512)"."""
-        return self._open().device
+        return self._core.device
 
     @property
     def n_threads(self) -> int:
-        return self._open().n_threads
+        return self._core.n_threads
 
     @property
     def n_ctx(self) -> int:
-        return self._open().n_ctx
+        return self._core.n_ctx
 
     # ---- generation ----
 
@@ -155,7 +146,14 @@ class Engine:
         """Like `generate`, as an iterator: one Chunk for each forward that decided something.
         Closing or dropping it frees its sequence; `completion` has the result and the stats."""
         called = time.perf_counter()
-        return Stream(self, self._prepare({"prompt": prompt, **options}), called)
+        return Stream(self._core, self._prepare({"prompt": prompt, **options}), called)
+
+    def astream(self, prompt: Prompt, **options: Unpack[Options]) -> AsyncStream:
+        """Like `stream`, for `async for`; the event loop never waits for a forward. Leaving the
+        loop, `aclose()`, and cancelling the task that reads it free the sequence at once."""
+        called = time.perf_counter()
+        prepared = self._prepare({"prompt": prompt, **options})
+        return AsyncStream(self._courier_here(), prepared, called)
 
     def generate_batch(self, prompts: Iterable[Prompt | Mapping[str, Any]]) -> list[Completion]:
         """Generates for several prompts, or dicts of `generate`'s arguments, at once; the results
@@ -165,47 +163,49 @@ class Engine:
                 "expected a list of prompts, or of dicts of generate's arguments, "
                 f"got {type(prompts).__name__}"
             )
-        waiting: deque[tuple[int, _Prepared]] = deque()
+        waiting: deque[Prepared] = deque()
         for index, item in enumerate(prompts):
             try:
                 prepared = self._prepare(item if isinstance(item, Mapping) else {"prompt": item})
-                with self._lock:
-                    self._open().check(prepared.request)
+                self._core.check(prepared.request)
             except SbdError as error:
                 raise type(error)(f"prompt {index} of the batch: {error}") from None
-            waiting.append((index, prepared))
+            waiting.append(prepared)
 
-        completions: dict[int, Completion] = {}
-        running: dict[int, Stream] = {}
+        inbox = _core.Inbox(self._core)
+        sessions: dict[int, Session] = {}  # by sequence, in the prompts' order
+        running: set[int] = set()
         try:
             while waiting or running:
                 while waiting and len(running) < _MAX_IN_FLIGHT:
-                    index, prepared = waiting.popleft()
-                    running[index] = Stream(self, prepared, time.perf_counter())
-                for index, stream in list(running.items()):
-                    if next(stream, None) is None:
-                        completions[index] = stream.completion
-                        del running[index]
+                    prepared = waiting.popleft()
+                    sequence = inbox.add(prepared.request)
+                    sessions[sequence] = prepared.session(time.perf_counter())
+                    running.add(sequence)
+                event = inbox.next()
+                assert event  # until a sequence has had its last, one comes
+                if event.id in running:
+                    event.raise_error()
+                    if sessions[event.id].absorb(event).finish_reason:  # a stop string, perhaps
+                        inbox.cancel(event.id)
+                        running.remove(event.id)
         finally:
-            for stream in running.values():
-                stream.close()
-        return [completions[index] for index in sorted(completions)]
+            for sequence in running:
+                inbox.cancel(sequence)
+        return [session.completion() for session in sessions.values()]
 
     def forward(self, ids: Sequence[int], block: int = 0) -> npt.NDArray[np.float32]:
         """Raw logits [len(ids), vocab_size] of an uncached forward: the last `block` rows see each
         other (one block), the rest are causal."""
         tokens = token_ids(ids, self.model_config["vocab_size"])
         block = integer("block", block, 0, len(tokens))
-        with self._lock:
-            return self._open().forward(tokens, block)
+        return self._core.forward(tokens, block)
 
     # ---- life ----
 
     def close(self) -> None:
-        """Frees the model. Streams that are still open end with an error."""
-        with self._lock:
-            self._core = None
-            self._inboxes.clear()
+        """Frees the model. Generations that are still on their way end with an error, at once."""
+        self._core.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -213,14 +213,10 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _open(self) -> _core.Engine:
-        if self._core is None:
-            raise SbdValueError("this engine is closed: make a new one")
-        return self._core
+    def __reduce__(self) -> Any:
+        raise SbdTypeError("an Engine cannot be pickled: make one in every process")
 
-    # ---- sequences, for Stream ----
-
-    def _prepare(self, arguments: Mapping[str, Any]) -> _Prepared:
+    def _prepare(self, arguments: Mapping[str, Any]) -> Prepared:
         parameters = parse(arguments)
         if parameters.stop:
             _ = self.tokenizer  # stop strings need text
@@ -232,92 +228,15 @@ class Engine:
         request.prompt = ids
         for name in _REQUEST_FIELDS:
             setattr(request, name, getattr(parameters, name))
-        return _Prepared(parameters, request, ids)
+        return Prepared(request, ids, parameters.stop, self._tokenizer_if_any())
 
-    def _add(self, request: _core.Request) -> tuple[int, deque[_core.Event]]:
-        inbox: deque[_core.Event] = deque()
-        with self._lock:
-            sequence = self._open().add(request)
-            self._inboxes[sequence] = inbox
-        return sequence, inbox
-
-    def _remove(self, sequence: int, finished: bool) -> None:
-        with self._lock:
-            if self._inboxes.pop(sequence, None) is not None and not finished:
-                self._open().remove(sequence)
-
-    def _next_event(self, inbox: deque[_core.Event]) -> _core.Event:
-        """A sequence's next event: from its inbox, or from as many forwards as that takes. They
-        move every living sequence on, whichever thread asked."""
-        while not inbox:
-            with self._lock:
-                core = self._open()
-                if not inbox:
-                    core.step(self._inboxes)
-        return inbox.popleft()
+    def _courier_here(self) -> Courier:
+        if self._courier.process != os.getpid():  # its thread is not in a forked child
+            self._courier = Courier(self._core)
+        return self._courier
 
     def _tokenizer_if_any(self) -> Tokenizer | None:
         try:
             return self.tokenizer
         except SbdValueError:
             return None
-
-
-class Stream(Iterator[Chunk]):
-    """The chunks of one generation. `completion` is the result: final once the stream has ended,
-    what there is so far before. Made by Engine.stream."""
-
-    _sequence: int | None = None  # None: ended, or never started
-
-    def __init__(self, engine: Engine, prepared: _Prepared, called: float) -> None:
-        self._engine = engine
-        self._session = Session(
-            prepared.ids, prepared.parameters.stop, engine._tokenizer_if_any(), called
-        )
-        self._sequence, self._inbox = engine._add(prepared.request)
-
-    @property
-    def completion(self) -> Completion:
-        return self._session.completion()
-
-    def __next__(self) -> Chunk:
-        while self._sequence is not None:
-            try:
-                event = self._engine._next_event(self._inbox)
-            except BaseException:  # a KeyboardInterrupt as well
-                self.close()
-                raise
-            if event.error:
-                self._end(finished=True)
-                raise SbdValueError(event.error)
-            chunk = self._session.absorb(event)
-            if chunk.finish_reason:
-                self._end(finished=event.finished is not None)
-            if event.revealed or chunk.finish_reason:
-                return chunk
-        raise StopIteration
-
-    def close(self) -> None:
-        """Ends the generation where it is; `completion` has all that was committed."""
-        finished = False
-        while self._sequence is not None and self._inbox and not self._session.finish_reason:
-            event = self._inbox.popleft()
-            self._session.absorb(event)
-            finished = event.finished is not None
-        if self._sequence is not None and not self._session.finish_reason:
-            self._session.cancel()
-        self._end(finished)
-
-    def _end(self, finished: bool) -> None:
-        sequence, self._sequence = self._sequence, None
-        if sequence is not None:
-            self._engine._remove(sequence, finished)
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self.close()

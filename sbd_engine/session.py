@@ -65,6 +65,11 @@ class Session:
 
     def absorb(self, event: Event) -> Chunk:
         """What the event adds. After the chunk with a finish_reason no event may follow."""
+        if event.finished == "cancelled":  # text that was held back is let out
+            self.finish_reason = "cancelled"
+            text = self._flush()
+            self._text.append(text)
+            return Chunk(text, [], [], self.finish_reason)
         self._now = self._clock()
         self._nfe += bool(event.revealed) or event.accepted is not None
         if event.accepted is not None:
@@ -95,11 +100,6 @@ class Session:
         self._text.append(text)
         self._tokens += tokens
         return Chunk(text, tokens, event.revealed, self.finish_reason)
-
-    def cancel(self) -> None:
-        """Ends it where it is; text that was held back is let out."""
-        self._text.append(self._flush())
-        self.finish_reason = "cancelled"
 
     def completion(self) -> Completion:
         """The result so far; final once there is a finish_reason."""

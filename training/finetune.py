@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from training.checkpoint import (
 )
 from training.errors import AnotherRunError, TrainingError
 from training.examples import Example
+from training.interruption import Interruption
 from training.parallel import join
 from training.plot_loss import plot_loss
 from training.texts import Encoder, PackedTexts, read_records
@@ -35,7 +37,7 @@ from training.trainer import Recipe, Report, Trainer, alone_in, print_progress
 
 # Typer does not export it.
 UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
-ERROR_EXIT, INTERRUPTED_EXIT = 2, 130
+ERROR_EXIT, SIGNAL_EXIT = 2, 128  # plus the signal's number
 # What a run depends on, by the option that says it.
 FLAGS = {name: f"--{name.replace('_', '-')}" for name in Recipe.__dataclass_fields__}
 FLAGS |= {"block_sizes": "--block-size", "mask_token_id": "the id of --mask-token"}
@@ -126,8 +128,16 @@ def finetune(
         trainer = Trainer(network, recipe, texts, out, base.dtype, settings, device)
         if _speaks():
             base.tokenizer.save_pretrained(out)
-        with _progress(trainer) as report:
-            trainer.run(save_every, report_every=min(10, save_every), report=report)
+        with _progress(trainer) as report, Interruption(_speaks()) as interruption:
+            trainer.run(save_every, min(10, save_every), report, interruption.asked)
+        if trainer.step < recipe.steps:
+            if _speaks():
+                print(
+                    f"interrupted: step {trainer.step} of {recipe.steps} is saved in {out}: the "
+                    "same command goes on from there",
+                    file=sys.stderr,
+                )
+            raise typer.Exit(SIGNAL_EXIT + (interruption.signal or signal.SIGINT))
         if _speaks():
             plot_loss(out / "training.json", out / "loss.png")
             print(f"{out}: {recipe.steps} steps, {_losses(trainer.curve[-1])}")
@@ -141,7 +151,7 @@ def finetune(
     except KeyboardInterrupt:
         if _speaks():
             print("interrupted: the same command goes on from the last save", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED_EXIT) from None
+        raise typer.Exit(SIGNAL_EXIT + signal.SIGINT) from None
     finally:
         stack.close()
         if dist.is_initialized():

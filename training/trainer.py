@@ -139,13 +139,17 @@ class Trainer:
         save_every: int = 200,
         report_every: int = 20,
         report: Report = print_progress,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Train from the current step to the last, saving as it goes."""
+        """Train from the current step to the last, saving as it goes; once `stop()`, in any
+        process, to the end of the step at hand."""
         self.model.train()
         started, first, last = time.monotonic(), self.step, self.recipe.steps
-        while self.step < last:
+        stopping = False
+        while self.step < last and not stopping:
             self.sums += self._train_step()
             self.step += 1
+            stopping = self._in_any_process(stop())
             if self.step % report_every == 0 or self.step == last:
                 point = self._curve_point()
                 self.curve.append(point)
@@ -154,8 +158,15 @@ class Trainer:
                 pace = {"tok_s": tokens / per_step, "seconds_left": (last - self.step) * per_step}
                 if self.rank == 0:
                     report(point | pace, self.recipe)
-            if self.step % save_every == 0 or self.step == last:
+            if self.step % save_every == 0 or self.step == last or stopping:
                 self.save()
+
+    def _in_any_process(self, flag: bool) -> bool:
+        if self.world == 1:
+            return flag
+        count = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(count)
+        return bool(count.item())
 
     def _train_step(self) -> torch.Tensor:
         """One optimizer step; the sums and counts of its losses, over all processes."""

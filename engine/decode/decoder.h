@@ -16,8 +16,9 @@
 namespace sbd {
 
 enum class FinishReason {
-  stop,    // an end-of-sequence token was decided
-  length,  // max_tokens or the context is full
+  stop,       // an end-of-sequence token was decided
+  length,     // max_tokens or the context is full
+  cancelled,  // whoever reads it wanted no more: no decoder says so
 };
 
 // A token decided at a position of the new text (0 is the first position after the prompt). With

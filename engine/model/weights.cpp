@@ -5,6 +5,7 @@
 
 #include "core/bytes.h"
 #include "core/error.h"
+#include "core/interrupt.h"
 #include "core/random.h"
 #include "format/text.h"
 #include "model/rope.h"
@@ -39,6 +40,7 @@ class Loader {
   bool has(const std::string& name) { return source_.has(name); }
 
   WeightPtr matrix(const std::string& name, std::int64_t rows, std::int64_t cols) {
+    check_interrupt();
     return source_.matrix(name, rows, cols, backend_);
   }
 

@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from ..engine import Engine, Stream
+from ..engine import Engine
+from ..streams import Stream
 from ..tokenizer import Tokenizer
 from .options import terminal_safe
 

@@ -17,7 +17,7 @@ from .options import print_json, terminal_safe
 
 if TYPE_CHECKING:
     from ..completion import Completion
-    from ..engine import Stream
+    from ..streams import Stream
 
 _INPUT, _OUTPUT = "Prompt", "Output"
 

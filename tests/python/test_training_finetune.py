@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ pytest.importorskip("peft")
 from torch.distributed.checkpoint import FileSystemReader  # noqa: E402
 
 from sbd_engine import Engine  # noqa: E402
-from training import finetune  # noqa: E402
+from training import finetune, interruption  # noqa: E402
 from training.checkpoint import (  # noqa: E402
     add_lora,
     choose_mask_token,
@@ -26,7 +28,7 @@ from training.checkpoint import (  # noqa: E402
     open_base,
     write_model,
 )
-from training.trainer import alone_in  # noqa: E402
+from training.trainer import Recipe, alone_in  # noqa: E402
 
 from .checkpoints import convert_quietly, edit_json, write_checkpoint  # noqa: E402
 
@@ -322,3 +324,54 @@ def test_a_run_that_fails_says_so_and_keeps_its_last_save(
     assert "the loss is not finite: lower the learning rate" in capsys.readouterr().err
     (resume,) = (tmp_path / "out").glob("resume-*")
     assert int(resume.name.removeprefix("resume-")) < 4
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_is_saved_and_goes_on(
+    number: int,
+    code: int,
+    base: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Behind the step at hand, long before the next regular save; and nothing is lost by it."""
+
+    def report(point: dict[str, float], recipe: Recipe) -> None:
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)  # as torchrun passes on what it got
+
+    handler = signal.getsignal(number)
+    options = ["--steps", "12", "--save-every", "100"]
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "print_progress", report)
+        assert tune(base, data, tmp_path / "broken", *options) == code
+    said = capfd.readouterr().err
+    assert "interrupted: saving behind this step" in said
+    assert f"step 11 of 12 is saved in {tmp_path / 'broken'}: the same command goes on" in said
+    assert "Traceback" not in said
+    assert signal.getsignal(number) is handler
+    assert tune(base, data, tmp_path / "broken", *options) == 0
+    assert tune(base, data, tmp_path / "unbroken", *options) == 0
+    assert last_loss(tmp_path / "broken") == last_loss(tmp_path / "unbroken")
+
+
+def test_a_second_interruption_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interruption, "GRACE", 0.0)
+    with interruption.Interruption(speaks=False) as interrupted:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupted.asked()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_what_is_ignored_stays_ignored() -> None:
+    """As behind nohup, or in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interruption.Interruption(speaks=False) as interrupted:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not interrupted.asked()
+    finally:
+        signal.signal(signal.SIGINT, before)

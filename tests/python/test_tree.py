@@ -37,9 +37,12 @@ DOORS = {
     "engine/engine.h": ["core/", "format/", "decode/", "request.h", "scheduler.h"],
     "engine/scheduler.": ["core/", "decode/", "model/", "prefix_index.h", "scheduler.h"],
     "engine/prefix_index.": ["core/", "prefix_index.h"],
+    "engine/loop.": ["core/", "engine.h", "loop.h", "request.h"],
     "engine/request.": ["core/", "format/", "decode/", "request.h"],
     "engine/decode_defaults.": ["core/", "format/", "decode/", "decode_defaults.h"],
-    "bindings/": ["core/", "format/", "decode/", "decode_defaults.h", "engine.h", "metadata.h"],
+    "bindings/": [
+        *("core/", "format/", "decode/", "decode_defaults.h", "engine.h", "loop.h", "metadata.h")
+    ],
 }
 # What no Python file of a folder may import.
 SHUT = {

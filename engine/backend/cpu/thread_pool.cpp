@@ -33,26 +33,43 @@ void pause(int spin) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int n_threads) : runs_(static_cast<std::size_t>(n_threads)) {
-  try {
-    for (int thread = 1; thread < n_threads; ++thread) {
-      workers_.emplace_back([this, thread] { worker_loop(thread); });
-    }
-  } catch (const std::system_error& error) {
-    const int started = size();
-    stop();
-    fail(ErrorKind::memory, "only {} of {} threads could be started ({}): ask for fewer", started,
-         n_threads, error.what());
-  }
+ThreadPool::ThreadPool(int n_threads)
+    : runs_(static_cast<std::size_t>(n_threads)),
+      at_fork_([] {}, [] {}, [this] { forget_workers(); }) {
+  start_workers();
 }
 
 ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::start_workers() {
+  try {
+    for (int thread = 1; thread < size(); ++thread) {
+      workers_.emplace_back(&ThreadPool::worker_loop, this, thread, epoch_.load());
+    }
+  } catch (const std::system_error& error) {
+    const std::size_t started = workers_.size() + 1;
+    stop();
+    fail(ErrorKind::memory, "only {} of {} threads could be started ({}): ask for fewer", started,
+         size(), error.what());
+  }
+}
 
 void ThreadPool::stop() {
   stopping_ = true;
   ++epoch_;
   epoch_.notify_all();
   for (std::thread& worker : workers_) worker.join();
+  workers_.clear();
+  stopping_ = false;
+}
+
+// In a forked child: they are the parent's, and a handle to one can be neither joined nor
+// destroyed. The next job starts others.
+void ThreadPool::forget_workers() {
+  new std::vector<std::thread>(std::move(workers_));
+  workers_.clear();
+  open_ = false;
+  inside_ = 0;
 }
 
 // A worker enters (inside_ + 1) before it looks whether the job is open, and the caller closes the
@@ -84,8 +101,7 @@ void ThreadPool::work(int thread) {
   }
 }
 
-void ThreadPool::worker_loop(int thread) {
-  std::uint32_t seen = 0;
+void ThreadPool::worker_loop(int thread, std::uint32_t seen) {
   while (true) {
     for (int spin = 0; spin < kSpins && epoch_ == seen; ++spin) pause(spin);
     epoch_.wait(seen);

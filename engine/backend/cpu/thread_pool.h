@@ -9,6 +9,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "core/at_fork.h"
+
 namespace sbd::cpu {
 
 class ThreadPool {
@@ -18,7 +20,7 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  int size() const { return static_cast<int>(workers_.size()) + 1; }
+  int size() const { return static_cast<int>(runs_.size()); }
 
   // Where the run of consecutive tasks begins that is a thread's own; thread size(): n_tasks.
   int first_task(int thread, int n_tasks) const {
@@ -32,10 +34,11 @@ class ThreadPool {
   // holds. fn must not throw.
   template <typename Fn>
   void run(int n_tasks, Fn&& fn) {
-    if (n_tasks == 1 || workers_.empty()) {
+    if (n_tasks == 1 || size() == 1) {
       for (int task = 0; task < n_tasks; ++task) fn(task, 0);
       return;
     }
+    if (workers_.empty()) start_workers();  // a forked child has none
     using Body = std::remove_reference_t<Fn>;
     start({[](const void* body, int task, int thread) {
              (*static_cast<Body*>(const_cast<void*>(body)))(task, thread);
@@ -54,10 +57,12 @@ class ThreadPool {
     int end = 0;
   };
 
+  void start_workers();
   void stop();
+  void forget_workers();
   void start(const Job& job);
   void work(int thread);
-  void worker_loop(int thread);
+  void worker_loop(int thread, std::uint32_t seen);
 
   Job job_{};
   std::vector<Run> runs_;                            // one a thread
@@ -66,6 +71,7 @@ class ThreadPool {
   alignas(64) std::atomic<int> inside_{0};           // workers that may be touching it
   std::atomic<bool> stopping_{false};
   std::vector<std::thread> workers_;
+  AtFork at_fork_;
 };
 
 }  // namespace sbd::cpu
