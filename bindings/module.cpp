@@ -32,6 +32,7 @@ struct Event {
   std::optional<std::string> finished;
   int prompt_rows;
   std::string error;
+  const char* error_class;  // its Python type
   std::optional<int> accepted;
   bool thought;
 };
@@ -46,6 +47,7 @@ const char* error_class(ErrorKind kind) {
     case ErrorKind::value: return "SbdValueError";
     case ErrorKind::file: return "SbdFileError";
     case ErrorKind::memory: return "SbdMemoryError";
+    case ErrorKind::device: return "SbdDeviceError";
   }
   return "SbdError";
 }
@@ -95,6 +97,7 @@ Event to_event(SequenceEvents& happened) {
               .finished = std::nullopt,
               .prompt_rows = happened.prompt_rows,
               .error = std::move(happened.error),
+              .error_class = error_class(happened.error_kind),
               .accepted = happened.events.accepted,
               .thought = happened.events.thought};
   for (const Reveal& reveal : happened.events.revealed) {
@@ -154,6 +157,22 @@ py::dict peaks(Engine& engine) {
   return result;
 }
 
+py::dict profile_forward(Engine& engine, int rows, int context) {
+  ForwardProfile profile;
+  {
+    const py::gil_scoped_release released;
+    profile = engine.profile_forward(rows, context);
+  }
+  py::list kernels;
+  for (const KernelTime& kernel : profile.kernels) {
+    kernels.append(py::dict(py::arg("name") = kernel.name, py::arg("calls") = kernel.calls,
+                            py::arg("us") = kernel.us, py::arg("bytes") = kernel.bytes));
+  }
+  return py::dict(py::arg("kernels") = kernels, py::arg("graph_us") = profile.graph_us,
+                  py::arg("in_turn_us") = profile.in_turn_us,
+                  py::arg("matmuls_us") = profile.matmuls_us);
+}
+
 // What is in a model file, without loading its weights into an engine.
 py::dict read_gguf(const std::filesystem::path& path) {
   const GgufFile file(path);
@@ -207,6 +226,7 @@ PYBIND11_MODULE(_core, module) {
       .def_readonly("finished", &Event::finished)
       .def_readonly("prompt_rows", &Event::prompt_rows)
       .def_readonly("error", &Event::error)
+      .def_readonly("error_class", &Event::error_class)
       .def_readonly("accepted", &Event::accepted)
       .def_readonly("thought", &Event::thought);
 
@@ -257,6 +277,7 @@ PYBIND11_MODULE(_core, module) {
       .def("forward", &forward, py::arg("tokens"), py::arg("block"))
       .def("time_forwards", &Engine::time_forwards, py::arg("rows"), py::arg("context"),
            py::arg("repeats"), py::arg("n_sequences") = 1, py::call_guard<py::gil_scoped_release>())
+      .def("profile_forward", &profile_forward, py::arg("rows"), py::arg("context"))
       .def("measure_peaks", &peaks);
 
   module.attr("DTYPES") = py::tuple(py::cast(dtype_names()));

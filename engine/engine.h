@@ -12,7 +12,9 @@
 #include <vector>
 
 #include "core/dtype.h"
+#include "core/error.h"
 #include "core/peaks.h"
+#include "core/profile.h"
 #include "decode/decoder.h"
 #include "format/model_config.h"
 #include "request.h"
@@ -37,6 +39,7 @@ struct SequenceEvents {
   Events events;
   int prompt_rows;    // prompt tokens whose keys and values this forward computed
   std::string error;  // not empty: the sequence could not go on
+  ErrorKind error_kind = ErrorKind::value;
 };
 
 class Engine {
@@ -76,14 +79,18 @@ class Engine {
   std::vector<std::vector<double>> time_forwards(const std::vector<int>& row_counts, int context,
                                                  int repeats, int n_sequences);
   Peaks measure_peaks();
+  // Where the time of such a forward of one sequence goes; of a GPU.
+  ForwardProfile profile_forward(int rows, int context);
 
  private:
   struct Sequence;
   struct Turn;
+  struct Timed;
 
   void configure(const Metadata& metadata, int n_ctx);
   // Checks the request.
   std::unique_ptr<Decoder> make_decoder(const Request& request) const;
+  Timed timed(const std::vector<int>& row_counts, int context, int n_sequences);
   std::vector<Turn> plan_turns();
   void run_turns(std::span<const Turn> turns, std::vector<SequenceEvents>& happened);
 

@@ -10,6 +10,7 @@ from dataclasses import fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from . import errors
 from .completion import Chunk, Completion
 from .errors import SbdError, SbdTypeError, SbdValueError
 from .model_file import ModelPath, existing, model_file
@@ -70,7 +71,8 @@ class Engine:
     Safe to use from several threads: sequences that are alive at the same time share forwards, and
     the result of one does not depend on the others.
 
-    Raises SbdFileError (an OSError), SbdValueError, SbdTypeError and SbdMemoryError.
+    Raises SbdFileError (an OSError), SbdValueError, SbdTypeError, SbdMemoryError and, where a GPU
+    fails, SbdDeviceError.
     """
 
     def __init__(
@@ -296,7 +298,8 @@ class Stream(Iterator[Chunk]):
                 raise
             if event.error:
                 self._end(finished=True)
-                raise SbdValueError(event.error)
+                kind: type[SbdError] = getattr(errors, event.error_class)
+                raise kind(event.error)
             chunk = self._session.absorb(event)
             if chunk.finish_reason:
                 self._end(finished=event.finished is not None)

@@ -6,13 +6,16 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "core/dtype.h"
 #include "core/error.h"
 #include "core/peaks.h"
+#include "core/profile.h"
 #include "core/types.h"
 #include "format/gguf.h"
 #include "model/batch.h"
@@ -111,6 +114,13 @@ class Backend {
   virtual std::string description() const = 0;  // such as "cpu (avx512_bf16)"
   virtual int n_threads() const = 0;
   virtual Peaks measure_peaks() = 0;
+  // Of `forward`, which runs one; it is run more than once.
+  virtual ForwardProfile profile(const std::function<void()>& /*forward*/) {
+    fail(ErrorKind::value, "profile: expected a device that runs kernels (cuda), got {}",
+         description());
+  }
+  // What is to be known of the weights that were loaded, a line each.
+  virtual std::vector<std::string> notes() const { return {}; }
 
   // Memory. A weight that holds NaN or infinity is an error that names the tensor.
   virtual std::unique_ptr<Weight> load_weight(const Tensor& tensor) = 0;

@@ -34,6 +34,7 @@ DOORS = {
     "engine/engine.cpp": [
         *("core/", "format/", "model/", "decode/", "decode_defaults.h", "backend/", "engine.h")
     ],
+    "engine/timing.cpp": ["core/", "model/", "backend/backend.h", "engine.h"],
     "engine/engine.h": ["core/", "format/", "decode/", "request.h"],
     "engine/request.": ["core/", "format/", "decode/", "request.h"],
     "engine/decode_defaults.": ["core/", "format/", "decode/", "decode_defaults.h"],
