@@ -4,30 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from .isas import ISAS
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def binaries() -> Path:
-    # Kept between runs: building again takes seconds.
-    build = ROOT / "build" / "tests"
-    configure = ["-S", ROOT, "-B", build, "-G", "Ninja"]
-    options = ["-DSBD_PYTHON=OFF", "-DSBD_TESTS=ON", "-DSBD_WERROR=ON", "-DSBD_CUDA=OFF"]
-    # cmake and ninja of the environment the tests run in come first.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    for command in (["cmake", *configure, *options], ["cmake", "--build", build]):
-        done = subprocess.run(
-            command, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
-    return build
 
 
 @pytest.mark.parametrize("isa", ISAS)
