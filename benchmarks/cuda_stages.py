@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata, util
 from pathlib import Path
 from statistics import median
@@ -25,6 +25,7 @@ from cuda_quick import MISSING
 
 HERE = Path(__file__).parent
 SHAPES = HERE / "shapes" / "8b"
+BUILT = HERE.parent / "build" / "cuda" / "sbd_cuda_tests"  # where the carried one does not start
 LLAMA, QWEN = "llama-3.1-8b", "qwen3-8b"
 ROWS = (1, 8, 16, 32, 64)
 CONTEXT = 1024
@@ -142,6 +143,8 @@ def output(*command: str) -> str:
 
 def tests(run: Run) -> None:
     program = run.tests
+    with suppress(OSError):
+        program.chmod(program.stat().st_mode | 0o111)  # which a copy may have lost
     try:
         asked = subprocess.run([program, "no such"], capture_output=True, text=True, check=False)
         starts = "no test's name contains" in asked.stderr
@@ -169,7 +172,7 @@ def tests(run: Run) -> None:
 def build_tests() -> Path:
     if shutil.which("nvcc") is None:
         raise Missing("missing: nvcc, to build the tests")
-    build = HERE.parent / "build" / "cuda"
+    build = BUILT.parent
     ninja = ["-G", "Ninja"] if shutil.which("ninja") else []
     options = ["-DSBD_PYTHON=OFF", "-DSBD_TESTS=ON"]
     for command in (
@@ -177,7 +180,7 @@ def build_tests() -> Path:
         ["cmake", "--build", str(build), "-j", str(os.cpu_count()), "--target", "sbd_cuda_tests"],
     ):
         subprocess.run(command, check=True)
-    return build / "sbd_cuda_tests"
+    return BUILT
 
 
 def memcheck(run: Run) -> None:
@@ -192,10 +195,11 @@ def sanitize(run: Run, tools: Sequence[str]) -> None:
     program = shutil.which("compute-sanitizer")
     if program is None:
         raise Missing("missing: compute-sanitizer")
+    tested = BUILT if BUILT.exists() else run.tests
     clean = True
     for tool in tools:
         for word in run.words:
-            command = [program, "--tool", tool, "--error-exitcode", "9", str(run.tests), word]
+            command = [program, "--tool", tool, "--error-exitcode", "9", str(tested), word]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             print(done.stdout[-4000:] + done.stderr[-2000:], flush=True)
             summary = re.findall(r"ERROR SUMMARY: .*", done.stdout)

@@ -176,6 +176,7 @@ inline cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph)
 }
 inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
                                         unsigned long long) {
+  if (!emulation::options().graphs_fit) return cudaErrorMemoryAllocation;
   *executable = new EmulatedGraph(*graph);
   return cudaSuccess;
 }

@@ -18,7 +18,8 @@ enum class Order { ascending, descending };
 struct Options {
   int n_devices = 1;
   int capability = 9;
-  bool has_code = true;  // does the build have code that the device runs?
+  bool graphs_fit = true;  // has the device memory for them?
+  bool has_code = true;    // does the build have code that the device runs?
   int n_multiprocessors = 8;
   std::size_t block_shared_bytes = 99 << 10;  // on the smallest device that is built for
   std::size_t memory_bytes = std::size_t{1} << 32;

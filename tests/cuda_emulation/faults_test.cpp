@@ -102,6 +102,34 @@ TEST(cuda_gives_its_memory_back) {
   CHECK_EQ(emulation::used_bytes(), before);
 }
 
+struct CountArgs {
+  int* count;
+  bool operator==(const CountArgs&) const = default;
+};
+
+void count_kernel(CountArgs a) {
+  wait_for_previous_kernel();
+  ++*a.count;
+}
+
+TEST(cuda_goes_on_where_graphs_have_no_room) {
+  const DeviceMemory count(sizeof(int), "a test");
+  *count.as<int>() = 0;
+  cudaStream_t stream = nullptr;
+  cudaStreamCreateWithFlags(&stream, 0);
+  Tape tape;
+  tape.add({"count"}, count_kernel, {.threads = 1}, CountArgs{count.as<int>()});
+  GraphCache graphs;
+  emulation::options().graphs_fit = false;
+  for (int i = 0; i < 3; ++i) graphs.run(tape, stream, true);
+  CHECK_EQ(graphs.n_replays(), 0);
+  emulation::options().graphs_fit = true;
+  for (int i = 0; i < 2; ++i) graphs.run(tape, stream, true);
+  CHECK_EQ(graphs.n_replays(), 2);
+  CHECK_EQ(*count.as<int>(), 5);
+  cudaStreamDestroy(stream);
+}
+
 // Devices with more shared memory have more stages of a matmul under way.
 TEST(cuda_many_rows_are_the_same_bits_in_any_number_of_stages) {
   constexpr int kRows = 300, kCols = 448, kFeatures = 400;
