@@ -1,5 +1,5 @@
 """Does a device compute what the CPU does in float32? Logits by types of weights and cache, and the
-demo model's tokens on 200 prompts."""
+demo model's tokens."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ CASES = {
     "bf16": Case("bf16", "f16", 2e-2),
     "q8_0": Case("q8_0", "f16", 3e-3),
 }
-_LAYERS, _VOCAB = 2, 4096  # of the models that are compared; the widths are the shape's own
+_LAYERS = 2  # of the models that are compared; the widths are the shape's own
 _ROWS = (1, 5, 16, 33, 64)  # as one block behind...
 _PROMPT = 300  # ...so many causal rows
-_PROMPTS, _TOKENS = 200, 64
+_TOKENS = 64
 _DEMO = CASES["q8_0"]
 
 Floats = NDArray[np.float32]
@@ -54,30 +54,31 @@ def relative_error(got: Floats, expected: Floats) -> float:
 # ---- logits ----
 
 
-def logits_errors(config: dict[str, Any], folder: Path, device: str) -> dict[str, float]:
-    """By case: the error on a model of the shape's widths, whose weights every type holds exactly,
-    from the CPU's float32 path."""
-    config = config | {"num_hidden_layers": _LAYERS, "vocab_size": _VOCAB}
+def logits_errors(
+    config: dict[str, Any], folder: Path, device: str, cases: Sequence[str], vocab: int
+) -> Iterator[tuple[str, float]]:
+    """Case by case, f32 first: the error on a model of the shape's widths, whose weights every type
+    holds exactly, from the CPU's float32 path."""
+    config = config | {"num_hidden_layers": _LAYERS, "vocab_size": vocab}
     expected: list[Floats] = []
-    errors = {}
     path = folder / "agreement.bin"
     try:
-        for name, case in CASES.items():  # f32 first
+        for name in cases:
+            case = CASES[name]
             _write_model(config, case.weights, path)
             if not expected:
-                expected = list(_all_logits(path, "cpu", "f32"))
-            got = _all_logits(path, device, case.cache)
-            errors[name] = max(map(relative_error, got, expected))
+                expected = list(_all_logits(path, "cpu", "f32", vocab))
+            got = _all_logits(path, device, case.cache, vocab)
+            yield name, max(map(relative_error, got, expected))
     finally:
         path.unlink(missing_ok=True)
-    return errors
 
 
-def _all_logits(path: Path, device: str, kv_dtype: str) -> Iterator[Floats]:
+def _all_logits(path: Path, device: str, kv_dtype: str, vocab: int) -> Iterator[Floats]:
     rng = np.random.default_rng(1)
     with Engine(path, device=device, kv_dtype=kv_dtype, n_ctx=_PROMPT + max(_ROWS)) as engine:
         for rows in _ROWS:
-            ids = rng.integers(0, _VOCAB, _PROMPT + rows).tolist()
+            ids = rng.integers(0, vocab, _PROMPT + rows).tolist()
             yield engine.forward(ids, block=rows)
 
 
@@ -117,12 +118,12 @@ class Step(NamedTuple):
     revealed: list[tuple[int, int]]
 
 
-def compare_tokens(folder: Path, device: str) -> dict[str, Any]:
+def compare_tokens(folder: Path, device: str, n_prompts: int) -> dict[str, Any]:
     """Set Block Decoding of the demo model, on the device and on the CPU in float32. Where a text
     differs, both are asked for the logits of the forward that decided differently: they have to
     agree within the bound, and each device has to have decided by its own. Then the difference is
     a tie within that error."""
-    prompts = _prompts()
+    prompts = _prompts(n_prompts)
     exact = folder / "demo-f32.bin"
     differing: list[dict[str, Any]] = []
     with model_file(None) as demo:
@@ -148,9 +149,9 @@ def compare_tokens(folder: Path, device: str) -> dict[str, Any]:
     }
 
 
-def _prompts() -> list[str]:
+def _prompts(n: int) -> list[str]:
     lines = resources.files("sbd_engine").joinpath("tasks/exact.jsonl").read_text().splitlines()
-    return [json.loads(line)["prompt"] for line in lines[:: len(lines) // _PROMPTS]][:_PROMPTS]
+    return [json.loads(line)["prompt"] for line in lines[:: len(lines) // n]][:n]
 
 
 def _steps(engine: Engine, ids: Sequence[int]) -> list[Step]:

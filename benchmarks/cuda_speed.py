@@ -10,7 +10,7 @@ is a mix of their blocks.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -38,10 +38,9 @@ def decoding(
     contexts: Sequence[int],
     batches: Sequence[int],
     repeats: int,
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """By context and batch. What does not run has the reason as "missing": memory
     is too small for many long sequences."""
-    results = []
     for context in contexts:
         n_ctx = context + (BLOCKS + 2) * BLOCK
         settings = engine_options(device, None, n_ctx, "f16")
@@ -51,11 +50,10 @@ def decoding(
         for batch in batches:
             at = {"context": context, "batch": batch}
             try:
-                results.append(at | _decode_all(core, work, context, batch, repeats))
+                yield at | _decode_all(core, work, context, batch, repeats)
             except SbdError as error:
-                results.append(at | {"missing": str(error)})
+                yield at | {"missing": str(error)}
         del core  # frees its memory before the next
-    return results
 
 
 def _decode_all(

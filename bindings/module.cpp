@@ -37,6 +37,7 @@ const char* error_class(ErrorKind kind) {
     case ErrorKind::value: return "SbdValueError";
     case ErrorKind::file: return "SbdFileError";
     case ErrorKind::memory: return "SbdMemoryError";
+    case ErrorKind::device: return "SbdDeviceError";
   }
   return "SbdError";
 }
@@ -179,6 +180,21 @@ void close_engine(Loop& loop) {
   });
 }
 
+py::dict profile_forward(Loop& loop, int rows, int context) {
+  const ForwardProfile profile = without_gil([&] {
+    return loop.between_forwards(
+        [&](Engine& engine) { return engine.profile_forward(rows, context); });
+  });
+  py::list kernels;
+  for (const KernelTime& kernel : profile.kernels) {
+    kernels.append(py::dict(py::arg("name") = kernel.name, py::arg("calls") = kernel.calls,
+                            py::arg("us") = kernel.us, py::arg("bytes") = kernel.bytes));
+  }
+  return py::dict(py::arg("kernels") = kernels, py::arg("graph_us") = profile.graph_us,
+                  py::arg("in_turn_us") = profile.in_turn_us,
+                  py::arg("matmuls_us") = profile.matmuls_us);
+}
+
 // What is in a model file, without loading its weights into an engine.
 py::dict read_gguf(const std::filesystem::path& path) {
   const GgufFile file(path);
@@ -296,6 +312,7 @@ PYBIND11_MODULE(_core, module) {
       .def("forward", &forward, py::arg("tokens"), py::arg("block"))
       .def("time_forwards", &time_forwards, py::arg("rows"), py::arg("context"), py::arg("repeats"),
            py::arg("n_sequences") = 1)
+      .def("profile_forward", &profile_forward, py::arg("rows"), py::arg("context"))
       .def("measure_peaks", &peaks)
       .def("close", &close_engine);
 

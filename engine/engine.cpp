@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <chrono>
 #include <optional>
 #include <thread>
 #include <utility>
@@ -14,8 +13,7 @@
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cuda/cuda.h"
 #include "core/error.h"
-#include "core/interrupt.h"
-#include "core/random.h"
+#include "core/notice.h"
 #include "decode_defaults.h"
 #include "format/gguf.h"
 #include "model/transformer.h"
@@ -57,7 +55,12 @@ std::unique_ptr<Backend> make_backend(const EngineOptions& options) {
   SBD_CHECK(values_per_block(options.kv_dtype) == 1, "kv_dtype {}: expected f16, bf16 or f32",
             name(options.kv_dtype));
   if (gpu) return cuda::make_backend(*gpu);
-  if (options.device == "auto" && cuda::why_unavailable().empty()) return cuda::make_backend(0);
+  if (options.device == "auto" && cuda::why_unavailable().empty()) {
+    notice(
+        "device auto takes the GPU, on which the CUDA backend is unproven: its tests have passed "
+        "in software only; device cpu does without");
+    return cuda::make_backend(0);
+  }
   return std::make_unique<cpu::CpuBackend>(options.n_threads > 0 ? options.n_threads
                                                                  : available_cores());
 }
@@ -88,6 +91,7 @@ Engine::Engine(const std::filesystem::path& path, const EngineOptions& options)
   FileTensors tensors(file);
   model_ = std::make_unique<Transformer>(config_, tensors, *backend_);
   tensors.check_all_used();
+  for (const std::string& line : backend_->notes()) notice(line);
   if (options.draft_lora) model_->set_adapter(GgufFile(*options.draft_lora));
   defaults_.has_adapter = model_->has_adapter();
   start(options);
@@ -99,6 +103,7 @@ Engine::Engine(const Metadata& metadata, DType dtype, bool tie_word_embeddings,
   configure(metadata, read_model_config(metadata), options.n_ctx);
   RandomTensors tensors(dtype, tie_word_embeddings);
   model_ = std::make_unique<Transformer>(config_, tensors, *backend_);
+  for (const std::string& line : backend_->notes()) notice(line);
   start(options);
 }
 
@@ -196,58 +201,6 @@ std::vector<RowScores> Engine::score(const std::vector<TokenId>& tokens, int top
     }
   }
   return scores;
-}
-
-std::vector<std::vector<double>> Engine::time_forwards(const std::vector<int>& row_counts,
-                                                       int context, int repeats, int n_sequences) {
-  SBD_CHECK(n_sequences >= 1, "n_sequences must be at least 1, got {}", n_sequences);
-  const auto random_tokens = [&](int n, Kv kv_use, Attention attention) {
-    Segment segment;
-    segment.kv = kv_use;
-    segment.attention = attention;
-    for (int i = 0; i < n; ++i) {
-      const std::uint64_t bits =
-          combine(static_cast<std::uint64_t>(n), static_cast<std::uint64_t>(i));
-      segment.tokens.push_back(
-          static_cast<TokenId>(bits % static_cast<std::uint64_t>(config_.vocab_size)));
-    }
-    return segment;
-  };
-  std::vector<KvCache> kvs;
-  for (int i = 0; i < n_sequences; ++i) kvs.push_back(model_->make_kv(n_ctx_, kv_dtype_));
-  std::vector<Batch> batches;
-  for (const int rows : row_counts) {
-    SBD_CHECK(rows >= 1 && context >= 0 && rows <= n_ctx_ && context <= n_ctx_ - rows,
-              "{} rows behind a context of {} exceed the model's context of {}", rows, context,
-              n_ctx_);
-    Segment block = random_tokens(rows, Kv::scratch, Attention::block);
-    for (int i = 0; i < rows; ++i) block.outputs.push_back(i);
-    batches.emplace_back();
-    for (KvCache& kv : kvs) batches.back().sequences.push_back({&kv, {{block}}});
-  }
-  for (KvCache& kv : kvs) {
-    while (kv.length() < context) {
-      const int n = std::min(kMostRows, context - kv.length());
-      model_->forward({{{&kv, {{random_tokens(n, Kv::commit, Attention::causal)}}}}});
-      check_interrupt();
-    }
-  }
-  for (const Batch& batch : batches) {  // warms caches and grows buffers
-    model_->forward(batch);
-    check_interrupt();
-  }
-  std::vector<std::vector<double>> milliseconds(batches.size());
-  for (int i = 0; i < repeats; ++i) {
-    for (std::size_t j = 0; j < batches.size(); ++j) {
-      const auto start = std::chrono::steady_clock::now();
-      model_->forward(batches[j]);
-      const std::chrono::duration<double, std::milli> elapsed =
-          std::chrono::steady_clock::now() - start;
-      milliseconds[j].push_back(elapsed.count());
-      check_interrupt();
-    }
-  }
-  return milliseconds;
 }
 
 }  // namespace sbd

@@ -10,7 +10,9 @@
 #include <vector>
 
 #include "core/dtype.h"
+#include "core/error.h"
 #include "core/peaks.h"
+#include "core/profile.h"
 #include "decode/decoder.h"
 #include "format/model_config.h"
 #include "request.h"
@@ -74,12 +76,17 @@ class Engine {
   std::vector<std::vector<double>> time_forwards(const std::vector<int>& row_counts, int context,
                                                  int repeats, int n_sequences);
   Peaks measure_peaks();
+  // Where the time of such a forward of one sequence goes; of a GPU.
+  ForwardProfile profile_forward(int rows, int context);
 
  private:
+  struct Timed;
+
   void configure(const Metadata& metadata, const ModelConfig& config, int n_ctx);
   void start(const EngineOptions& options);
   // Checks the request.
   std::unique_ptr<Decoder> make_decoder(const Request& request) const;
+  Timed timed(const std::vector<int>& row_counts, int context, int n_sequences);
 
   std::unique_ptr<Backend> backend_;
   DType kv_dtype_;

@@ -11,8 +11,8 @@ namespace sbd {
 
 namespace {
 
-std::exception_ptr error_of(const std::string& message) {
-  return std::make_exception_ptr(Error(ErrorKind::value, message));
+std::exception_ptr error_of(const std::string& message, ErrorKind kind = ErrorKind::value) {
+  return std::make_exception_ptr(Error(kind, message));
 }
 
 // In a forked child: forgets the condition, for which threads of the parent may be waiting.
@@ -199,7 +199,7 @@ void Loop::step(Lock& lock) {
   for (SequenceEvents& events : happened) {
     if (const auto id = ids_.find(events.id); id != ids_.end()) {
       deliver({id->second, std::move(events.events), events.prompt_rows,
-               events.error.empty() ? nullptr : error_of(events.error)});
+               events.error.empty() ? nullptr : error_of(events.error, events.error_kind)});
     }
   }
   while (all_failed && !ids_.empty()) deliver({ids_.begin()->second, {}, 0, all_failed});

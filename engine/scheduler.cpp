@@ -101,7 +101,7 @@ void Scheduler::admit(std::vector<SequenceEvents>& happened) {
     try {
       start(sequence, lender);
     } catch (const Error& error) {
-      happened.push_back({.id = id, .error = error.what()});
+      happened.push_back({.id = id, .error = error.what(), .error_kind = error.kind()});
     }
   }
 }
@@ -192,9 +192,17 @@ Scheduler::Parked Scheduler::take_parked(SequenceId id) {
 
 std::vector<SequenceEvents> Scheduler::step() {
   std::vector<SequenceEvents> happened;
-  admit(happened);
-  const std::vector<Turn> turns = choose_turns();
-  if (!turns.empty()) run(turns, happened);
+  try {
+    admit(happened);
+    const std::vector<Turn> turns = choose_turns();
+    if (!turns.empty()) run(turns, happened);
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::device) throw;
+    happened.clear();  // the caches are gone, of all sequences
+    for (const auto& [id, sequence] : sequences_) {
+      happened.push_back({.id = id, .error = error.what(), .error_kind = error.kind()});
+    }
+  }
   for (const SequenceEvents& events : happened) {
     if (events.events.finished || !events.error.empty()) end(events.id);
   }
@@ -274,6 +282,7 @@ void Scheduler::run(std::span<const Turn> turns, std::vector<SequenceEvents>& ha
   }
   std::vector<RowStats> stats;
   std::string error;
+  ErrorKind kind = ErrorKind::value;
   try {
     const auto begin = std::chrono::steady_clock::now();
     stats = model_.forward(batch);
@@ -281,15 +290,19 @@ void Scheduler::run(std::span<const Turn> turns, std::vector<SequenceEvents>& ha
         std::chrono::steady_clock::now() - begin;
     costs_.record(n_rows, elapsed.count());
   } catch (const Error& failed) {
+    if (failed.kind() == ErrorKind::device) throw;
     error = failed.what();
+    kind = failed.kind();
   } catch (const std::bad_alloc&) {
+    kind = ErrorKind::memory;
     error = format("out of memory for a forward of {} rows: use a shorter prompt or block", n_rows);
   }
   if (!error.empty()) {
     // A forward that fails has changed nothing. Alone, a sequence has itself to blame; of several,
     // each is tried alone, so that one's bad numbers do not end the others.
     if (turns.size() == 1) {
-      happened.push_back({.id = turns[0].sequence->id, .error = std::move(error)});
+      happened.push_back(
+          {.id = turns[0].sequence->id, .error = std::move(error), .error_kind = kind});
       return;
     }
     for (const Turn& turn : turns) run({&turn, 1}, happened);

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "core/dtype.h"
+#include "core/error.h"
 #include "decode/decoder.h"
 #include "decode/forward_costs.h"
 #include "model/transformer.h"
@@ -33,6 +34,7 @@ struct SequenceEvents {
   int prompt_rows = 0;    // prompt tokens whose keys and values this forward computed
   int cached_tokens = 0;  // prompt tokens that another sequence had left, told by the first forward
   std::string error = {};  // not empty: the sequence could not go on
+  ErrorKind error_kind = ErrorKind::value;
 };
 
 struct SchedulerOptions {

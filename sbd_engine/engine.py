@@ -56,7 +56,8 @@ class Engine:
     Safe to use from several threads: sequences that are alive at the same time share forwards, and
     the result of one does not depend on the others.
 
-    Raises SbdFileError (an OSError), SbdValueError, SbdTypeError and SbdMemoryError.
+    Raises SbdFileError (an OSError), SbdValueError, SbdTypeError, SbdMemoryError and, where a GPU
+    fails, SbdDeviceError.
     """
 
     def __init__(

@@ -26,3 +26,7 @@ class SbdFileNotFoundError(SbdFileError, FileNotFoundError):
 
 class SbdMemoryError(SbdError, MemoryError):
     """The machine has not enough memory."""
+
+
+class SbdDeviceError(SbdError, RuntimeError):
+    """The device failed, and all it held is lost: no engine of this process can use it again."""

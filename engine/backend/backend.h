@@ -6,14 +6,17 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "core/batch.h"
 #include "core/dtype.h"
 #include "core/error.h"
 #include "core/peaks.h"
+#include "core/profile.h"
 #include "core/types.h"
 #include "format/gguf.h"
 
@@ -117,6 +120,13 @@ class Backend {
   virtual int n_threads() const = 0;
   virtual std::size_t free_memory() const = 0;  // bytes that caches could take
   virtual Peaks measure_peaks() = 0;
+  // Of `forward`, which runs one; it is run more than once.
+  virtual ForwardProfile profile(const std::function<void()>& /*forward*/) {
+    fail(ErrorKind::value, "profile: expected a device that runs kernels (cuda), got {}",
+         description());
+  }
+  // What is to be known of the weights that were loaded, a line each.
+  virtual std::vector<std::string> notes() const { return {}; }
 
   // Memory. A weight that holds NaN or infinity is an error that names the tensor.
   virtual std::unique_ptr<Weight> load_weight(const Tensor& tensor) = 0;

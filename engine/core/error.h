@@ -13,6 +13,7 @@ enum class ErrorKind {
   value,   // an argument or a model file's content is wrong
   file,    // the operating system refused a file
   memory,  // the machine has not enough of it
+  device,  // the device failed, and all it held is lost: what runs on it cannot go on
 };
 
 class Error : public std::runtime_error {

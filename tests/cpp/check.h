@@ -38,6 +38,11 @@ inline void report(const char* file, int line, const std::string& what) {
   std::fprintf(stderr, "%s:%d: %s\n", file, line, what.c_str());
 }
 
+// For a test's reader; nothing fails.
+inline void remark(const char* file, int line, const std::string& what) {
+  std::fprintf(stderr, "%s:%d: note: %s\n", file, line, what.c_str());
+}
+
 template <typename T>
 std::string show(const T& value) {
   std::ostringstream out;

@@ -172,7 +172,7 @@ TEST(cuda_attention_over_long_contexts) {
   check_attention({2, 1, 16}, {4097, 3073, 3072, 1});
 }
 
-// A cache's memory grows as positions are used, and takes along what is in it.
+// A cache takes pages as positions are used.
 TEST(cuda_attention_over_a_cache_that_has_grown) {
   CudaBackend backend(0);
   for (const DType dtype : kCacheTypes) {
@@ -192,6 +192,30 @@ TEST(cuda_attention_over_a_cache_that_has_grown) {
     const auto q = random.floats(kv_end.size() * cache.q_size(), -1, 1);
     check_close("grown " + std::string(name(dtype)), cache, kv_end, q,
                 run_attention(backend, {{&cache, kv_end}}, q));
+  }
+}
+
+// What a cache left in its pages is nothing to the next one: behind head_dim it is zeros again.
+TEST(cuda_attention_over_pages_of_another_cache) {
+  CudaBackend backend(0);
+  const HeadShape heads{2, 1, 10};
+  constexpr int kLong = 300, kShort = 200;  // of F16 and F32: pages of the same size
+  for (const float left : {NAN, 3.0f}) {
+    const std::uint8_t* page = nullptr;
+    {
+      Random random(6);
+      Cache first(backend, heads, kShort, DType::f32, random);
+      const std::vector<float> all(kShort * 10, left);
+      first.write(backend, 0, all, all);
+      page = static_cast<const CudaKv&>(*first.kv).pages()[0].as<std::uint8_t>();
+    }
+    Random random(7);
+    Cache second(backend, heads, kLong, DType::f16, random);
+    CHECK_EQ(static_cast<const CudaKv&>(*second.kv).pages()[0].as<std::uint8_t>(), page);
+    const std::vector<int> kv_end = {kLong, 7};
+    const auto q = random.floats(kv_end.size() * second.q_size(), -1, 1);
+    check_close("pages of another", second, kv_end, q,
+                run_attention(backend, {{&second, kv_end}}, q));
   }
 }
 
@@ -281,13 +305,13 @@ TEST(cuda_attention_passes_on_what_is_not_finite) {
 // A value of a cache, read from its memory.
 double stored(const CudaKv& kv, const HeadShape& heads, int layer, bool value, int head,
               int position, int d) {
-  const SequenceInfo info = kv.info(0);
   const Index run = (Index{layer} * 2 + value) * heads.num_key_value_heads + head;
-  const Index at = (run * info.capacity + position) * CudaKv::stride(heads, kv.dtype()) + d;
+  const Index place = run * kv.info(0).capacity + position % kPagePositions;
+  const Index at = place * CudaKv::stride(heads, kv.dtype()) + d;
+  const auto* page = kv.pages()[static_cast<std::size_t>(position / kPagePositions)].as<char>();
   const auto size = static_cast<Index>(bytes_per_block(kv.dtype()));
   std::uint32_t bits = 0;
-  check(cudaMemcpy(&bits, info.kv + at * size, static_cast<std::size_t>(size),
-                   cudaMemcpyDeviceToHost),
+  check(cudaMemcpy(&bits, page + at * size, static_cast<std::size_t>(size), cudaMemcpyDeviceToHost),
         "reading a cache");
   switch (kv.dtype()) {
     case DType::f16: return half_to_float(static_cast<std::uint16_t>(bits));

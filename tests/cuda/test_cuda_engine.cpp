@@ -4,6 +4,7 @@
 
 #include "check.h"
 #include "complete_model.h"
+#include "cuda_check.h"
 #include "engine.h"
 #include "format/gguf.h"
 
@@ -38,6 +39,7 @@ Generated generate(const std::string& path, const std::string& device,
 
 TEST(cuda_generates_the_cpus_tokens) {
   using namespace gguf_tensor;
+  int drawn = 0, same = 0;
   for (const ModelShape& shape : {ModelShape{"llama", 2, 32, 48, 4, 2, 8, 40, {f32}},
                                   ModelShape{"qwen2", 1, 20, 30, 2, 1, 6, 50, {f32}, true},
                                   ModelShape{"qwen3", 2, 32, 64, 2, 2, 16, 70, {f32}, true}}) {
@@ -59,12 +61,21 @@ TEST(cuda_generates_the_cpus_tokens) {
     }
     const Generated on_gpu = generate(file.path(), "cuda", requests);
     const Generated on_cpu = generate(file.path(), "cpu", requests);
-    CHECK_EQ(on_gpu.n_forwards, on_cpu.n_forwards);
+    bool as_expected = true;
     for (std::size_t i = 0; i < requests.size(); ++i) {
       CHECK_EQ(on_gpu.texts[i].size(), 20u);
-      CHECK_EQ(on_gpu.texts[i], on_cpu.texts[i]);
+      if (requests[i].temperature > 0) {
+        const bool equal = on_gpu.texts[i] == on_cpu.texts[i];
+        as_expected = as_expected && equal;
+        ++drawn;
+        same += equal;
+      } else {
+        CHECK_EQ(on_gpu.texts[i], on_cpu.texts[i]);
+      }
     }
+    if (as_expected) CHECK_EQ(on_gpu.n_forwards, on_cpu.n_forwards);
   }
+  cuda::check_draws(__FILE__, __LINE__, same, drawn, 0.5);  // texts, of 20 draws each
 }
 
 // Random weights are made on the device; forwards of several sequences are timed.
@@ -92,6 +103,9 @@ TEST(cuda_random_models_are_the_cpus) {
     }
     CHECK_THROWS_WITH(engine->time_forwards({1}, 4, 1, 0), "n_sequences must be at least 1, got 0");
   }
+  CHECK(!gpu.profile_forward(3, 4).kernels.empty());
+  CHECK_THROWS_WITH(cpu.profile_forward(3, 4),
+                    "profile: expected a device that runs kernels (cuda), got cpu (");
 }
 
 TEST(cuda_devices_are_named_by_index) {

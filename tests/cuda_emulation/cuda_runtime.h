@@ -31,6 +31,7 @@ enum cudaError_t {
   cudaErrorMemoryAllocation = 2,
   cudaErrorNoDevice = 100,
   cudaErrorNoKernelImageForDevice = 209,
+  cudaErrorIllegalAddress = 700,
 };
 inline const char* cudaGetErrorString(cudaError_t status) {
   switch (status) {
@@ -40,10 +41,15 @@ inline const char* cudaGetErrorString(cudaError_t status) {
     case cudaErrorNoDevice: return "no CUDA-capable device is detected";
     case cudaErrorNoKernelImageForDevice:
       return "no kernel image is available for execution on the device";
+    case cudaErrorIllegalAddress: return "an illegal memory access was encountered";
   }
   return "?";
 }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+// What a call that waits for the device, or sends it work, returns.
+inline cudaError_t state_of_the_device() {
+  return emulation::lost() ? cudaErrorIllegalAddress : cudaSuccess;
+}
 
 struct EmulatedStream {
   bool capturing = false;
@@ -109,35 +115,23 @@ inline cudaError_t cudaMemGetInfo(std::size_t* available, std::size_t* total) {
 enum cudaMemcpyKind {
   cudaMemcpyHostToDevice,
   cudaMemcpyDeviceToHost,
-  cudaMemcpyDeviceToDevice,
   cudaMemcpyDefault,
 };
 inline cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind) {
   std::memcpy(to, from, bytes);
-  return cudaSuccess;
+  return state_of_the_device();
 }
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes,
                                    cudaMemcpyKind kind, cudaStream_t stream) {
   if (stream->capturing) return cudaErrorInvalidValue;
   return cudaMemcpy(to, from, bytes, kind);
 }
-inline cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from,
-                                     std::size_t from_pitch, std::size_t width, std::size_t height,
-                                     cudaMemcpyKind kind, cudaStream_t stream) {
-  for (std::size_t i = 0; i < height; ++i) {
-    const cudaError_t status =
-        cudaMemcpyAsync(static_cast<char*>(to) + i * to_pitch,
-                        static_cast<const char*>(from) + i * from_pitch, width, kind, stream);
-    if (status != cudaSuccess) return status;
-  }
-  return cudaSuccess;
-}
 inline cudaError_t cudaMemsetAsync(void* data, int byte, std::size_t bytes, cudaStream_t) {
   std::memset(data, byte, bytes);
-  return cudaSuccess;
+  return state_of_the_device();
 }
 
-enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2 };
+enum { cudaStreamNonBlocking = 1, cudaEventDefault = 0, cudaEventDisableTiming = 2 };
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   *stream = new EmulatedStream;
   return cudaSuccess;
@@ -147,16 +141,13 @@ inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   return cudaSuccess;
 }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-  return stream->capturing ? cudaErrorInvalidValue : cudaSuccess;
+  return stream->capturing ? cudaErrorInvalidValue : state_of_the_device();
 }
 
-inline cudaError_t cudaEventCreate(cudaEvent_t* event) {
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   if (emulation::options().n_devices == 0) return cudaErrorNoDevice;
   *event = new EmulatedEvent;
   return cudaSuccess;
-}
-inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
-  return cudaEventCreate(event);
 }
 inline cudaError_t cudaEventDestroy(cudaEvent_t event) {
   delete event;
@@ -164,9 +155,9 @@ inline cudaError_t cudaEventDestroy(cudaEvent_t event) {
 }
 inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
   event->time = std::chrono::steady_clock::now();
-  return cudaSuccess;
+  return state_of_the_device();
 }
-inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return state_of_the_device(); }
 inline cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
   *milliseconds = std::chrono::duration<float, std::milli>(end->time - begin->time).count();
   return cudaSuccess;
@@ -185,6 +176,7 @@ inline cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph)
 }
 inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
                                         unsigned long long) {
+  if (!emulation::options().graphs_fit) return cudaErrorMemoryAllocation;
   *executable = new EmulatedGraph(*graph);
   return cudaSuccess;
 }
@@ -194,8 +186,9 @@ inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
 }
 inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) { return cudaGraphDestroy(graph); }
 inline cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t) {
+  const cudaError_t status = state_of_the_device();  // a kernel of it that fails is seen later
   for (const auto& launch : graph->launches) launch();
-  return cudaSuccess;
+  return status;
 }
 
 struct dim3 {
@@ -262,6 +255,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
       block.x > 1024 || !emulation::may_launch(shared, allowed)) {
     return cudaErrorInvalidValue;
   }
+  if (emulation::lost()) return cudaErrorIllegalAddress;
   const bool overlaps = config->numAttrs > 0;
   const auto run = [=] {
     emulation::run_grid({grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, shared, overlaps,

@@ -91,6 +91,8 @@ const std::function<void()>* body = nullptr;
 std::unique_ptr<GuardedPages> shared;
 bool must_wait = false;  // for the kernel before
 long launches = 0;
+long prefetches = 0;
+bool device_is_lost = false;
 
 #if defined(__x86_64__)
 // Saves the registers that a call keeps, and goes on where the other stack left off.
@@ -244,6 +246,7 @@ void run_block(int n_threads) {
 }
 
 std::size_t memory_in_use = 0;
+long memory_calls = 0;
 std::deque<std::unique_ptr<GuardedPages>> allocations;
 
 }  // namespace
@@ -263,7 +266,10 @@ Options& options() {
 }
 
 std::size_t used_bytes() { return memory_in_use; }
+long n_memory_calls() { return memory_calls; }
 long n_launches() { return launches; }
+long n_prefetches() { return prefetches; }
+bool lost() { return device_is_lost; }
 
 std::uint8_t* shared_memory() { return shared->data(); }
 
@@ -290,6 +296,11 @@ void meet_warp(const char* kind, void* mine, WarpWork work) {
   meet(warp.meeting, kLanes, [&] { work(warp.lanes); });
 }
 
+void prefetch(const void* global) {
+  static_cast<void>(*static_cast<const volatile std::uint8_t*>(global));
+  ++prefetches;
+}
+
 void copy_async(void* to, const void* from, bool real) {
   if (reinterpret_cast<std::uintptr_t>(to) % 16 != 0)
     stop("a copy to an address not a multiple of 16");
@@ -314,6 +325,9 @@ void wait_for_previous_kernel() { current->has_waited = true; }
 
 void run_grid(Index3 grid, Index3 block, std::size_t shared_bytes, bool overlaps,
               const std::function<void()>& kernel) {
+  if (options().good_launches == 0) device_is_lost = true;
+  if (device_is_lost) return;
+  --options().good_launches;
   const int n_threads = static_cast<int>(block.x);
   for (int i = static_cast<int>(fibers.size()); i < n_threads; ++i) {
     fibers.push_back(std::make_unique<Fiber>());
@@ -338,6 +352,8 @@ void run_grid(Index3 grid, Index3 block, std::size_t shared_bytes, bool overlaps
 }
 
 cudaError_t allocate(void** data, std::size_t bytes) {
+  ++memory_calls;
+  if (device_is_lost) return cudaErrorIllegalAddress;
   if (memory_in_use + bytes > options().memory_bytes) return cudaErrorMemoryAllocation;
   memory_in_use += bytes;
   allocations.push_back(std::make_unique<GuardedPages>(bytes, 16));
@@ -346,6 +362,7 @@ cudaError_t allocate(void** data, std::size_t bytes) {
 }
 
 cudaError_t release(void* data) {
+  ++memory_calls;
   for (auto it = allocations.begin(); it != allocations.end(); ++it) {
     if ((*it)->data() != data) continue;
     memory_in_use -= (*it)->size();

@@ -18,16 +18,23 @@ enum class Order { ascending, descending };
 struct Options {
   int n_devices = 1;
   int capability = 9;
-  bool has_code = true;  // does the build have code that the device runs?
+  bool graphs_fit = true;  // has the device memory for them?
+  bool has_code = true;    // does the build have code that the device runs?
   int n_multiprocessors = 8;
   std::size_t block_shared_bytes = 99 << 10;  // on the smallest device that is built for
   std::size_t memory_bytes = std::size_t{1} << 32;
+  long good_launches =
+      -1;  // kernels that run before one fails, as what reads a wrong address does:
+           // seen by the next call that waits, and by all from then on; -1: all
   Order order = Order::ascending;  // of the threads of a block, between two barriers
 };
 Options& options();
 
 std::size_t used_bytes();  // of the device's memory
+long n_memory_calls();     // that asked for some, or gave it back
 long n_launches();         // of kernels, replays of graphs included
+long n_prefetches();
+bool lost();  // has a kernel failed?
 
 struct Index3 {
   unsigned x, y, z;
@@ -42,6 +49,7 @@ void block_barrier();
 using WarpWork = void (*)(void* const* lanes);
 void meet_warp(const char* kind, void* mine, WarpWork work);
 
+void prefetch(const void* global);  // must be there to be read
 void copy_async(void* shared, const void* global, bool real);
 void commit_copies();
 void wait_copies(int youngest);

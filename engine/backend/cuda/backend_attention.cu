@@ -1,5 +1,7 @@
 // CudaBackend: the cache and attention over it.
 #include <algorithm>
+#include <iterator>
+#include <numeric>
 #include <utility>
 
 #include "backend/cuda/cuda_backend.h"
@@ -10,7 +12,6 @@ namespace sbd::cuda {
 namespace {
 
 constexpr std::size_t kPartialBytes = 128 << 20;  // of attention, at a time
-constexpr int kFirstPositions = 2048;             // that a cache has room for before it grows
 
 // Splits of a launch: rounded up, so that a growing context meets few shapes and their graphs are
 // found again. Blocks without keys end at once.
@@ -22,59 +23,87 @@ int rounded_splits(int n) {
 
 }  // namespace
 
-CudaKv::CudaKv(CudaBackend& backend, int n_layers, const HeadShape& heads, int n_ctx, DType dtype,
-               cudaStream_t stream)
+DeviceMemory PagePool::take(std::size_t bytes) {
+  const auto found = std::ranges::find(pages_, bytes, &DeviceMemory::size);
+  if (found == pages_.end()) return DeviceMemory(bytes, "a sequence's KV cache");
+  std::swap(*found, pages_.back());
+  DeviceMemory page = std::move(pages_.back());
+  pages_.pop_back();
+  return page;
+}
+
+void PagePool::give(std::vector<DeviceMemory> pages) {
+  std::ranges::move(pages, std::back_inserter(pages_));
+}
+
+bool PagePool::release() {
+  const bool any = !pages_.empty();
+  pages_.clear();
+  return any;
+}
+
+CudaKv::CudaKv(CudaBackend& backend, int n_layers, const HeadShape& heads, int n_ctx, DType dtype)
     : backend_(backend),
       dtype_(dtype),
       n_ctx_(n_ctx),
-      n_runs_(static_cast<std::size_t>(n_layers) * 2 *
-              static_cast<std::size_t>(heads.num_key_value_heads)),
-      row_bytes_(static_cast<std::size_t>(stride(heads, dtype)) * bytes_per_block(dtype)),
+      page_positions_(std::min(n_ctx, kPagePositions)),
       padded_(stride(heads, dtype) != heads.head_dim) {
-  reserve(std::min(n_ctx, kFirstPositions), stream);
+  const std::size_t n_runs =
+      static_cast<std::size_t>(n_layers) * 2 * static_cast<std::size_t>(heads.num_key_value_heads);
+  page_bytes_ = n_runs * static_cast<std::size_t>(page_positions_) *
+                static_cast<std::size_t>(stride(heads, dtype)) * bytes_per_block(dtype);
+  reserve(1);
 }
 
-void CudaKv::reserve(int n_positions, cudaStream_t stream) {
-  if (std::min(n_positions, n_ctx_) <= capacity_) return;
-  const int capacity = std::min(n_ctx_, std::max(n_positions, 2 * capacity_));
-  const std::size_t pitch = static_cast<std::size_t>(capacity) * row_bytes_;
-  const std::size_t old_pitch = static_cast<std::size_t>(capacity_) * row_bytes_;
-  DeviceMemory memory(n_runs_ * pitch, "a sequence's KV cache");
-  if (padded_) {
-    check(cudaMemsetAsync(memory.data(), 0, memory.size(), stream), "clearing a KV cache");
+void CudaKv::reserve(int n_positions) {
+  const int n_pages = ceil_div(std::min(n_positions, n_ctx_), kPagePositions);
+  while (static_cast<int>(pages_.size()) < n_pages) {
+    pages_.push_back(backend_.take_page(page_bytes_, padded_));
   }
-  if (capacity_ > 0) {
-    check(cudaMemcpy2DAsync(memory.data(), pitch, memory_.data(), old_pitch, old_pitch, n_runs_,
-                            cudaMemcpyDeviceToDevice, stream),
-          "growing a KV cache");
-    check(cudaStreamSynchronize(stream), "growing a KV cache");
-  }
-  memory_ = std::move(memory);
-  capacity_ = capacity;
 }
 
 std::size_t CudaKv::bytes(int n_positions) const {
-  return n_runs_ * row_bytes_ * static_cast<std::size_t>(n_positions);
+  return static_cast<std::size_t>(ceil_div(n_positions, page_positions_)) * page_bytes_;
 }
 
+// Whole pages: what the last one has beyond n_positions nobody sees.
 void CudaKv::copy(const KvStorage& from, int n_positions) {
   const auto& other = static_cast<const CudaKv&>(from);
-  reserve(n_positions, backend_.stream());
-  check(cudaMemcpy2DAsync(memory_.data(), static_cast<std::size_t>(capacity_) * row_bytes_,
-                          other.memory_.data(),
-                          static_cast<std::size_t>(other.capacity_) * row_bytes_,
-                          static_cast<std::size_t>(n_positions) * row_bytes_, n_runs_,
+  backend_.finish();
+  reserve(n_positions);
+  for (int i = 0; i < ceil_div(n_positions, page_positions_); ++i) {
+    const auto page = static_cast<std::size_t>(i);
+    check(cudaMemcpyAsync(pages_[page].data(), other.pages_[page].data(), page_bytes_,
                           cudaMemcpyDeviceToDevice, backend_.stream()),
-        "copying a KV cache");
+          "copying a KV cache");
+  }
 }
 
-CudaKv::~CudaKv() { backend_.settle(); }
+CudaKv::~CudaKv() { backend_.give_pages(std::move(pages_)); }
+
+DeviceMemory CudaBackend::take_page(std::size_t bytes, bool cleared) {
+  DeviceMemory page = with_room([&] { return pool_.take(bytes); });
+  if (cleared) {
+    check(cudaMemsetAsync(page.data(), 0, page.size(), stream_), "clearing a KV cache");
+  }
+  return page;
+}
+
+// Who takes them next uses them behind what is on the stream by then.
+void CudaBackend::give_pages(std::vector<DeviceMemory> pages) noexcept {
+  try {
+    flush();
+  } catch (...) {  // recorded (runtime.h): the next operation is refused
+  }
+  pool_.give(std::move(pages));
+}
 
 void CudaBackend::rotate_and_cache(int layer, const HeadShape& heads, const float* q_norm,
                                    const float* k_norm, float eps, float* q, float* k,
                                    const float* v) {
   const DType dtype = static_cast<const CudaKv&>(*sequence_rows_[0].kv).dtype();
   CacheArgs args{};
+  args.table = page_table_;
   args.sequences = sequences_;
   args.row_sequence = row_sequence_;
   args.positions = positions_;
@@ -115,6 +144,7 @@ void CudaBackend::attention(int layer, const HeadShape& heads, const float* q, f
 
   const DType dtype = static_cast<const CudaKv&>(*sequence_rows_[0].kv).dtype();
   AttentionArgs args{};
+  args.table = page_table_;
   args.sequences = sequences_;
   args.tiles = tiles_;
   args.row_sequence = row_sequence_;
@@ -133,6 +163,17 @@ void CudaBackend::attention(int layer, const HeadShape& heads, const float* q, f
     return sequence_rows_[static_cast<std::size_t>(info.sequence)].first_row +
            info.first_query / group;
   };
+  // Positions that the tiles [first, end) see.
+  const auto positions_seen = [&](std::size_t first, std::size_t end) {
+    std::vector<int> seen(sequence_rows_.size());
+    for (std::size_t i = first; i < end; ++i) {
+      int& most = seen[static_cast<std::size_t>(tile_infos_[i].sequence)];
+      most = std::max(most, tile_infos_[i].key_end);
+    }
+    return std::accumulate(seen.begin(), seen.end(), 0.0);
+  };
+  const double position_bytes =
+      2.0 * heads.num_key_value_heads * args.stride * static_cast<double>(bytes_per_block(dtype));
   int key_end = 0;
   for (const int end : kv_end_) key_end = std::max(key_end, end);
   args.n_splits = rounded_splits(splits_of(key_end));
@@ -157,7 +198,7 @@ void CudaBackend::attention(int layer, const HeadShape& heads, const float* q, f
     args.n_rows = end_row - first_row;
     args.partials =
         grown<float>(attention_partials_, row_floats * static_cast<std::size_t>(args.n_rows));
-    cuda::attention(tape_, args);
+    cuda::attention(tape_, args, positions_seen(tile, end) * position_bytes);
     tile = end;
   }
 }

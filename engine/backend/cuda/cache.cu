@@ -64,11 +64,11 @@ __global__ void cache_kernel(const __grid_constant__ CacheArgs a) {
     }
   }
   const float scale = is_query && a.query_scale != nullptr ? a.query_scale[row] : 1.0f;
-  const SequenceInfo sequence = a.sequences[a.row_sequence[row]];
+  const int sequence = a.row_sequence[row], position = a.positions[row];
   const Index element = a.kv_dtype == DType::f32 ? 4 : 2;
-  const Index place = ((Index{a.layer} * 2 + is_value) * a.kv_heads + kv_head) * sequence.capacity +
-                      a.positions[row];
-  std::uint8_t* cached = sequence.kv + place * a.stride * element;
+  const Index run = (Index{a.layer} * 2 + is_value) * a.kv_heads + kv_head;
+  const Index place = run * a.sequences[sequence].capacity + position % kPagePositions;
+  std::uint8_t* cached = a.table.page(sequence, position) + place * a.stride * element;
   const auto store = [&](int at, float x) {
     if (is_query) {
       query[at] = x * scale;
@@ -99,12 +99,14 @@ __global__ void cache_kernel(const __grid_constant__ CacheArgs a) {
 }  // namespace
 
 void angles(Tape& tape, const AnglesArgs& args) {
-  tape.add(angles_kernel, {.x = ceil_div(args.n_angles, kThreads), .threads = kThreads}, args);
+  tape.add({"angles"}, angles_kernel, {.x = ceil_div(args.n_angles, kThreads), .threads = kThreads},
+           args);
 }
 
 void rotate_and_cache(Tape& tape, const CacheArgs& args) {
   const int tasks = args.n_rows * (args.heads + 2 * args.kv_heads);
-  tape.add(cache_kernel, {.x = ceil_div(tasks, kThreads / kWarp), .threads = kThreads}, args);
+  tape.add({"rotate and cache"}, cache_kernel,
+           {.x = ceil_div(tasks, kThreads / kWarp), .threads = kThreads}, args);
 }
 
 }  // namespace sbd::cuda

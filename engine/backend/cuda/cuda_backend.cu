@@ -31,6 +31,7 @@ std::string why_unusable(int device) {
 
 // The device, made current: before anything is made on it.
 int chosen(int device) {
+  refuse_after_failure();
   int n = 0;
   const cudaError_t status = cudaGetDeviceCount(&n);
   SBD_CHECK(status == cudaSuccess && n > 0, "{}", why_unavailable());
@@ -38,7 +39,9 @@ int chosen(int device) {
             device, n);
   const std::string why = why_unusable(device);
   SBD_CHECK(why.empty(), "{}", why);
-  check(cudaSetDevice(device), "choosing the device");
+  const cudaError_t made_current = cudaSetDevice(device);
+  SBD_CHECK(made_current == cudaSuccess, "device cuda:{}: {}; use device cpu", device,
+            cudaGetErrorString(made_current));
   return device;
 }
 
@@ -62,6 +65,8 @@ bool may_overlap(const cudaDeviceProp& properties) {
 }  // namespace
 
 std::string why_unavailable() {
+  const std::string lost = failure();
+  if (!lost.empty()) return lost;
   int n = 0;
   const cudaError_t status = cudaGetDeviceCount(&n);
   cudaGetLastError();
@@ -72,11 +77,11 @@ std::string why_unavailable() {
 
 std::unique_ptr<Backend> make_backend(int device) { return std::make_unique<CudaBackend>(device); }
 
-CudaBackend::CudaBackend(int device) : device_(chosen(device)) {
+CudaBackend::CudaBackend(int device) : device_(chosen(device)), knobs_(read_knobs()) {
   cudaDeviceProp properties;
   check(cudaGetDeviceProperties(&properties, device), "asking for its properties");
   name_ = properties.name;
-  overlap_ = may_overlap(properties);
+  overlap_ = may_overlap(properties) && knobs_.overlap;
   shape_ = {properties.multiProcessorCount, static_cast<int>(properties.sharedMemPerMultiprocessor),
             static_cast<int>(properties.sharedMemPerBlockOptin)};
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
@@ -92,7 +97,10 @@ CudaBackend::~CudaBackend() {
 std::string CudaBackend::description() const { return format("cuda:{} ({})", device_, name_); }
 
 // The current device belongs to the calling thread, and any thread may call.
-void CudaBackend::use_device() const { check(cudaSetDevice(device_), "choosing the device"); }
+void CudaBackend::use_device() const {
+  refuse_after_failure();
+  check(cudaSetDevice(device_), "choosing the device");
+}
 
 std::size_t CudaBackend::free_memory() const {
   std::size_t available = 0, total = 0;
@@ -102,12 +110,31 @@ std::size_t CudaBackend::free_memory() const {
 
 std::unique_ptr<Weight> CudaBackend::load_weight(const Tensor& tensor) {
   use_device();
-  return std::make_unique<PackedWeight>(tensor, stream_);
+  return pack(tensor);
+}
+
+std::unique_ptr<Weight> CudaBackend::pack(const Tensor& tensor) {
+  auto weight = std::make_unique<PackedWeight>(tensor, stream_);
+  if (weight->dtype() != tensor.dtype) {
+    converted_from_ += tensor.data.size();
+    converted_to_ += weight->size();
+  }
+  return weight;
+}
+
+std::vector<std::string> CudaBackend::notes() const {
+  if (converted_from_ == 0) return {};
+  constexpr std::size_t kMiB = 1 << 20;
+  return {
+      format("device cuda keeps Q4_K and Q6_K weights as F16: {} MiB of the file are {} MiB of "
+             "the GPU's memory",
+             converted_from_ / kMiB + 1, converted_to_ / kMiB + 1)};
 }
 
 Buffer CudaBackend::allocate(std::size_t n_floats) {
   use_device();
-  auto memory = std::make_shared<DeviceMemory>(n_floats * sizeof(float), "a buffer");
+  auto memory = std::make_shared<DeviceMemory>(
+      with_room([&] { return DeviceMemory(n_floats * sizeof(float), "a buffer"); }));
   auto* data = memory->as<float>();
   return {data, [this, memory](float*) mutable {
             settle();
@@ -143,7 +170,7 @@ std::unique_ptr<KvStorage> CudaBackend::allocate_kv(int n_layers, const HeadShap
             "{} attention heads share a key-value head: the CUDA backend computes up to {}; use "
             "device cpu",
             group, kTileQueries);
-  return std::make_unique<CudaKv>(*this, n_layers, heads, n_ctx, dtype, stream_);
+  return std::make_unique<CudaKv>(*this, n_layers, heads, n_ctx, dtype);
 }
 
 void CudaBackend::flush() {
@@ -154,10 +181,17 @@ void CudaBackend::flush() {
     Tape& tape;
     ~Emptied() { tape.clear(); }
   } emptied{tape_};
-  if (keep_graph_) {
-    graphs_.run(tape_, stream_, overlap_);
-  } else {
-    tape_.run(stream_, overlap_);
+  if (recorded_ != nullptr) recorded_->append(tape_);
+  try {
+    if (keep_graph_ && knobs_.graphs) {
+      graphs_.run(tape_, stream_, overlap_);
+    } else {
+      tape_.run(stream_, overlap_);
+    }
+  } catch (const Error& error) {
+    // Kernels are missing, of forwards that may have ended well: caches count rows as written that
+    // are not.
+    lose_device(error.what());
   }
 }
 
@@ -170,7 +204,7 @@ void CudaBackend::finish() {
 void CudaBackend::settle() noexcept {
   try {
     finish();
-  } catch (...) {  // an error that sticks is met again by the next forward
+  } catch (...) {  // recorded (runtime.h): the next operation is refused
   }
 }
 
@@ -179,7 +213,7 @@ void* CudaBackend::grown_bytes(Scratch& scratch, std::size_t bytes) {
   if (scratch.memory.size() < bytes) {
     finish();
     scratch.memory = DeviceMemory();  // the old one is given back first
-    scratch.memory = DeviceMemory(bytes, scratch.purpose);
+    scratch.memory = with_room([&] { return DeviceMemory(bytes, scratch.purpose); });
     check(cudaMemsetAsync(scratch.memory.data(), 0, bytes, stream_), "clearing memory");
   }
   return scratch.memory.data();
@@ -199,6 +233,7 @@ void CudaBackend::begin(const ForwardRows& rows, std::span<const float> inverse_
   tiles_ = nullptr;
 
   std::vector<SequenceInfo> sequences;
+  int most_pages = 0;
   std::vector<int> row_sequence(static_cast<std::size_t>(n_rows_));
   for (const SequenceRows& sequence : rows.sequences) {
     auto& kv = static_cast<CudaKv&>(*sequence.kv);
@@ -207,12 +242,20 @@ void CudaBackend::begin(const ForwardRows& rows, std::span<const float> inverse_
       const auto at = static_cast<std::size_t>(row);
       n_positions = std::max({n_positions, rows.kv_end[at], rows.positions[at] + 1});
     }
-    kv.reserve(n_positions, stream_);
+    kv.reserve(n_positions);
+    most_pages = std::max(most_pages, kv.most_pages());
     std::fill_n(row_sequence.begin() + sequence.first_row, sequence.n_rows,
                 static_cast<int>(sequences.size()));
     sequences.push_back(kv.info(sequence.first_row));
   }
-  const std::size_t metadata_bytes = (rows.tokens.size() + 16) * kRowMetadataBytes;
+  std::vector<std::uint8_t*> pages(sequences.size() * static_cast<std::size_t>(most_pages));
+  for (std::size_t i = 0; i < rows.sequences.size(); ++i) {
+    const auto& kv = static_cast<const CudaKv&>(*rows.sequences[i].kv);
+    std::ranges::transform(kv.pages(), pages.begin() + static_cast<std::ptrdiff_t>(i) * most_pages,
+                           [](const DeviceMemory& page) { return page.as<std::uint8_t>(); });
+  }
+  const std::size_t metadata_bytes = (rows.tokens.size() + 16) * kRowMetadataBytes +
+                                     std::span<std::uint8_t* const>(pages).size_bytes();
   if (metadata_.size() < metadata_bytes) finish();  // what is under way reads the old one
   metadata_.clear(metadata_bytes);
   tokens_ = metadata_.add(rows.tokens);
@@ -220,6 +263,7 @@ void CudaBackend::begin(const ForwardRows& rows, std::span<const float> inverse_
   row_kv_end_ = metadata_.add(rows.kv_end);
   row_sequence_ = metadata_.add(std::span<const int>(row_sequence));
   sequences_ = metadata_.add(std::span<const SequenceInfo>(sequences));
+  page_table_ = {metadata_.add(std::span<std::uint8_t* const>(pages)), most_pages};
   query_scale_ = rows.query_scale.empty() ? nullptr : metadata_.add(rows.query_scale);
   frequencies_ = metadata_.add(inverse_frequencies);
   const int n_frequencies = static_cast<int>(inverse_frequencies.size());
@@ -286,9 +330,11 @@ void CudaBackend::launch_parts(DType dtype, LinearArgs& args) {
   if (prefill_pays(dtype, args, shape_)) {
     prefill(tape_, dtype, args, shape_);
   } else {
-    args.n_splits = dtype == DType::f32
-                        ? 1
-                        : choose_splits(args.n_blocks, args.n_chunks, shape_.n_multiprocessors);
+    args.n_splits = dtype == DType::f32 ? 1
+                                        : choose_splits(args.n_blocks, args.n_chunks,
+                                                        knobs_.blocks * shape_.n_multiprocessors);
+    args.prefetch = knobs_.prefetch;
+    args.evict_first = knobs_.evict_first;
     const auto [partial_floats, counters] = linear_scratch(args);
     if (args.n_splits > 1) {
       args.partials = grown<float>(linear_partials_, partial_floats);

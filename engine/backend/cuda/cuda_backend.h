@@ -1,12 +1,13 @@
 // The CUDA backend: operations put kernels on a tape (tape.h), which runs when a result is wanted.
 #pragma once
 
-#include <optional>
 #include <vector>
 
 #include "backend/backend.h"
 #include "backend/cuda/attention.h"
 #include "backend/cuda/head.h"
+#include "backend/cuda/knobs.h"
+#include "backend/cuda/kv.h"
 #include "backend/cuda/linear.h"
 #include "backend/cuda/metadata.h"
 #include "backend/cuda/packed_weight.h"
@@ -24,6 +25,8 @@ class CudaBackend : public Backend {
   int n_threads() const override { return 1; }
   std::size_t free_memory() const override;
   Peaks measure_peaks() override;
+  ForwardProfile profile(const std::function<void()>& forward) override;
+  std::vector<std::string> notes() const override;
 
   std::unique_ptr<Weight> load_weight(const Tensor& tensor) override;
   std::unique_ptr<Weight> random_weight(DType dtype, int rows, int cols,
@@ -48,6 +51,9 @@ class CudaBackend : public Backend {
   void head_logits(const Input& input, const Weight& head, std::span<const OutputRow> outputs,
                    float* logits) override;
 
+  // A page for a cache, zeros where that is wanted, and pages that a cache leaves.
+  DeviceMemory take_page(std::size_t bytes, bool cleared);
+  void give_pages(std::vector<DeviceMemory> pages) noexcept;
   // Runs what is on the tape and waits for it.
   void finish();
   // The same, before memory is freed that the tape may use.
@@ -72,12 +78,25 @@ class CudaBackend : public Backend {
 
   int n_rows() const { return n_rows_; }
   void use_device() const;
+  std::unique_ptr<Weight> pack(const Tensor& tensor);
   void flush();
   template <typename T>
   T* grown(Scratch& scratch, std::size_t n) {
     return static_cast<T*>(grown_bytes(scratch, n * sizeof(T)));
   }
   void* grown_bytes(Scratch& scratch, std::size_t bytes);
+  // What allocate() gives, once more without the pool's pages where memory is too small.
+  template <typename Allocate>
+  DeviceMemory with_room(Allocate allocate) {
+    try {
+      return allocate();
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::memory) throw;
+    }
+    finish();
+    pool_.release();
+    return allocate();
+  }
   Activations prepare(const Input& input, std::span<const Linear> linears, int n_rows,
                       const int* source_rows);
   void multiply(const Activations& x, std::span<const Linear> linears, int n_rows, bool accumulate,
@@ -93,12 +112,17 @@ class CudaBackend : public Backend {
   void end_of_layers();
 
   int device_;
+  Knobs knobs_;
   std::string name_;
   bool overlap_;  // a kernel may start before the last one's end
   DeviceShape shape_;
   cudaStream_t stream_ = nullptr;
+  PagePool pool_;
+  // Of weights that are not stored as they are in the file: bytes there and here.
+  std::size_t converted_from_ = 0, converted_to_ = 0;
   Tape tape_;
   GraphCache graphs_;
+  Tape* recorded_ = nullptr;  // gets what runs, where it is wanted
   Metadata metadata_;
 
   // The rows at hand, on the host and on the device.
@@ -117,6 +141,7 @@ class CudaBackend : public Backend {
   const float* query_scale_ = nullptr;
   const float* frequencies_ = nullptr;
   const SequenceInfo* sequences_ = nullptr;
+  PageTable page_table_{};
   const float* angle_table_ = nullptr;
   bool rope_interleaved_ = false;
 

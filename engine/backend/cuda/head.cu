@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(HeadArgs a) {
 }  // namespace
 
 void head_stats(Tape& tape, const HeadArgs& args, int n_rows) {
-  tape.add(merge_kernel,
+  tape.add({"head statistics"}, merge_kernel,
            {.x = n_rows, .threads = kThreads, .shared_bytes = static_cast<int>(sizeof(Shared))},
            args);
 }

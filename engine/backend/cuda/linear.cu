@@ -45,17 +45,20 @@ __device__ bool add_splits(const LinearArgs& a, typename FewRows<kGroups>::Sums&
   float (&flat)[kSums] = reinterpret_cast<float (&)[kSums]>(sums);
 #pragma unroll
   for (int i = 0; i < kSums; ++i) __stcg(mine + i * kThreads, flat[i]);
-  __threadfence();
   __syncthreads();
   auto* is_last = reinterpret_cast<int*>(shared_memory());  // the stages are used up
   if (threadIdx.x == 0) {
+    // One thread's fences are the block's, as barriers order the others before and behind it: the
+    // first between what all have written and the count, the second between the count and what all
+    // read.
+    __threadfence();
     const unsigned before = atomicAdd(a.counters + place, 1u);
+    __threadfence();
     *is_last = before + 1 == static_cast<unsigned>(a.n_splits);
     if (*is_last) a.counters[place] = 0;
   }
   __syncthreads();
   if (!*is_last) return false;
-  __threadfence();
   // Some 32 reads under way at a time: a round trip to L2 is as long as a tenth of a short kernel.
   constexpr int kAtOnce = kSums < 32 ? 32 / kSums : 1;
 #pragma unroll
@@ -91,10 +94,13 @@ __global__ void __launch_bounds__(kThreads) linear_kernel(const __grid_constant_
   };
   Copies<Format, Shape> copies(a, tile, first_chunk);
 
-  // Weights change in no kernel: the first stages are on their way before the activations exist.
+  // Weights change in no kernel: the first stages are on their way before the activations exist,
+  // and some behind them as far as L2.
   let_next_kernel_start();
+  const CachePolicy policy = cache_policy(a.evict_first != 0);
   const int ahead = first_chunk + kStages - 1 < end_chunk ? first_chunk + kStages - 1 : end_chunk;
-  for (int chunk = first_chunk; chunk < ahead; ++chunk) copies.start_weights(stage(chunk));
+  for (int chunk = first_chunk; chunk < ahead; ++chunk) copies.start_weights(stage(chunk), policy);
+  copies.prefetch_weights(a.prefetch < end_chunk - ahead ? a.prefetch : end_chunk - ahead);
   wait_for_previous_kernel();
   for (int chunk = first_chunk; chunk < first_chunk + kStages - 1; ++chunk) {
     if (chunk < ahead) copies.start_rows(stage(chunk));
@@ -107,7 +113,7 @@ __global__ void __launch_bounds__(kThreads) linear_kernel(const __grid_constant_
     __syncthreads();  // this stage is there for all, and none still reads the one before
     const int next = chunk + kStages - 1;
     if (next < end_chunk) {
-      copies.start_weights(stage(next));
+      copies.start_weights(stage(next), policy);
       copies.start_rows(stage(next));
     }
     commit_copies();
@@ -161,33 +167,41 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename Format, int kGroups>
-void add_launch(Tape& tape, const LinearArgs& args) {
+void add_launch(Tape& tape, DType dtype, const LinearArgs& args) {
   const Grid grid{
       .x = args.n_blocks,
       .y = args.n_splits,
       .z = ceil_div(args.n_rows, kGroups * kRowGroup),
       .threads = kThreads,
       .shared_bytes = n_stages<Format, kGroups>() * kTileStageBytes<Format, FewRows<kGroups>>};
-  tape.add(linear_kernel<Format, kGroups>, grid, args);
+  tape.add(matmul_work(dtype, args, Format::kStageBytes), linear_kernel<Format, kGroups>, grid,
+           args);
 }
 
 // The fewest groups of eight rows that hold all; beyond 64 rows, tiles of 64.
 int row_groups(int n_rows) { return n_rows <= 8 ? 1 : n_rows <= 16 ? 2 : n_rows <= 32 ? 4 : 8; }
 
 template <typename Format>
-void add_launch(Tape& tape, const LinearArgs& args) {
+void add_launch(Tape& tape, DType dtype, const LinearArgs& args) {
   switch (row_groups(args.n_rows)) {
-    case 1: return add_launch<Format, 1>(tape, args);
-    case 2: return add_launch<Format, 2>(tape, args);
-    case 4: return add_launch<Format, 4>(tape, args);
-    default: return add_launch<Format, 8>(tape, args);
+    case 1: return add_launch<Format, 1>(tape, dtype, args);
+    case 2: return add_launch<Format, 2>(tape, dtype, args);
+    case 4: return add_launch<Format, 4>(tape, dtype, args);
+    default: return add_launch<Format, 8>(tape, dtype, args);
   }
 }
 
 }  // namespace
 
-int choose_splits(int n_blocks, int n_chunks, int n_multiprocessors) {
-  return std::clamp(2 * n_multiprocessors / n_blocks, 1, std::max(1, n_chunks / 4));
+int choose_splits(int n_blocks, int n_chunks, int wanted_blocks) {
+  return std::clamp(wanted_blocks / n_blocks, 1, std::max(1, n_chunks / 4));
+}
+
+Work matmul_work(DType dtype, const LinearArgs& args, int stage_bytes) {
+  Work work{name(dtype), static_cast<double>(args.n_blocks) * args.n_chunks * stage_bytes,
+            args.cols};
+  for (int i = 0; i < args.n_parts; ++i) work.features += args.parts[i].features;
+  return work;
 }
 
 LinearScratch linear_scratch(const LinearArgs& args) {
@@ -200,13 +214,13 @@ LinearScratch linear_scratch(const LinearArgs& args) {
 
 void linear(Tape& tape, DType dtype, const LinearArgs& args) {
   switch (dtype) {
-    case DType::f16: return add_launch<F16Format>(tape, args);
-    case DType::bf16: return add_launch<BF16Format>(tape, args);
-    case DType::q8_0: return add_launch<Q8Format>(tape, args);
-    case DType::q4_0: return add_launch<Q4Format>(tape, args);
+    case DType::f16: return add_launch<F16Format>(tape, dtype, args);
+    case DType::bf16: return add_launch<BF16Format>(tape, dtype, args);
+    case DType::q8_0: return add_launch<Q8Format>(tape, dtype, args);
+    case DType::q4_0: return add_launch<Q4Format>(tape, dtype, args);
     default: break;
   }
-  tape.add(linear_f32_kernel,
+  tape.add(matmul_work(dtype, args, kBlockFeatures * kChunk * 4), linear_f32_kernel,
            {.x = args.n_blocks,
             .z = ceil_div(args.n_rows, kRowGroup),
             .threads = kThreads,

@@ -41,6 +41,8 @@ struct LinearArgs {
   int n_splits;
   int n_blocks;  // of all parts
   int accumulate;
+  int prefetch;     // stages of weights that are asked into L2 before the kernel before has ended
+  int evict_first;  // L2 drops weights first
   bool operator==(const LinearArgs&) const = default;
 };
 
@@ -61,9 +63,13 @@ struct LinearScratch {
 };
 LinearScratch linear_scratch(const LinearArgs& args);
 
-// Parts of the inner dimension that blocks of their own take. It depends on the weights and on the
-// device alone: so a row's result does not depend on the rows beside it.
-int choose_splits(int n_blocks, int n_chunks, int n_multiprocessors);
+// Parts of the inner dimension that blocks of their own take, to come near so many blocks. It
+// depends on the weights and on the device alone: so a row's result does not depend on the rows
+// beside it.
+int choose_splits(int n_blocks, int n_chunks, int wanted_blocks);
+
+// For profiles: the weights, stage_bytes for 64 inputs of a block.
+Work matmul_work(DType dtype, const LinearArgs& args, int stage_bytes);
 
 // Whether many rows are worth the second family (not in float32), and its launch.
 bool prefill_pays(DType dtype, const LinearArgs& args, const DeviceShape& device);

@@ -72,14 +72,20 @@ class Copies {
   }
 
   __device__ void start_weights(std::uint8_t* stage) {
-    constexpr int kAtOnce = Shape::kThreads * kPieceBytes;
-#pragma unroll
-    for (int at = 0; at < Format::kStageBytes; at += kAtOnce) {
-      if (at + kAtOnce <= Format::kStageBytes || at + first_byte() < Format::kStageBytes) {
-        copy_async(stage + first_byte() + at, weights_ + at, true);
-      }
+    start_weights(stage, [](void* to, const void* from) { copy_async(to, from, true); });
+  }
+  __device__ void start_weights(std::uint8_t* stage, CachePolicy policy) {
+    start_weights(stage, [policy](void* to, const void* from) { copy_async(to, from, policy); });
+  }
+
+  // The next so many stages of weights, into L2.
+  __device__ void prefetch_weights(int n_stages) const {
+    constexpr int kLine = 128, kAtOnce = Shape::kThreads * kLine;
+    const std::uint8_t* next = weights_ - first_byte();
+    const Index n_bytes = Index{n_stages} * Format::kStageBytes;
+    for (Index at = static_cast<Index>(threadIdx.x) * kLine; at < n_bytes; at += kAtOnce) {
+      prefetch_line(next + at);
     }
-    weights_ += Format::kStageBytes;
   }
 
   __device__ void start_rows(std::uint8_t* stage) {
@@ -101,6 +107,18 @@ class Copies {
   }
 
  private:
+  template <typename Copy>
+  __device__ void start_weights(std::uint8_t* stage, Copy copy) {
+    constexpr int kAtOnce = Shape::kThreads * kPieceBytes;
+#pragma unroll
+    for (int at = 0; at < Format::kStageBytes; at += kAtOnce) {
+      if (at + kAtOnce <= Format::kStageBytes || at + first_byte() < Format::kStageBytes) {
+        copy(stage + first_byte() + at, weights_ + at);
+      }
+    }
+    weights_ += Format::kStageBytes;
+  }
+
   __device__ static int first_byte() { return static_cast<int>(threadIdx.x) * kPieceBytes; }
   __device__ static int first_row() { return first_byte() / kStepBytes; }
 

@@ -13,17 +13,12 @@ namespace sbd::cuda {
 
 class Metadata {
  public:
-  Metadata() { check(cudaEventCreateWithFlags(&sent_, cudaEventDisableTiming), "making an event"); }
-  ~Metadata() { cudaEventDestroy(sent_); }
-  Metadata(const Metadata&) = delete;
-  Metadata& operator=(const Metadata&) = delete;
-
   std::size_t size() const { return host_.size(); }
 
   // Empty, with room for so many bytes. Where that is more than before, nothing may be under way
   // that reads what was added: its memory is freed.
   void clear(std::size_t bytes) {
-    check(cudaEventSynchronize(sent_), "sending a forward's rows");
+    sent_.wait();
     used_ = 0;
     if (host_.size() >= bytes) return;
     host_ = PinnedMemory(bytes);
@@ -46,14 +41,14 @@ class Metadata {
     if (used_ == 0) return;
     check(cudaMemcpyAsync(device_.data(), host_.data(), used_, cudaMemcpyHostToDevice, stream),
           "sending a forward's rows");
-    check(cudaEventRecord(sent_, stream), "sending a forward's rows");
+    sent_.record(stream);
   }
 
  private:
   PinnedMemory host_;
   DeviceMemory device_;
   std::size_t used_ = 0;
-  cudaEvent_t sent_ = nullptr;
+  Event sent_{cudaEventDisableTiming};
 };
 
 }  // namespace sbd::cuda

@@ -248,8 +248,8 @@ PackedWeight::PackedWeight(const Tensor& tensor, cudaStream_t stream)
 }
 
 void embed(Tape& tape, const EmbedArgs& args, int n_rows) {
-  tape.add(embed_kernel, {.x = n_rows, .y = ceil_div(args.cols, kThreads), .threads = kThreads},
-           args);
+  tape.add({"embed"}, embed_kernel,
+           {.x = n_rows, .y = ceil_div(args.cols, kThreads), .threads = kThreads}, args);
 }
 
 }  // namespace sbd::cuda

@@ -18,6 +18,7 @@ class PackedWeight : public Weight {
   }
 
   const std::uint8_t* data() const { return memory_.as<std::uint8_t>(); }
+  std::size_t size() const { return memory_.size(); }
   int n_blocks() const { return ceil_div(rows(), kBlockFeatures); }
   int n_chunks() const { return ceil_div(cols(), kChunk); }
 

@@ -73,44 +73,24 @@ __global__ void __launch_bounds__(kThreads) peak_read(ReadArgs a) {
   if (all == 1) *a.sink = all;  // never
 }
 
-class Events {
- public:
-  Events() {
-    check(cudaEventCreate(&begin_), "making an event");
-    check(cudaEventCreate(&end_), "making an event");
+// The most of `amount` a second that a few tries of work reach.
+template <typename Work>
+double best_rate(double amount, cudaStream_t stream, Work work) {
+  Event begin, end;
+  double best = 0;
+  for (int i = 0; i < kTries; ++i) {
+    begin.record(stream);
+    work();
+    end.record(stream);
+    best = std::max(best, amount / (std::max(microseconds(begin, end), 1e-3) * 1e-6));
   }
-  ~Events() {
-    cudaEventDestroy(begin_);
-    cudaEventDestroy(end_);
-  }
-  Events(const Events&) = delete;
-  Events& operator=(const Events&) = delete;
-
-  // The most of `amount` a second that a few tries of work reach.
-  template <typename Work>
-  double best_rate(double amount, cudaStream_t stream, Work work) {
-    double best = 0;
-    for (int i = 0; i < kTries; ++i) {
-      check(cudaEventRecord(begin_, stream), "measuring");
-      work();
-      check(cudaEventRecord(end_, stream), "measuring");
-      check(cudaEventSynchronize(end_), "measuring");
-      float milliseconds = 0;
-      check(cudaEventElapsedTime(&milliseconds, begin_, end_), "measuring");
-      best = std::max(best, amount / (std::max(milliseconds, 1e-6f) * 1e-3));
-    }
-    return best;
-  }
-
- private:
-  cudaEvent_t begin_ = nullptr, end_ = nullptr;
-};
+  return best;
+}
 
 }  // namespace
 
 Peaks CudaBackend::measure_peaks() {
   finish();
-  Events events;
   std::size_t available = 0, total = 0;
   check(cudaMemGetInfo(&available, &total), "asking for its free memory");
   const std::size_t bytes = std::min<std::size_t>(std::size_t{1} << 30, available / 2) / 16 * 16;
@@ -120,16 +100,16 @@ Peaks CudaBackend::measure_peaks() {
   const ReadArgs reads{memory.as<uint4>(), memory.as<std::uint32_t>(),
                        static_cast<Index>(bytes / 16)};
   Peaks peaks;
-  peaks.read = events.best_rate(static_cast<double>(bytes), stream_,
-                                [&] { launch(peak_read, grid, reads, stream_, false); });
+  peaks.read = best_rate(static_cast<double>(bytes), stream_,
+                         [&] { launch(peak_read, grid, reads, stream_, false); });
   const double threads = static_cast<double>(grid.x) * grid.threads;
   constexpr double kProducts = 2.0 * 16 * 8 * 16 / kWarp;  // operations of a lane's share
   const DotsArgs args{memory.as<float>(), 2000};
   const double rounds = static_cast<double>(args.rounds) * kChains * threads;
-  peaks.bf16 = events.best_rate(kProducts * rounds, stream_,
-                                [&] { launch(peak_bf16, grid, args, stream_, false); });
-  peaks.f32 = events.best_rate(2.0 * rounds, stream_,
-                               [&] { launch(peak_f32, grid, args, stream_, false); });
+  peaks.bf16 = best_rate(kProducts * rounds, stream_,
+                         [&] { launch(peak_bf16, grid, args, stream_, false); });
+  peaks.f32 =
+      best_rate(2.0 * rounds, stream_, [&] { launch(peak_f32, grid, args, stream_, false); });
   peaks.f16 = peaks.int8 = peaks.bf16;  // halves, and quants as such: at the same rate
   return peaks;
 }

@@ -105,13 +105,13 @@ __global__ void __launch_bounds__(Shape::kThreads)
 
 // At least two stages, which are at most 96 KB: what every device from sm_80 on has.
 template <typename Format, typename Shape>
-void add_launch(Tape& tape, const LinearArgs& args, int shared_bytes) {
+void add_launch(Tape& tape, DType dtype, const LinearArgs& args, int shared_bytes) {
   constexpr int kStageBytes = kTileStageBytes<Format, Shape>;
   static_assert(2 * kStageBytes <= 96 * 1024);
   static_assert(Shape::kWarpRows * kLogitPitch * sizeof(float) <= 2 * kStageBytes);
   const int n_stages = std::clamp(shared_bytes / kStageBytes, 2, kMostStages);
   const int n_row_tiles = ceil_div(args.n_rows, Shape::kRows);
-  tape.add(prefill_kernel<Format, Shape>,
+  tape.add(matmul_work(dtype, args, Format::kStageBytes), prefill_kernel<Format, Shape>,
            {.x = args.n_blocks * n_row_tiles,
             .threads = Shape::kThreads,
             .shared_bytes = n_stages * kStageBytes},
@@ -126,14 +126,14 @@ int n_rounds(const LinearArgs& args, const DeviceShape& device) {
 // A narrow tile is half the work of a wide one and, as copies limit it, takes two thirds of the
 // time.
 template <typename Format>
-void add_launch(Tape& tape, const LinearArgs& args, const DeviceShape& device) {
+void add_launch(Tape& tape, DType dtype, const LinearArgs& args, const DeviceShape& device) {
   if (2 * n_rounds<NarrowTile>(args, device) < 3 * n_rounds<WideTile>(args, device)) {
     // Two blocks on a multiprocessor, where it has room; 1 KB of each is the system's.
     add_launch<Format, NarrowTile>(
-        tape, args,
+        tape, dtype, args,
         std::min(device.block_shared_bytes, device.multiprocessor_shared_bytes / 2 - 1024));
   } else {
-    add_launch<Format, WideTile>(tape, args, device.block_shared_bytes);
+    add_launch<Format, WideTile>(tape, dtype, args, device.block_shared_bytes);
   }
 }
 
@@ -150,10 +150,10 @@ bool prefill_pays(DType dtype, const LinearArgs& args, const DeviceShape& device
 
 void prefill(Tape& tape, DType dtype, const LinearArgs& args, const DeviceShape& device) {
   switch (dtype) {
-    case DType::f16: return add_launch<F16Format>(tape, args, device);
-    case DType::bf16: return add_launch<BF16Format>(tape, args, device);
-    case DType::q8_0: return add_launch<Q8Format>(tape, args, device);
-    default: return add_launch<Q4Format>(tape, args, device);
+    case DType::f16: return add_launch<F16Format>(tape, dtype, args, device);
+    case DType::bf16: return add_launch<BF16Format>(tape, dtype, args, device);
+    case DType::q8_0: return add_launch<Q8Format>(tape, dtype, args, device);
+    default: return add_launch<Q4Format>(tape, dtype, args, device);
   }
 }
 

@@ -143,7 +143,8 @@ void prepare(Tape& tape, const PrepareArgs& args, int n_rows) {
   const bool whole_rows = args.norm_weight != nullptr || args.halves != nullptr;
   const int wanted = round_up(ceil_div(args.padded_cols, 2 * kPairs), kWarp);
   const int threads = std::min(wanted, whole_rows ? kMostThreads : 256);
-  tape.add(prepare_kernel,
+  const char* what = args.norm_weight != nullptr ? "norm" : args.up != nullptr ? "swiglu" : "round";
+  tape.add({what}, prepare_kernel,
            {.x = n_rows,
             .y = whole_rows ? 1 : ceil_div(args.padded_cols, 2 * kPairs * threads),
             .threads = threads,
@@ -152,8 +153,8 @@ void prepare(Tape& tape, const PrepareArgs& args, int n_rows) {
 }
 
 void mix(Tape& tape, const MixArgs& args, int n_rows) {
-  tape.add(mix_kernel, {.x = n_rows, .y = ceil_div(args.cols, kMixThreads), .threads = kMixThreads},
-           args);
+  tape.add({"mix"}, mix_kernel,
+           {.x = n_rows, .y = ceil_div(args.cols, kMixThreads), .threads = kMixThreads}, args);
 }
 
 }  // namespace sbd::cuda

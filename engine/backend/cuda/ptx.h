@@ -24,6 +24,24 @@ __device__ inline void copy_async(void* shared, const void* global, bool real) {
                : "memory");
 }
 
+// How L2 treats what is read once: as a rule, or as the first to be dropped.
+using CachePolicy = std::uint64_t;
+__device__ inline CachePolicy cache_policy(bool evict_first) {
+  CachePolicy policy;
+  if (evict_first) {
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  } else {
+    asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+  }
+  return policy;
+}
+__device__ inline void copy_async(void* shared, const void* global, CachePolicy policy) {
+  const auto to = static_cast<std::uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(to),
+               "l"(global), "l"(policy)
+               : "memory");
+}
+
 // Ends a group of copies.
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 

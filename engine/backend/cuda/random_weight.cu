@@ -33,8 +33,7 @@ std::unique_ptr<Weight> CudaBackend::random_weight(DType dtype, int rows, int co
   launch(random_kernel,
          {.x = static_cast<int>((n_blocks + kThreads - 1) / kThreads), .threads = kThreads},
          RandomArgs{file.as<std::uint8_t>(), dtype, key, n_blocks}, stream_, false);
-  return std::make_unique<PackedWeight>(
-      Tensor{"random weights", dtype, {rows, cols}, {file.as<std::byte>(), bytes}}, stream_);
+  return pack(Tensor{"random weights", dtype, {rows, cols}, {file.as<std::byte>(), bytes}});
 }
 
 }  // namespace sbd::cuda

@@ -1,11 +1,41 @@
 #include "backend/cuda/runtime.h"
 
+#include <mutex>
+
 namespace sbd::cuda {
+
+namespace {
+
+std::mutex failure_lock;
+std::string first_failure;
+
+}  // namespace
+
+std::string failure() {
+  const std::scoped_lock lock(failure_lock);
+  return first_failure;
+}
+
+void refuse_after_failure() {
+  const std::string line = failure();
+  if (!line.empty()) fail(ErrorKind::device, "{}", line);
+}
+
+void lose_device(const std::string& line) {
+  {
+    const std::scoped_lock lock(failure_lock);
+    if (first_failure.empty()) {
+      first_failure = line + "; what it held is lost: start the process again";
+    }
+  }
+  fail(ErrorKind::device, "{}", failure());
+}
 
 void fail_cuda(cudaError_t status, const char* what) {
   cudaGetLastError();  // an error that does not stick is not met again by the next call
-  fail(status == cudaErrorMemoryAllocation ? ErrorKind::memory : ErrorKind::value,
-       "the GPU failed at {}: {}", what, cudaGetErrorString(status));
+  const std::string line = format("the GPU failed at {}: {}", what, cudaGetErrorString(status));
+  if (status == cudaErrorMemoryAllocation) fail(ErrorKind::memory, "{}", line);
+  lose_device(line);
 }
 
 DeviceMemory::DeviceMemory(std::size_t bytes, const char* purpose) : size_(bytes) {

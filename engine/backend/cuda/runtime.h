@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <string>
 #include <utility>
 
 #include "core/error.h"
@@ -19,6 +20,13 @@ struct Grid {
   int shared_bytes = 0;
   bool operator==(const Grid&) const = default;
 };
+
+// A CUDA error stays: every later call of the process returns it again, wherever it came from. So
+// the first one that is not about memory is recorded, and is what every later operation is refused
+// with, in the same line. "" while there is none.
+std::string failure();
+void refuse_after_failure();
+[[noreturn]] void lose_device(const std::string& line);
 
 [[noreturn]] void fail_cuda(cudaError_t status, const char* what);
 
@@ -78,6 +86,30 @@ class PinnedMemory {
 
   std::byte* data_ = nullptr;
   std::size_t size_ = 0;
+};
+
+// A place in a stream.
+class Event {
+ public:
+  explicit Event(unsigned flags = cudaEventDefault) {
+    check(cudaEventCreateWithFlags(&event_, flags), "making an event");
+  }
+  ~Event() { cudaEventDestroy(event_); }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+
+  void record(cudaStream_t stream) { check(cudaEventRecord(event_, stream), "recording an event"); }
+  void wait() const { check(cudaEventSynchronize(event_), "waiting for an event"); }
+  // On the device between two places, once both have passed.
+  friend double microseconds(const Event& begin, const Event& end) {
+    end.wait();
+    float milliseconds = 0;
+    check(cudaEventElapsedTime(&milliseconds, begin.event_, end.event_), "measuring");
+    return 1e3 * static_cast<double>(milliseconds);
+  }
+
+ private:
+  cudaEvent_t event_ = nullptr;
 };
 
 // Kernels beyond the 48 KiB of shared memory that every device gives must ask for it.

@@ -224,7 +224,7 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(HeadArgs a) {
 }  // namespace
 
 void sample(Tape& tape, const HeadArgs& args, int n_rows) {
-  tape.add(sample_kernel,
+  tape.add({"sample"}, sample_kernel,
            {.x = n_rows, .threads = kThreads, .shared_bytes = static_cast<int>(sizeof(Shared))},
            args);
 }

@@ -10,7 +10,9 @@ namespace {
 // different row counts and context lengths meet a few dozen shapes.
 constexpr std::size_t kMostGraphs = 64;
 
-cudaGraphExec_t capture(const Tape& tape, cudaStream_t stream, bool overlap) {
+}  // namespace
+
+Graph::Graph(const Tape& tape, cudaStream_t stream, bool overlap) {
   cudaGraph_t graph = nullptr;
   check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capturing a graph");
   try {
@@ -21,14 +23,18 @@ cudaGraphExec_t capture(const Tape& tape, cudaStream_t stream, bool overlap) {
     throw;
   }
   check(cudaStreamEndCapture(stream, &graph), "capturing a graph");
-  cudaGraphExec_t executable = nullptr;
-  const cudaError_t status = cudaGraphInstantiate(&executable, graph, 0);
+  const cudaError_t status = cudaGraphInstantiate(&executable_, graph, 0);
   cudaGraphDestroy(graph);
   check(status, "making a graph");
-  return executable;
 }
 
-}  // namespace
+void Tape::append(const Tape& other, std::size_t step) {
+  Step copied = other.steps_[step];
+  const auto from = other.bytes_.begin() + static_cast<std::ptrdiff_t>(copied.at);
+  copied.at = bytes_.size();
+  bytes_.insert(bytes_.end(), from, from + static_cast<std::ptrdiff_t>(copied.n_bytes));
+  steps_.push_back(copied);
+}
 
 bool Tape::same(const Tape& other) const {
   if (steps_.size() != other.steps_.size()) return false;
@@ -48,25 +54,22 @@ void GraphCache::run(const Tape& tape, cudaStream_t stream, bool overlap) {
   if (found == known_.end()) {
     tape.run(stream, overlap);
     if (known_.size() == kMostGraphs) {
-      const auto oldest = std::ranges::min_element(known_, {}, &Known::last_use);
-      // A launch under way keeps what it needs of the graph it is of.
-      if (oldest->graph != nullptr) cudaGraphExecDestroy(oldest->graph);
-      known_.erase(oldest);
+      known_.erase(std::ranges::min_element(known_, {}, &Known::last_use));
     }
     known_.push_back({tape, nullptr, now_});
     return;
   }
   found->last_use = now_;
-  if (found->graph == nullptr) found->graph = capture(tape, stream, overlap);
-  check(cudaGraphLaunch(found->graph, stream), "launching a graph");
-  ++n_replays_;
-}
-
-void GraphCache::clear() {
-  for (const Known& known : known_) {
-    if (known.graph != nullptr) cudaGraphExecDestroy(known.graph);
+  if (found->graph == nullptr) {
+    try {
+      found->graph = std::make_unique<Graph>(tape, stream, overlap);
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::memory) throw;
+      return tape.run(stream, overlap);  // it does without
+    }
   }
-  known_.clear();
+  found->graph->launch(stream);
+  ++n_replays_;
 }
 
 }  // namespace sbd::cuda

@@ -11,12 +11,19 @@ inline std::uint8_t* shared_memory() { return emulation::shared_memory(); }
 inline void copy_async(void* shared, const void* global, bool real) {
   emulation::copy_async(shared, global, real);
 }
+enum class CachePolicy { normal, evict_first };
+inline CachePolicy cache_policy(bool evict_first) {
+  return evict_first ? CachePolicy::evict_first : CachePolicy::normal;
+}
+inline void copy_async(void* shared, const void* global, CachePolicy) {
+  emulation::copy_async(shared, global, true);
+}
 inline void commit_copies() { emulation::commit_copies(); }
 template <int N>
 void wait_copies() {
   emulation::wait_copies(N);
 }
-inline void prefetch_line(const void*) {}
+inline void prefetch_line(const void* global) { emulation::prefetch(global); }
 inline void wait_for_previous_kernel() { emulation::wait_for_previous_kernel(); }
 inline void let_next_kernel_start() {}
 
