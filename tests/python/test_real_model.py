@@ -3,12 +3,11 @@ weights give the engine what they give transformers.
 
 Transformers gets the gguf library's values of the file in float32, and the publisher's tokenizer
 from the file's vocabulary; that checkpoint is converted to F32 for the engine. So nothing but the
-rounding of float32 is between the two. With SBD_LONG set, all ten conversations are compared.
+rounding of float32 is between the two.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,8 @@ from sbd_engine import Engine
 from sbd_engine.cli import main
 
 from .checkpoints import convert_quietly, read_model, state_of
+
+pytestmark = pytest.mark.xdist_group("real model")  # one of it in memory
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 CHATS = [
@@ -37,7 +38,6 @@ CHATS = [
 ]
 CHAT_MESSAGES = [[{"role": role, "content": text} for role, text in chat] for chat in CHATS]
 WEIGHTS = "model.safetensors"
-LONG = bool(os.environ.get("SBD_LONG"))
 TEXT = """\
 The lighthouse at the end of the bay was built in 1871, when the harbour still took in more than 300
 ships a year. Its keeper lived with his family in two small rooms below the lamp, and wrote down the
@@ -48,7 +48,7 @@ keeper was no longer needed; the last one left in the spring of 1954.
     def area(width, height):
         return width * height
 """
-NEW_TOKENS = 48 if LONG else 24
+NEW_TOKENS = 24
 # Both are float32 over 30 layers of unlike sums; what stands nearer than this may fall either way.
 NEAR_TIE = 1e-3
 
@@ -182,8 +182,7 @@ def test_logits_in_f32(twin: Twin, rows: Rows) -> None:
 
 def test_greedy_texts_in_f32(twin: Twin) -> None:
     """Each new token is transformers' choice behind the same tokens, up to the first near tie."""
-    chats = CHAT_MESSAGES if LONG else CHAT_MESSAGES[:3]
-    prompts = [twin.engine.tokenizer.encode_chat(messages) for messages in chats]
+    prompts = [twin.engine.tokenizer.encode_chat(messages) for messages in CHAT_MESSAGES]
     options = {"max_tokens": NEW_TOKENS, "decoder": "ntp"}
     texts = twin.engine.generate_batch([{"prompt": p, **options} for p in prompts])
     for prompt, done in zip(prompts, texts, strict=True):
