@@ -101,6 +101,8 @@ void Scheduler::admit(std::vector<SequenceEvents>& happened) {
     try {
       start(sequence, lender);
     } catch (const Error& error) {
+      sequence.kv.reset();  // it was not admitted
+      if (error.kind() == ErrorKind::device) throw;
       happened.push_back({.id = id, .error = error.what(), .error_kind = error.kind()});
     }
   }
@@ -282,7 +284,7 @@ void Scheduler::run(std::span<const Turn> turns, std::vector<SequenceEvents>& ha
   }
   std::vector<RowStats> stats;
   std::string error;
-  ErrorKind kind = ErrorKind::value;
+  ErrorKind error_kind = ErrorKind::memory;
   try {
     const auto begin = std::chrono::steady_clock::now();
     stats = model_.forward(batch);
@@ -292,9 +294,8 @@ void Scheduler::run(std::span<const Turn> turns, std::vector<SequenceEvents>& ha
   } catch (const Error& failed) {
     if (failed.kind() == ErrorKind::device) throw;
     error = failed.what();
-    kind = failed.kind();
+    error_kind = failed.kind();
   } catch (const std::bad_alloc&) {
-    kind = ErrorKind::memory;
     error = format("out of memory for a forward of {} rows: use a shorter prompt or block", n_rows);
   }
   if (!error.empty()) {
@@ -302,7 +303,7 @@ void Scheduler::run(std::span<const Turn> turns, std::vector<SequenceEvents>& ha
     // each is tried alone, so that one's bad numbers do not end the others.
     if (turns.size() == 1) {
       happened.push_back(
-          {.id = turns[0].sequence->id, .error = std::move(error), .error_kind = kind});
+          {.id = turns[0].sequence->id, .error = std::move(error), .error_kind = error_kind});
       return;
     }
     for (const Turn& turn : turns) run({&turn, 1}, happened);

@@ -57,7 +57,8 @@ class Scheduler {
   SequenceId add(std::vector<TokenId> prompt, std::unique_ptr<Decoder> decoder);
   // The sequence ends here, if it has not: its cache is left for others.
   void remove(SequenceId id);
-  // One forward: what happened to each sequence in it. Finished and failed ones are gone.
+  // One forward: what happened to each sequence in it. Finished and failed ones are gone. Where the
+  // device fails, all of them are told, those that wait too.
   std::vector<SequenceEvents> step();
 
  private:

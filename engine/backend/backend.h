@@ -45,6 +45,8 @@ class KvStorage {
   virtual std::size_t bytes(int n_positions) const = 0;
   // Takes over the first n positions of another of the same shape and type.
   virtual void copy(const KvStorage& from, int n_positions) = 0;
+  // What lies behind the first n positions is of no more use: its memory may go.
+  virtual void truncate(int /*n_positions*/) {}
 };
 
 using Buffer = std::shared_ptr<float>;  // floats in the backend's memory

@@ -26,6 +26,7 @@ class KvCache {
   // Forgets the positions from n on.
   void truncate(int n) {
     for (int& length : lengths_) length = std::min(length, n);
+    storage_->truncate(std::ranges::max(lengths_));
   }
   // The first n positions of another sequence's.
   void copy(const KvCache& from, int n) {

@@ -195,6 +195,27 @@ TEST(cuda_attention_over_a_cache_that_has_grown) {
   }
 }
 
+// Positions in several pages are taken over; what is given up leaves its pages.
+TEST(cuda_attention_over_a_copied_cache) {
+  CudaBackend backend(0);
+  for (const DType dtype : kCacheTypes) {
+    Random random(8);
+    const HeadShape heads{2, 1, 10};
+    Cache cache(backend, heads, 2500, dtype, random);
+    auto copy = backend.allocate_kv(2, heads, 2500, dtype);
+    copy->copy(*cache.kv, 2100);
+    CHECK_EQ(static_cast<const CudaKv&>(*copy).pages().size(), 3u);
+    copy->truncate(2000);
+    CHECK_EQ(static_cast<const CudaKv&>(*copy).pages().size(), 2u);
+    CHECK_EQ(copy->bytes(1), copy->bytes(1024));
+    CHECK_EQ(copy->bytes(1025), 2 * copy->bytes(1));
+    cache.kv = std::move(copy);
+    const std::vector<int> kv_end = {2000, 1024, 1025, 3};
+    const auto q = random.floats(kv_end.size() * cache.q_size(), -1, 1);
+    check_close("copied", cache, kv_end, q, run_attention(backend, {{&cache, kv_end}}, q));
+  }
+}
+
 // What a cache left in its pages is nothing to the next one: behind head_dim it is zeros again.
 TEST(cuda_attention_over_pages_of_another_cache) {
   CudaBackend backend(0);

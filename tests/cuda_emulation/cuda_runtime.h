@@ -115,6 +115,7 @@ inline cudaError_t cudaMemGetInfo(std::size_t* available, std::size_t* total) {
 enum cudaMemcpyKind {
   cudaMemcpyHostToDevice,
   cudaMemcpyDeviceToHost,
+  cudaMemcpyDeviceToDevice,
   cudaMemcpyDefault,
 };
 inline cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind) {
@@ -125,6 +126,16 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes
                                    cudaMemcpyKind kind, cudaStream_t stream) {
   if (stream->capturing) return cudaErrorInvalidValue;
   return cudaMemcpy(to, from, bytes, kind);
+}
+inline cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from,
+                                     std::size_t from_pitch, std::size_t width, std::size_t height,
+                                     cudaMemcpyKind kind, cudaStream_t stream) {
+  cudaError_t status = cudaSuccess;
+  for (std::size_t i = 0; i < height && status == cudaSuccess; ++i) {
+    status = cudaMemcpyAsync(static_cast<char*>(to) + i * to_pitch,
+                             static_cast<const char*>(from) + i * from_pitch, width, kind, stream);
+  }
+  return status;
 }
 inline cudaError_t cudaMemsetAsync(void* data, int byte, std::size_t bytes, cudaStream_t) {
   std::memset(data, byte, bytes);

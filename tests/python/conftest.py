@@ -48,14 +48,15 @@ def real_model() -> Path:
 
 
 def on_all_cores() -> None:
-    """A worker of the suite has one core (../conftest.py); a build takes what there is."""
+    """The suite's worker has one core; a build takes what there is."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, range(os.cpu_count() or 1))
 
 
 @pytest.fixture(scope="session")
 def binaries() -> Path:
-    """The folder of the C++ tests, built with warnings as errors."""
+    """The folder of the C++ tests, built with warnings as errors. Tests that ask for it are in the
+    group "cpp": one build, by all cores."""
     # Kept between runs: building again takes seconds.
     root = Path(__file__).resolve().parents[2]
     build = root / "build" / "tests"

@@ -10,7 +10,7 @@ import pytest
 
 from .isas import ISAS
 
-pytestmark = pytest.mark.xdist_group("cpp")  # one build, by all cores
+pytestmark = pytest.mark.xdist_group("cpp")
 
 
 @pytest.mark.parametrize("isa", ISAS)

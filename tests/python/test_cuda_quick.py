@@ -179,6 +179,7 @@ def ends(out: Path) -> dict[str, str]:
     return {c["stage"]: c["ended"] for c in cuda_page.read(out / "results.jsonl") if "seconds" in c}
 
 
+@pytest.mark.xdist_group("cpp")
 def test_the_whole_of_it(binaries: Path, tmp_path: Path) -> None:
     emulated = binaries / "tests" / "cuda_emulation" / "sbd_cuda_emulated_tests"
     done = quick("--dry", "--out", tmp_path, "--tests", emulated)

@@ -47,10 +47,10 @@ CudaKv::CudaKv(CudaBackend& backend, int n_layers, const HeadShape& heads, int n
       dtype_(dtype),
       n_ctx_(n_ctx),
       page_positions_(std::min(n_ctx, kPagePositions)),
+      n_runs_(static_cast<std::size_t>(n_layers) * 2 *
+              static_cast<std::size_t>(heads.num_key_value_heads)),
       padded_(stride(heads, dtype) != heads.head_dim) {
-  const std::size_t n_runs =
-      static_cast<std::size_t>(n_layers) * 2 * static_cast<std::size_t>(heads.num_key_value_heads);
-  page_bytes_ = n_runs * static_cast<std::size_t>(page_positions_) *
+  page_bytes_ = n_runs_ * static_cast<std::size_t>(page_positions_) *
                 static_cast<std::size_t>(stride(heads, dtype)) * bytes_per_block(dtype);
   reserve(1);
 }
@@ -63,20 +63,32 @@ void CudaKv::reserve(int n_positions) {
 }
 
 std::size_t CudaKv::bytes(int n_positions) const {
-  return static_cast<std::size_t>(ceil_div(n_positions, page_positions_)) * page_bytes_;
+  return static_cast<std::size_t>(ceil_div(n_positions, kPagePositions)) * page_bytes_;
 }
 
-// Whole pages: what the last one has beyond n_positions nobody sees.
 void CudaKv::copy(const KvStorage& from, int n_positions) {
   const auto& other = static_cast<const CudaKv&>(from);
-  backend_.finish();
+  backend_.flush();  // what is on the tape may write to either
   reserve(n_positions);
-  for (int i = 0; i < ceil_div(n_positions, page_positions_); ++i) {
-    const auto page = static_cast<std::size_t>(i);
-    check(cudaMemcpyAsync(pages_[page].data(), other.pages_[page].data(), page_bytes_,
-                          cudaMemcpyDeviceToDevice, backend_.stream()),
+  const std::size_t pitch = page_bytes_ / n_runs_;
+  for (int first = 0; first < n_positions; first += kPagePositions) {
+    const auto page = static_cast<std::size_t>(first / kPagePositions);
+    const auto n = static_cast<std::size_t>(std::min(n_positions - first, page_positions_));
+    check(cudaMemcpy2DAsync(pages_[page].data(), pitch, other.pages_[page].data(), pitch,
+                            n * pitch / static_cast<std::size_t>(page_positions_), n_runs_,
+                            cudaMemcpyDeviceToDevice, backend_.stream()),
           "copying a KV cache");
   }
+}
+
+void CudaKv::truncate(int n_positions) {
+  const auto n = static_cast<std::size_t>(ceil_div(n_positions, kPagePositions));
+  if (n >= pages_.size()) return;
+  std::vector<DeviceMemory> rest(
+      std::make_move_iterator(pages_.begin() + static_cast<std::ptrdiff_t>(n)),
+      std::make_move_iterator(pages_.end()));
+  pages_.resize(n);
+  backend_.give_pages(std::move(rest));
 }
 
 CudaKv::~CudaKv() { backend_.give_pages(std::move(pages_)); }

@@ -103,6 +103,7 @@ void CudaBackend::use_device() const {
 }
 
 std::size_t CudaBackend::free_memory() const {
+  use_device();
   std::size_t available = 0, total = 0;
   check(cudaMemGetInfo(&available, &total), "asking for its free memory");
   return available;
@@ -116,6 +117,7 @@ std::unique_ptr<Weight> CudaBackend::load_weight(const Tensor& tensor) {
 std::unique_ptr<Weight> CudaBackend::pack(const Tensor& tensor) {
   auto weight = std::make_unique<PackedWeight>(tensor, stream_);
   if (weight->dtype() != tensor.dtype) {
+    converted_.insert(name(tensor.dtype));
     converted_from_ += tensor.data.size();
     converted_to_ += weight->size();
   }
@@ -123,12 +125,12 @@ std::unique_ptr<Weight> CudaBackend::pack(const Tensor& tensor) {
 }
 
 std::vector<std::string> CudaBackend::notes() const {
-  if (converted_from_ == 0) return {};
+  if (converted_.empty()) return {};
   constexpr std::size_t kMiB = 1 << 20;
   return {
-      format("device cuda keeps Q4_K and Q6_K weights as F16: {} MiB of the file are {} MiB of "
-             "the GPU's memory",
-             converted_from_ / kMiB + 1, converted_to_ / kMiB + 1)};
+      format("device cuda keeps weights of {} as f16: {} MiB of the file are {} MiB of the GPU's "
+             "memory",
+             joined(converted_), converted_from_ / kMiB + 1, converted_to_ / kMiB + 1)};
 }
 
 Buffer CudaBackend::allocate(std::size_t n_floats) {

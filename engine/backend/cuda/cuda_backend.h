@@ -1,6 +1,8 @@
 // The CUDA backend: operations put kernels on a tape (tape.h), which runs when a result is wanted.
 #pragma once
 
+#include <set>
+#include <string_view>
 #include <vector>
 
 #include "backend/backend.h"
@@ -54,9 +56,11 @@ class CudaBackend : public Backend {
   // A page for a cache, zeros where that is wanted, and pages that a cache leaves.
   DeviceMemory take_page(std::size_t bytes, bool cleared);
   void give_pages(std::vector<DeviceMemory> pages) noexcept;
-  // Runs what is on the tape and waits for it.
+  // Runs what is on the tape.
+  void flush();
+  // The same, and waits for it.
   void finish();
-  // The same, before memory is freed that the tape may use.
+  // The same again, before memory is freed that the tape may use.
   void settle() noexcept;
   // Of a buffer, for tests.
   std::vector<float> download(const float* values, std::size_t n);
@@ -79,7 +83,6 @@ class CudaBackend : public Backend {
   int n_rows() const { return n_rows_; }
   void use_device() const;
   std::unique_ptr<Weight> pack(const Tensor& tensor);
-  void flush();
   template <typename T>
   T* grown(Scratch& scratch, std::size_t n) {
     return static_cast<T*>(grown_bytes(scratch, n * sizeof(T)));
@@ -118,7 +121,8 @@ class CudaBackend : public Backend {
   DeviceShape shape_;
   cudaStream_t stream_ = nullptr;
   PagePool pool_;
-  // Of weights that are not stored as they are in the file: bytes there and here.
+  // Of weights that are not stored as they are in the file: their types, and bytes there and here.
+  std::set<std::string_view> converted_;
   std::size_t converted_from_ = 0, converted_to_ = 0;
   Tape tape_;
   GraphCache graphs_;

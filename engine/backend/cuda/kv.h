@@ -32,6 +32,7 @@ class CudaKv : public KvStorage {
 
   std::size_t bytes(int n_positions) const override;
   void copy(const KvStorage& from, int n_positions) override;
+  void truncate(int n_positions) override;
 
   // Room for so many positions, n_ctx at most. What is there stays where it is.
   void reserve(int n_positions);
@@ -49,6 +50,7 @@ class CudaKv : public KvStorage {
   DType dtype_;
   int n_ctx_;
   int page_positions_;
+  std::size_t n_runs_;  // of positions, in a page
   std::size_t page_bytes_;
   bool padded_;  // zeros behind head_dim
   std::vector<DeviceMemory> pages_;
