@@ -13,6 +13,7 @@
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cuda/cuda.h"
 #include "core/error.h"
+#include "core/interrupt.h"
 #include "core/notice.h"
 #include "decode_defaults.h"
 #include "format/gguf.h"
