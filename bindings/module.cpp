@@ -258,6 +258,7 @@ PYBIND11_MODULE(_core, module) {
       .def_property_readonly("revealed", &revealed)
       .def_property_readonly("finished", &finished)
       .def_readonly("prompt_rows", &Event::prompt_rows)
+      .def_readonly("cached_tokens", &Event::cached_tokens)
       .def_property_readonly("accepted", [](const Event& event) { return event.events.accepted; })
       .def_property_readonly("thought", [](const Event& event) { return event.events.thought; })
       .def_property_readonly("last", &Event::last)

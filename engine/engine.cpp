@@ -200,6 +200,7 @@ std::vector<RowScores> Engine::score(const std::vector<TokenId>& tokens, int top
     for (const RowStats& row : model_->forward({{{&kv, {{segment}}}}})) {
       scores.push_back(*row.scores);
     }
+    check_interrupt();
   }
   return scores;
 }

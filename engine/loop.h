@@ -31,7 +31,8 @@ struct Event {
   SequenceId id;  // as Inbox::add gave it
   Events events = {};
   int prompt_rows = 0;
-  std::exception_ptr error = nullptr;
+  int cached_tokens = 0;
+  std::exception_ptr error = {};
 
   bool last() const { return error || events.finished; }
 };
