@@ -10,6 +10,8 @@
 #include <new>
 #include <optional>
 #include <string>
+#include <string_view>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -28,7 +30,7 @@ namespace {
 // What one forward did to one sequence.
 struct Event {
   std::vector<TokenId> committed;
-  std::vector<std::pair<int, TokenId>> revealed;
+  std::vector<std::tuple<int, TokenId, float, float>> revealed;  // as Reveal
   std::optional<std::string> finished;
   int prompt_rows;
   std::string error;
@@ -98,7 +100,7 @@ Event to_event(SequenceEvents& happened) {
               .accepted = happened.events.accepted,
               .thought = happened.events.thought};
   for (const Reveal& reveal : happened.events.revealed) {
-    event.revealed.emplace_back(reveal.position, reveal.token);
+    event.revealed.emplace_back(reveal.position, reveal.token, reveal.entropy, reveal.probability);
   }
   if (const auto reason = happened.events.finished) {
     event.finished = *reason == FinishReason::stop ? "stop" : "length";
@@ -123,6 +125,19 @@ void step(Engine& engine, const py::dict& inboxes) {
       engine.remove(happened.id);
     }
   }
+}
+
+// By name: the decoder, and the options that decide what it does.
+py::dict resolve(const Engine& engine, const Request& request) {
+  auto [decoder, options] = engine.resolve(request);
+  options.block.unmask.proxy = order(options.block.unmask);
+  const py::dict values = to_dict(options);
+  py::dict resolved;
+  resolved["decoder"] = decoder;
+  for (const std::string_view name : options_in_force(decoder, options)) {
+    resolved[py::str(name)] = values[py::str(name)];
+  }
+  return resolved;
 }
 
 py::array_t<float> forward(Engine& engine, const std::vector<TokenId>& tokens, int block) {
@@ -197,7 +212,7 @@ PYBIND11_MODULE(_core, module) {
     } catch (const Error& error) {
       raise(error_class(error.kind()), error.what());
     } catch (const std::bad_alloc&) {
-      raise("SbdMemoryError", "out of memory: use a smaller model, type or n_ctx");
+      raise("SbdMemoryError", "out of memory: use a smaller model, type or `n_ctx`");
     }
   });
 
@@ -250,6 +265,7 @@ PYBIND11_MODULE(_core, module) {
       .def_property_readonly("n_threads", &Engine::n_threads)
       .def_property_readonly("device", &Engine::device)
       .def_property_readonly("auto_decoder", &Engine::auto_decoder)
+      .def("resolve", &resolve, py::arg("request"))
       .def("check", &Engine::check, py::arg("request"))
       .def("add", &Engine::add, py::arg("request"))
       .def("remove", &Engine::remove, py::arg("id"))

@@ -31,9 +31,9 @@ class Block {
 
   // The token there was known before: a prompt's, which is no event.
   void fill(int i, TokenId token) { tokens_[static_cast<std::size_t>(i)] = token; }
-  // Decides a masked position. An end of sequence becomes the block's end: what was decided behind
-  // it is cut.
-  void decide(int i, TokenId token, const DecodeTask& task, Events& events);
+  // Its row decides a masked position. An end of sequence becomes the block's end: what was decided
+  // behind it is cut.
+  void decide(int i, const RowStats& row, const DecodeTask& task, Events& events);
   // Gives out the decided tokens in front of the first mask, as far as they have not been, and the
   // reason where the text ends with them. Whether every position up to the end is decided.
   bool commit(const DecodeTask& task, Events& events);

@@ -13,7 +13,7 @@ LosslessDecoder::LosslessDecoder(DecodeTask task, const LosslessMethod& method)
       pending_(task_.prompt),
       block_(0, 0, 0, method.mask_token_id) {
   SBD_CHECK(task_.sampling.temperature == 0.0f,
-            "expected temperature 0 with a lossless decoder, as its text is that of greedy "
+            "expected `temperature` 0 with a lossless decoder, as its text is that of greedy "
             "next-token decoding, got {}",
             task_.sampling.temperature);
   check_block_size(method.block_size, task_);
@@ -89,7 +89,7 @@ Events LosslessDecoder::absorb(std::span<const RowStats> stats) {
     if (drafted_) {
       events.accepted = kept;
       for (int i = 1; i < kept; ++i) {
-        accept(pending_[static_cast<std::size_t>(i)], /*predicted=*/false, events);
+        accept(pending_[static_cast<std::size_t>(i)], /*predicted=*/nullptr, events);
       }
     }
     const bool disagreed = drafted_ && kept < static_cast<int>(pending_.size());
@@ -98,8 +98,9 @@ Events LosslessDecoder::absorb(std::span<const RowStats> stats) {
       return events;
     }
     drafted_ = false;
-    const TokenId token = next[disagreed ? static_cast<std::size_t>(kept - 1) : n_next - 1].argmax;
-    accept(token, /*predicted=*/true, events);
+    const RowStats& row = next[disagreed ? static_cast<std::size_t>(kept - 1) : n_next - 1];
+    const TokenId token = row.argmax;
+    accept(token, &row, events);
     if (disagreed) {
       pending_.clear();
       if (method_.fused) {
@@ -129,8 +130,8 @@ Events LosslessDecoder::absorb(std::span<const RowStats> stats) {
 void LosslessDecoder::denoise(std::span<const RowStats> stats, Events& events) {
   const std::vector<int> rows = candidates();
   for (const int i : select_unmasked(method_.unmask, stats)) {
-    block_.decide(rows[static_cast<std::size_t>(i)], stats[static_cast<std::size_t>(i)].argmax,
-                  task_, events);
+    block_.decide(rows[static_cast<std::size_t>(i)], stats[static_cast<std::size_t>(i)], task_,
+                  events);
   }
 }
 
@@ -142,9 +143,9 @@ int LosslessDecoder::count_agreeing(std::span<const RowStats> next) const {
   return static_cast<int>(kept);
 }
 
-void LosslessDecoder::accept(TokenId token, bool predicted, Events& events) {
+void LosslessDecoder::accept(TokenId token, const RowStats* predicted, Events& events) {
   if (predicted) {
-    events.revealed.push_back({accepted_, token});
+    events.revealed.push_back(task_.reveal(accepted_, *predicted));
   }
   events.committed.push_back(token);
   ++accepted_;

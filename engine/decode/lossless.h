@@ -43,8 +43,8 @@ class LosslessDecoder final : public Decoder {
   void start_block();
   // How many tokens of the draft are next-token decoding's own, `next` being its rows' statistics.
   int count_agreeing(std::span<const RowStats> next) const;
-  // The text's next token; `predicted`: one that no block has revealed.
-  void accept(TokenId token, bool predicted, Events& events);
+  // The text's next token; `predicted`: its row, where no block has revealed it.
+  void accept(TokenId token, const RowStats* predicted, Events& events);
   void denoise(std::span<const RowStats> stats, Events& events);
 
   DecodeTask task_;

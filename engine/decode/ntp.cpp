@@ -32,7 +32,8 @@ Events NtpDecoder::absorb(std::span<const RowStats> stats) {
     return {};
   }
   const TokenId token = task_.choose(stats[0]);
-  Events events{.revealed = {{decided_, token}}, .committed = {token}, .finished = {}};
+  Events events{
+      .revealed = {task_.reveal(decided_, stats[0])}, .committed = {token}, .finished = {}};
   ++decided_;
   pending_ = {token};
   events.finished = task_.finish(token, decided_);

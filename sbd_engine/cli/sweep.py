@@ -21,6 +21,7 @@ _SWEEP, _OUTPUT = "Sweep", "Output"
 
 def sweep(
     model: options.Model = None,
+    model_flag: options.ModelFlag = None,
     gammas: Annotated[
         str, typer.Option(help="Of entropy_bounded, in nats, with commas.", rich_help_panel=_SWEEP)
     ] = "0,.01,.1,.2,.4,.8,1.5",
@@ -108,6 +109,7 @@ def sweep(
         raise SbdValueError("expected --tasks or --prompts, got both")
     if not 0 <= max_loss <= 100:  # NaN too
         raise SbdValueError(f"expected --max-loss from 0 to 100 points, got {max_loss:g}")
+    model = options.one_model(model, model_flag)
     batch = integer("--batch", batch, 1)
     rules = list(RULES) if unmask == "all" else list(dict.fromkeys(unmask.split(",")))
     gamma_values = experiment.numbers("--gammas", gammas, 0)
