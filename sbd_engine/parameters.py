@@ -194,6 +194,8 @@ def _number(name: str, value: Any, expected: str, holds: Callable[[float], bool]
         raise SbdTypeError(f"expected {name} as a number, got {value!r}")
     try:
         number = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        number = math.inf if value > 0 else -math.inf
     except (TypeError, ValueError):
         raise SbdTypeError(f"expected {name} as a number, got {value!r}") from None
     if not holds(number):  # written so that NaN fails

@@ -27,6 +27,13 @@ def test_none_is_the_default_of_every_option(engine: Engine) -> None:
         engine.generate(None)  # type: ignore[arg-type]
 
 
+def test_numbers_beyond_all_floats() -> None:
+    assert parse({"prompt": "x", "gamma": 10**400}).gamma == math.inf
+    for huge in (10**400, -(10**400)):
+        with pytest.raises(SbdValueError, match="expected `temperature` >= 0 and finite"):
+            parse({"prompt": "x", "temperature": huge})
+
+
 def test_a_batch_has_options_for_all(engine: Engine) -> None:
     prompts = [PROMPT, {"prompt": "Another", "max_tokens": 3}]
     done = engine.generate_batch(prompts, max_tokens=7, ignore_eos=True, decoder="ntp")
