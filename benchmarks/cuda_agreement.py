@@ -156,7 +156,7 @@ def _prompts(n: int) -> list[str]:
 
 def _steps(engine: Engine, ids: Sequence[int]) -> list[Step]:
     with engine.stream(list(ids), max_tokens=_TOKENS, decoder="sbd") as stream:
-        return [Step(sorted(chunk.revealed)) for chunk in stream]
+        return [Step(sorted(reveal[:2] for reveal in chunk.revealed)) for chunk in stream]
 
 
 def first_difference(

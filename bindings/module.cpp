@@ -10,6 +10,8 @@
 #include <new>
 #include <optional>
 #include <string>
+#include <string_view>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -105,12 +107,12 @@ std::shared_ptr<Loop> random_engine(const py::dict& values, const std::string& d
   });
 }
 
-std::vector<std::pair<int, TokenId>> revealed(const Event& event) {
-  std::vector<std::pair<int, TokenId>> pairs;
+std::vector<std::tuple<int, TokenId, float, float>> revealed(const Event& event) {
+  std::vector<std::tuple<int, TokenId, float, float>> all;
   for (const Reveal& reveal : event.events.revealed) {
-    pairs.emplace_back(reveal.position, reveal.token);
+    all.emplace_back(reveal.position, reveal.token, reveal.entropy, reveal.probability);
   }
-  return pairs;
+  return all;
 }
 
 std::optional<std::string> finished(const Event& event) {
@@ -139,6 +141,19 @@ std::optional<Event> next_event(Inbox& inbox, bool wait) {
     });
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
   }
+}
+
+// By name: the decoder, and the options that decide what it does.
+py::dict resolve(const Loop& loop, const Request& request) {
+  auto [decoder, options] = loop.engine()->resolve(request);
+  options.block.unmask.proxy = order(options.block.unmask);
+  const py::dict values = to_dict(options);
+  py::dict resolved;
+  resolved["decoder"] = decoder;
+  for (const std::string_view name : options_in_force(decoder, options)) {
+    resolved[py::str(name)] = values[py::str(name)];
+  }
+  return resolved;
 }
 
 py::array_t<float> forward(Loop& loop, const std::vector<TokenId>& tokens, int block) {
@@ -246,7 +261,7 @@ PYBIND11_MODULE(_core, module) {
     } catch (const Error& error) {
       raise(error_class(error.kind()), error.what());
     } catch (const std::bad_alloc&) {
-      raise("SbdMemoryError", "out of memory: use a smaller model, type or n_ctx");
+      raise("SbdMemoryError", "out of memory: use a smaller model, type or `n_ctx`");
     }
   });
 
@@ -306,6 +321,7 @@ PYBIND11_MODULE(_core, module) {
       .def_property_readonly("device", [](const Loop& loop) { return loop.engine()->device(); })
       .def_property_readonly("auto_decoder",
                              [](const Loop& loop) { return loop.engine()->auto_decoder(); })
+      .def("resolve", &resolve, py::arg("request"))
       .def(
           "check", [](const Loop& loop, const Request& request) { loop.engine()->check(request); },
           py::arg("request"))

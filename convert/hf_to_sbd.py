@@ -157,7 +157,11 @@ def _summary(done: Conversion) -> str:
     )
 
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 app.command()(convert_command)
 
 

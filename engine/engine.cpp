@@ -50,10 +50,10 @@ std::optional<int> gpu_index(const std::string& device) {
 std::unique_ptr<Backend> make_backend(const EngineOptions& options) {
   const std::optional<int> gpu = gpu_index(options.device);
   SBD_CHECK(gpu || options.device == "auto" || options.device == "cpu",
-            "device \"{}\": expected auto, cpu, cuda or cuda:N", options.device);
+            "`device` \"{}\": expected auto, cpu, cuda or cuda:N", options.device);
   SBD_CHECK(options.n_threads >= 0 && options.n_threads <= kMaxThreads,
-            "n_threads must be between 1 and {}, got {}", kMaxThreads, options.n_threads);
-  SBD_CHECK(values_per_block(options.kv_dtype) == 1, "kv_dtype {}: expected f16, bf16 or f32",
+            "`n_threads` must be between 1 and {}, got {}", kMaxThreads, options.n_threads);
+  SBD_CHECK(values_per_block(options.kv_dtype) == 1, "`kv_dtype` {}: expected f16, bf16 or f32",
             name(options.kv_dtype));
   if (gpu) return cuda::make_backend(*gpu);
   if (options.device == "auto" && cuda::why_unavailable().empty()) {
@@ -66,18 +66,24 @@ std::unique_ptr<Backend> make_backend(const EngineOptions& options) {
                                                                  : available_cores());
 }
 
+// The sliding window where it is shorter than the model's context, beyond which this engine does
+// not compute; else 0.
+int limiting_window(const ModelConfig& config) {
+  return config.sliding_window < config.max_position_embeddings ? config.sliding_window : 0;
+}
+
 int n_ctx_limit(const ModelConfig& config) {
-  const int limit = config.max_position_embeddings;
-  return config.sliding_window > 0 ? std::min(config.sliding_window, limit) : limit;
+  const int window = limiting_window(config);
+  return window > 0 ? window : config.max_position_embeddings;
 }
 
 int choose_n_ctx(const ModelConfig& config, int wanted) {
   const int limit = config.max_position_embeddings;
   const int window = n_ctx_limit(config);
-  SBD_CHECK(wanted >= 0 && wanted <= limit, "n_ctx must be between 1 and the model's {}, got {}",
+  SBD_CHECK(wanted >= 0 && wanted <= limit, "`n_ctx` must be between 1 and the model's {}, got {}",
             limit, wanted);
   SBD_CHECK(wanted <= window,
-            "n_ctx {} is beyond the model's sliding window of {}, which this engine does not "
+            "`n_ctx` {} is beyond the model's sliding window of {}, which this engine does not "
             "compute: use at most {}",
             wanted, window, window);
   return wanted > 0 ? wanted : window;
@@ -136,11 +142,19 @@ std::string Engine::device() const { return backend_->description(); }
 std::string Engine::auto_decoder() const { return defaults_.named.front(); }
 Peaks Engine::measure_peaks() { return backend_->measure_peaks(); }
 
+Engine::Resolved Engine::resolve(const Request& request) const {
+  return {request.decoder == "auto" ? auto_decoder() : request.decoder,
+          decoder_options(request, defaults_)};
+}
+
 std::unique_ptr<Decoder> Engine::make_decoder(const Request& request) const {
   DecodeTask task = decode_task(request, config_, n_ctx_);
   task.n_ctx_limit = n_ctx_limit(config_);
-  return sbd::make_decoder(request.decoder == "auto" ? auto_decoder() : request.decoder,
-                           std::move(task), decoder_options(request, defaults_));
+  task.sliding_window = limiting_window(config_);
+  const auto [decoder, options] = resolve(request);
+  std::unique_ptr<Decoder> made = sbd::make_decoder(decoder, std::move(task), options);
+  check_effect(request, decoder, options, n_ctx_);
+  return made;
 }
 
 void Engine::check(const Request& request) const { scheduler_->check(*make_decoder(request)); }
@@ -157,7 +171,7 @@ std::vector<float> Engine::forward(const std::vector<TokenId>& tokens, int block
   const int n = static_cast<int>(tokens.size());
   SBD_CHECK(n >= 1, "forward needs at least one token id");
   SBD_CHECK(n <= n_ctx_, "expected token ids within the context of {}, got {}: {}", n_ctx_, n,
-            how_to_fit(n_ctx_, n_ctx_limit(config_)));
+            how_to_fit(n_ctx_, n_ctx_limit(config_), limiting_window(config_)));
   SBD_CHECK(block >= 0 && block <= n, "block must be between 0 and the {} token ids, got {}", n,
             block);
   KvCache kv = model_->make_kv(n_ctx_, kv_dtype_);
@@ -184,7 +198,7 @@ std::vector<RowScores> Engine::score(const std::vector<TokenId>& tokens, int top
   SBD_CHECK(n >= 2, "a score needs at least two token ids: nothing stands before the first, got {}",
             n);
   SBD_CHECK(n <= n_ctx_, "expected token ids within the context of {}, got {}: {}", n_ctx_, n,
-            how_to_fit(n_ctx_, n_ctx_limit(config_)));
+            how_to_fit(n_ctx_, n_ctx_limit(config_), limiting_window(config_)));
   SBD_CHECK(top >= 0 && top <= config_.vocab_size,
             "expected top from 0 to the vocabulary of {}, got {}", config_.vocab_size, top);
   KvCache kv = model_->make_kv(n_ctx_, kv_dtype_);

@@ -53,6 +53,13 @@ class Engine {
   // What "auto" stands for: the first of the file's decoders.
   std::string auto_decoder() const;
 
+  // The decoder of the request, and its options with the file's where the request has none.
+  struct Resolved {
+    std::string decoder;
+    DecoderOptions options;
+  };
+  Resolved resolve(const Request& request) const;
+
   // Throws what add would, but for want of memory. Safe while another thread steps.
   void check(const Request& request) const;
   // Adds the request's sequence; it lives until it has finished, failed or is removed.

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -48,5 +49,14 @@ DecodeTask decode_task(const Request& request, const ModelConfig& config, int n_
 
 // The file's options with the request's in their place. Errors name the choices there are.
 DecoderOptions decoder_options(const Request& request, DecoderOptions file);
+
+// Those of the options, by name, that decide what the decoder does.
+std::vector<std::string_view> options_in_force(const std::string& decoder,
+                                               const DecoderOptions& options);
+
+// Refuses what the request asks for without effect: who compares with and without it would find no
+// difference. `options` are what it comes to.
+void check_effect(const Request& request, const std::string& decoder, const DecoderOptions& options,
+                  int n_ctx);
 
 }  // namespace sbd

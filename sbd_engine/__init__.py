@@ -17,33 +17,42 @@ from importlib.util import find_spec, module_from_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .completion import Chunk, Completion, Stats
+    from .completion import Chunk, Completion, Reveal, Stats
     from .engine import Engine
-    from .errors import SbdError
+    from .errors import (
+        SbdError,
+        SbdFileError,
+        SbdFileNotFoundError,
+        SbdMemoryError,
+        SbdTypeError,
+        SbdValueError,
+    )
     from .streams import AsyncStream, Stream
     from .tokenizer import Tokenizer
-
-_HOME = {
-    "AsyncStream": "streams",
-    "Chunk": "completion",
-    "Completion": "completion",
-    "Engine": "engine",
-    "SbdError": "errors",
-    "Stats": "completion",
-    "Stream": "streams",
-    "Tokenizer": "tokenizer",
-}
 
 __all__ = [
     "AsyncStream",
     "Chunk",
     "Completion",
     "Engine",
+    "Reveal",
     "SbdError",
+    "SbdFileError",
+    "SbdFileNotFoundError",
+    "SbdMemoryError",
+    "SbdTypeError",
+    "SbdValueError",
     "Stats",
     "Stream",
     "Tokenizer",
 ]
+
+_HOMES = {
+    "completion": ("Chunk", "Completion", "Reveal", "Stats"),
+    "engine": ("Engine",),
+    "streams": ("AsyncStream", "Stream"),
+    "tokenizer": ("Tokenizer",),
+}  # the rest: errors
 
 
 def _hand_over() -> None:
@@ -73,9 +82,10 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("sbd-engine")
-    if name not in _HOME:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    home = next((home for home, names in _HOMES.items() if name in names), "errors")
+    return getattr(import_module(f".{home}", __name__), name)
 
 
 def __dir__() -> list[str]:

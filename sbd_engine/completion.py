@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -49,18 +49,31 @@ class Completion:
         return asdict(self)
 
 
+class Reveal(NamedTuple):
+    """A token that a forward decided.
+
+    position: in the new text. entropy: of the model's distribution there, in nats. probability: of
+    the token, in the distribution it was taken from: the model's own at temperature 0.
+    """
+
+    position: int
+    token: int
+    entropy: float
+    probability: float
+
+
 @dataclass(frozen=True)
 class Chunk:
     """What one forward added to a stream.
 
     text: final text, "" where nothing became final. Joined, the chunks are the completion's text.
     tokens: the token ids that became final.
-    revealed: (position in the new text, token id) of every token this forward decided; those behind
-    the final prefix belong to a block that is still filling in.
+    revealed: every token this forward decided; those behind the final prefix belong to a block that
+    is still filling in.
     finish_reason: None in every chunk but the last.
     """
 
     text: str
     tokens: list[int]
-    revealed: list[tuple[int, int]]
+    revealed: list[Reveal]
     finish_reason: FinishReason | None = None

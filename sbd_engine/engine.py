@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from . import _core
 from .completion import Completion
 from .errors import SbdError, SbdTypeError, SbdValueError
 from .model_file import ModelPath, existing, model_file
-from .parameters import Parameters, Prompt, integer, one_of, parse, token_ids
+from .parameters import Parameters, Prompt, TokenIds, integer, named, one_of, parse, token_ids
 from .session import Session
 from .streams import AsyncStream, Courier, Prepared, Stream
 from .tokenizer import Tokenizer
@@ -30,17 +30,30 @@ _MAX_IN_FLIGHT = 16  # sequences of generate_batch that share a forward
 _REQUEST_FIELDS = [f.name for f in fields(Parameters) if f.name not in ("prompt", "stop")]
 
 
+def _request(parameters: Parameters, ids: list[int]) -> _core.Request:
+    request = _core.Request()
+    request.prompt = ids
+    for name in _REQUEST_FIELDS:
+        setattr(request, name, getattr(parameters, name))
+    return request
+
+
 def engine_options(
     device: str, n_threads: int | None, n_ctx: int | None, kv_dtype: str
 ) -> dict[str, Any]:
     """The core's options (0 is its default) after a check."""
     if not isinstance(device, str):
-        raise SbdTypeError(f"expected device as a string, got {device!r}")
+        raise SbdTypeError(f"expected {named('device')} as a string, got {device!r}")
+    if n_threads is not None and device.startswith("cuda"):
+        raise SbdValueError(
+            f"{named('n_threads')} has no effect with device {device}: leave it out, or use "
+            f"{named('device')} cpu"
+        )
     return {
         "device": device,
-        "n_threads": 0 if n_threads is None else integer("n_threads", n_threads, 1),
-        "n_ctx": 0 if n_ctx is None else integer("n_ctx", n_ctx, 1),
-        "kv_dtype": one_of("kv_dtype", kv_dtype, ("f16", "bf16", "f32")),
+        "n_threads": 0 if n_threads is None else integer(named("n_threads"), n_threads, 1),
+        "n_ctx": 0 if n_ctx is None else integer(named("n_ctx"), n_ctx, 1),
+        "kv_dtype": one_of(named("kv_dtype"), kv_dtype, ("f16", "bf16", "f32")),
     }
 
 
@@ -70,8 +83,9 @@ class Engine:
         draft_lora: ModelPath | None = None,
     ) -> None:
         options = engine_options(device, n_threads, n_ctx, kv_dtype)
-        adapter = None if draft_lora is None else existing(draft_lora, "draft_lora")
+        adapter = None if draft_lora is None else existing(draft_lora, named("draft_lora"))
         with model_file(path) as file:
+            self._name = file.name
             self._core = _core.Engine(file, **options, draft_lora=adapter)
         self._courier = Courier(self._core)
         self._tokenizer_if_any()  # loaded now, so that the first call does not wait for it
@@ -123,7 +137,7 @@ class Engine:
     def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Completion:
         """Generates up to max_tokens tokens after `prompt`, a string or token ids.
 
-        Options (None: the model file's default):
+        Options, of which None is the default, and that the model file's where it has one:
           max_tokens=256, stop=() (a string or several), ignore_eos=False;
           decoder="auto" | "ntp" | "sbd" | "sbd_lossless" | "dmtd" | "d2f" | a family's own name;
           blocks: block_size=None, unmask=None ("entropy_bounded" | "factor" | "confidence" |
@@ -136,7 +150,9 @@ class Engine:
           apart).
         A file without a tokenizer takes token ids and gives no text.
 
-        Raises SbdTypeError for an unknown argument and SbdValueError for a bad value.
+        Raises SbdTypeError for an unknown argument and SbdValueError for a bad value, or for an
+        option that has no effect with the decoder, its unmasking rule or temperature 0. A seed is
+        always welcome.
         """
         with self.stream(prompt, **options) as stream:
             for _ in stream:
@@ -156,9 +172,12 @@ class Engine:
         prepared = self._prepare({"prompt": prompt, **options})
         return AsyncStream(self._courier_here(), prepared, called)
 
-    def generate_batch(self, prompts: Iterable[Prompt | Mapping[str, Any]]) -> list[Completion]:
-        """Generates for several prompts, or dicts of `generate`'s arguments, at once; the results
-        are in order and each is what `generate` gives alone. All are checked before any starts."""
+    def generate_batch(
+        self, prompts: Iterable[Prompt | Mapping[str, Any]], **options: Unpack[Options]
+    ) -> list[Completion]:
+        """Generates for several prompts at once; the results are in order and each is what
+        `generate` gives alone. The options are for all; a prompt in a dict of `generate`'s
+        arguments has its own in front of them. All are checked before any starts."""
         if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Iterable):
             raise SbdTypeError(
                 "expected a list of prompts, or of dicts of generate's arguments, "
@@ -167,7 +186,8 @@ class Engine:
         waiting: deque[Prepared] = deque()
         for index, item in enumerate(prompts):
             try:
-                prepared = self._prepare(item if isinstance(item, Mapping) else {"prompt": item})
+                own = item if isinstance(item, Mapping) else {"prompt": item}
+                prepared = self._prepare({**options, **own})
                 self._core.check(prepared.request)
             except SbdError as error:
                 raise type(error)(f"prompt {index} of the batch: {error}") from None
@@ -195,11 +215,27 @@ class Engine:
                 inbox.cancel(sequence)
         return [session.completion() for session in sessions.values()]
 
-    def forward(self, ids: Sequence[int], block: int = 0) -> npt.NDArray[np.float32]:
+    def resolve(self, **options: Unpack[Options]) -> dict[str, Any]:
+        """What these options come to with this model: the decoder, and the options that decide what
+        it does, the file's own where none is given."""
+        parameters = parse({"prompt": [0], **options})
+        request = _request(parameters, [0])
+        self._core.check(request)
+        resolved = self._core.resolve(request)
+        general = ["max_tokens", "ignore_eos", "temperature"]
+        if parameters.temperature > 0:
+            general += ["top_k", "top_p", "seed", "sample_index"]
+        return {
+            **resolved,
+            **{name: getattr(parameters, name) for name in general},
+            "stop": list(parameters.stop),
+        }
+
+    def forward(self, ids: TokenIds, block: int = 0) -> npt.NDArray[np.float32]:
         """Raw logits [len(ids), vocab_size] of an uncached forward: the last `block` rows see each
         other (one block), the rest are causal."""
         tokens = token_ids(ids, self.model_config["vocab_size"])
-        block = integer("block", block, 0, len(tokens))
+        block = integer(named("block"), block, 0, len(tokens))
         return self._core.forward(tokens, block)
 
     # ---- life ----
@@ -207,6 +243,15 @@ class Engine:
     def close(self) -> None:
         """Frees the model. Generations that are still on their way end with an error, at once."""
         self._core.close()
+
+    def __repr__(self) -> str:
+        if self._core is None:
+            return f"<Engine {self._name}, closed>"
+        architecture = self.model_config["architecture"]
+        return (
+            f"<Engine {self._name}: {architecture} on {self.device}, decoder {self.auto_decoder}, "
+            f"n_ctx {self.n_ctx}>"
+        )
 
     def __enter__(self) -> Engine:
         return self
@@ -225,10 +270,7 @@ class Engine:
             ids = self.tokenizer.encode(parameters.prompt, fits=self.n_ctx)
         else:
             ids = token_ids(parameters.prompt, self.model_config["vocab_size"])
-        request = _core.Request()
-        request.prompt = ids
-        for name in _REQUEST_FIELDS:
-            setattr(request, name, getattr(parameters, name))
+        request = _request(parameters, ids)
         return Prepared(request, ids, parameters.stop, self._tokenizer_if_any())
 
     def _courier_here(self) -> Courier:

@@ -8,21 +8,27 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from itertools import islice
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from .errors import SbdTypeError, SbdValueError
 
-Prompt = str | Sequence[int]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+TokenIds: TypeAlias = "Sequence[int] | npt.NDArray[np.integer[Any]]"
+Prompt: TypeAlias = "str | TokenIds"
 
 _INT32_MAX = 2**31 - 1
 _MAX_STOPS, _MAX_STOP_CHARACTERS = 1024, 1 << 14  # each is memory while its text is written
 
 
 class Options(TypedDict, total=False):
-    """The keyword arguments of Engine.generate and Engine.stream, for type checkers and editors."""
+    """The keyword arguments of Engine.generate and its like, for type checkers and editors. None is
+    the default of each."""
 
-    max_tokens: int
-    decoder: str
+    max_tokens: int | None
+    decoder: str | None
     block_size: int | None
     unmask: str | None
     proxy: str | None
@@ -35,13 +41,13 @@ class Options(TypedDict, total=False):
     block_add_threshold: float | None
     decoded_token_threshold: float | None
     skip_threshold: float | None
-    temperature: float
-    top_p: float
-    top_k: int
-    seed: int
-    sample_index: int
-    stop: str | Sequence[str]
-    ignore_eos: bool
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    seed: int | None
+    sample_index: int | None
+    stop: str | Sequence[str] | None
+    ignore_eos: bool | None
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,9 @@ class Parameters:
     ignore_eos: bool = False
 
 
-_OPTIONAL = {field.name for field in fields(Parameters) if field.default is None}
+def named(name: str) -> str:
+    """An argument's name in an error: the command line puts its flag in the place of it."""
+    return f"`{name}`"
 
 
 def parse(arguments: Mapping[str, Any]) -> Parameters:
@@ -84,8 +92,9 @@ def parse(arguments: Mapping[str, Any]) -> Parameters:
     if "prompt" not in arguments:
         raise SbdTypeError("expected a prompt: a string or a sequence of token ids, got none")
     checked: dict[str, Any] = {
-        name: None if value is None and name in _OPTIONAL else _CHECKS[name](name, value)
+        name: _CHECKS[name](named(name), value)
         for name, value in arguments.items()
+        if value is not None or name == "prompt"
     }
     return Parameters(**checked)
 
@@ -151,7 +160,7 @@ def _prompt(_: str, value: Any) -> Prompt:
     if isinstance(value, str):
         if not value:
             raise SbdValueError("expected a prompt of at least one character, got an empty one")
-        check_utf8("prompt", value)
+        check_utf8("the prompt", value)
         return value
     if isinstance(value, (bytes, Mapping)) or not isinstance(value, Iterable):
         raise SbdTypeError(
@@ -171,23 +180,25 @@ def check_utf8(name: str, text: str) -> None:
         ) from None
 
 
-def _stop(_: str, value: Any) -> tuple[str, ...]:
+def _stop(name: str, value: Any) -> tuple[str, ...]:
     stops = (value,) if isinstance(value, str) else value
     if not isinstance(stops, Iterable) or isinstance(stops, (bytes, Mapping)):
-        raise SbdTypeError(f"expected stop as a string or several, got {value!r}")
+        raise SbdTypeError(f"expected {name} as a string or several, got {value!r}")
     stops = tuple(islice(stops, _MAX_STOPS + 1))
     if len(stops) > _MAX_STOPS:
-        raise SbdValueError(f"expected at most {_MAX_STOPS} stop strings, got more")
+        raise SbdValueError(f"expected at most {_MAX_STOPS} {name} strings, got more")
     for stop in stops:
         if not isinstance(stop, str):
-            raise SbdTypeError(f"expected stop as a string or several, got {stop!r}")
+            raise SbdTypeError(f"expected {name} as a string or several, got {stop!r}")
         if not stop:
-            raise SbdValueError("expected stop strings of at least one character, got an empty one")
-        check_utf8("stop", stop)
+            raise SbdValueError(
+                f"expected {name} strings of at least one character, got an empty one"
+            )
+        check_utf8(name, stop)
     length = sum(map(len, stops))
     if length > _MAX_STOP_CHARACTERS:
         raise SbdValueError(
-            f"expected stop strings of {_MAX_STOP_CHARACTERS} characters together, got {length}"
+            f"expected {name} strings of {_MAX_STOP_CHARACTERS} characters together, got {length}"
         )
     return stops
 
@@ -197,7 +208,7 @@ def _number(name: str, value: Any, expected: str, holds: Callable[[float], bool]
         raise SbdTypeError(f"expected {name} as a number, got {value!r}")
     try:
         number = float(value)
-    except OverflowError:  # 10**400
+    except OverflowError:  # an integer of hundreds of digits
         number = math.inf if value > 0 else -math.inf
     except (TypeError, ValueError):
         raise SbdTypeError(f"expected {name} as a number, got {value!r}") from None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Protocol
 
-from .completion import Chunk, Completion, FinishReason, Stats
+from .completion import Chunk, Completion, FinishReason, Reveal, Stats
 from .detokenizer import Detokenizer
 from .stop_strings import StopStrings
 
@@ -21,7 +21,7 @@ class Event(Protocol):
     @property
     def committed(self) -> list[int]: ...
     @property
-    def revealed(self) -> list[tuple[int, int]]: ...
+    def revealed(self) -> list[tuple[int, int, float, float]]: ...
     @property
     def finished(self) -> str | None: ...
     @property
@@ -71,13 +71,14 @@ class Session:
             self._text.append(text)
             return Chunk(text, [], [], self.finish_reason)
         self._now = self._clock()
-        self._nfe += bool(event.revealed) or event.accepted is not None
+        revealed = [Reveal(*each) for each in event.revealed]
+        self._nfe += bool(revealed) or event.accepted is not None
         if event.accepted is not None:
             self._accepted.append(event.accepted)
         self._thinking_forwards += event.thought
         if event.prompt_rows:
             self._prefilled = self._now
-            self._decided_in_prefill += len(event.revealed)
+            self._decided_in_prefill += len(revealed)
         if event.committed and self._first_token is None:
             self._first_token = self._now
 
@@ -99,7 +100,7 @@ class Session:
         text = "".join(pieces)
         self._text.append(text)
         self._tokens += tokens
-        return Chunk(text, tokens, event.revealed, self.finish_reason)
+        return Chunk(text, tokens, revealed, self.finish_reason)
 
     def completion(self) -> Completion:
         """The result so far; final once there is a finish_reason."""

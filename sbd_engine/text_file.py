@@ -1,7 +1,9 @@
-"""A user's text, from a file or a pipe: UTF-8, and one clear line where it cannot be read."""
+"""A user's text, from a file or a pipe: UTF-8, and one clear line where it cannot be read. The byte
+order mark that some editors write in front of it is no text."""
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 
 from .errors import SbdFileError, SbdFileNotFoundError, SbdValueError
@@ -21,9 +23,11 @@ def read_text(path: Path) -> str:
 def decode_utf8(data: bytes, source: str) -> str:
     """`source` names where the bytes come from, for the error."""
     try:
-        return data.decode()
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        hint = ": it begins as UTF-16 does, save it as UTF-8" if utf16 else ""
         raise SbdValueError(
             f"{source}: expected UTF-8 text, got byte 0x{data[error.start]:02x} "
-            f"at offset {error.start}"
+            f"at offset {error.start}{hint}"
         ) from None

@@ -10,7 +10,7 @@ from .chat import ChatTemplates, Message, named_tokens
 from .convert.guarded import GuardedTokenizer
 from .errors import SbdValueError
 from .ggml_tokenizer import adds_bos, tokenizer_from_ggml
-from .parameters import check_utf8
+from .parameters import TokenIds, check_utf8
 from .special_tokens import SpecialTokens
 from .spelled_tokens import SpelledTokens
 
@@ -61,7 +61,7 @@ class Tokenizer:
             return self._prefix + ids
         return ids
 
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+    def decode(self, ids: TokenIds, skip_special_tokens: bool = True) -> str:
         """Text of token ids; bytes that are no character become U+FFFD."""
         text: str = self.backend.decode(
             [int(token) for token in ids], skip_special_tokens=skip_special_tokens

@@ -252,7 +252,12 @@ def _losses(point: dict[str, float]) -> str:
     return ", ".join(f"{key} {point[key]:.3f}" for key in ("ntp", "matp") if key in point)
 
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 app.command()(finetune)
 
 

@@ -34,7 +34,7 @@ template <typename Value, std::size_t size>
 const Value& find_named(const Named<Value> (&table)[size], std::string_view option,
                         const std::string& wanted) {
   const auto found = std::ranges::find(table, wanted, &Named<Value>::name);
-  SBD_CHECK(found != std::end(table), "unknown {} \"{}\": expected one of {}", option, wanted,
+  SBD_CHECK(found != std::end(table), "unknown `{}` \"{}\": expected one of {}", option, wanted,
             joined(names_of(table)));
   return found->value;
 }

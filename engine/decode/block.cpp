@@ -30,12 +30,13 @@ std::vector<int> Block::masked_before(int end) const {
 }
 
 void Block::decide(int i, const RowStats& row, const DecodeTask& task, Events& events) {
-  const TokenId token = task.choose(row);
-  SBD_CHECK(token != mask_token_id_, "expected statistics without the mask token {}", token);
-  fill(i, token);
+  const Reveal reveal = task.reveal(begin_ + i, row);
+  SBD_CHECK(reveal.token != mask_token_id_, "expected statistics without the mask token {}",
+            reveal.token);
+  fill(i, reveal.token);
   scores_[static_cast<std::size_t>(i)] = row.scores;
-  events.revealed.push_back({begin_ + i, token});
-  if (task.is_eos(token)) {
+  events.revealed.push_back(reveal);
+  if (task.is_eos(reveal.token)) {
     end_ = std::min(end_, i + 1);
   }
 }
@@ -63,7 +64,7 @@ Block block_at(const DecodeTask& task, int begin, int block_size, TokenId mask_t
 
 void check_block_size(int block_size, const DecodeTask& task) {
   SBD_CHECK(block_size >= 1 && block_size <= task.n_ctx,
-            "expected block_size from 1 to the context of {} tokens, got {}", task.n_ctx,
+            "expected `block_size` from 1 to the context of {} tokens, got {}", task.n_ctx,
             block_size);
 }
 

@@ -15,12 +15,12 @@ constexpr int kMostSteps = 1 << 16;
 
 void check_block_method(const BlockMethod& method, const DecodeTask& task) {
   const bool cached = method.commit_attention != CommitAttention::none;
-  SBD_CHECK(method.block_size || !cached, "expected a block_size with a cache, got none");
+  SBD_CHECK(method.block_size || !cached, "expected a `block_size` with a cache, got none");
   if (method.block_size) check_block_size(*method.block_size, task);
   SBD_CHECK(method.sub_block_size.value_or(1) >= 1, "expected sub_block_size >= 1, got {}",
             *method.sub_block_size);
   const int steps = method.steps.value_or(1);
-  SBD_CHECK(steps >= 1 && steps <= kMostSteps, "expected steps from 1 to {}, got {}", kMostSteps,
+  SBD_CHECK(steps >= 1 && steps <= kMostSteps, "expected `steps` from 1 to {}, got {}", kMostSteps,
             steps);
   check_unmask(method.unmask);
   SBD_CHECK(cached == (method.prompt_attention != PromptAttention::full),

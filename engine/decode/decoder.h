@@ -26,6 +26,8 @@ enum class FinishReason {
 struct Reveal {
   int position;
   TokenId token;
+  float entropy = 0;      // nats, of the row that decided it
+  float probability = 0;  // of the token, in the distribution it was taken from
 };
 
 struct Events {
@@ -46,6 +48,7 @@ struct DecodeTask {
   int max_tokens = 256;                // new tokens wanted, at least 1
   int n_ctx = 0;                       // positions the KV cache has room for
   int n_ctx_limit = 0;                 // to which n_ctx could be raised
+  int sliding_window = 0;              // where that is the limit, else 0
   std::vector<TokenId> eos_token_ids;  // empty: end-of-sequence tokens are ordinary ones
   Sampling sampling;
   RuleOptions rules = {};
@@ -59,13 +62,15 @@ struct DecodeTask {
   std::optional<FinishReason> finish(TokenId token, int count) const;
   // The token a row decides: its argmax at temperature 0, else the sampled one.
   TokenId choose(const RowStats& row) const;
+  // That the row decides its token for this position.
+  Reveal reveal(int position, const RowStats& row) const;
 };
 
 // Refuses statistics of another number of rows than the plan wanted.
 void check_rows(const Plan& plan, std::span<const RowStats> stats);
 
-// How to mend what is too long for a context of n_ctx positions.
-std::string how_to_fit(int n_ctx, int n_ctx_limit);
+// How to mend what is too long for a context of n_ctx positions, and why it is no longer.
+std::string how_to_fit(int n_ctx, int n_ctx_limit, int sliding_window);
 
 // Refuses a task outside the ranges above, its sampling included.
 void check_task(const DecodeTask& task);

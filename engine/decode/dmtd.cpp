@@ -9,7 +9,7 @@ namespace sbd {
 
 DmtdDecoder::DmtdDecoder(DecodeTask task, const DmtdMethod& method)
     : task_(std::move(task)), rules_(task_.rules, task_.prompt), method_(method) {
-  SBD_CHECK(method.horizon >= 1, "expected horizon >= 1, got {}", method.horizon);
+  SBD_CHECK(method.horizon >= 1, "expected `horizon` >= 1, got {}", method.horizon);
 }
 
 bool DmtdDecoder::is_head(int position) const {
@@ -92,7 +92,7 @@ Events DmtdDecoder::absorb(const Plan& plan, std::span<const RowStats> stats) {
   }
   const TokenId token = task_.choose(stats[0]);
   waiting_.push_back(token);
-  events.revealed = {{decided_, token}};
+  events.revealed = {task_.reveal(decided_, stats[0])};
   events.committed = {token};
   if (stats[0].scores) events.scores = {stats[0].scores};
   rules_.add(token);

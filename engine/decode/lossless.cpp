@@ -14,7 +14,7 @@ LosslessDecoder::LosslessDecoder(DecodeTask task, const LosslessMethod& method)
       pending_(task_.prompt),
       block_(0, 0, 0, method.mask_token_id) {
   SBD_CHECK(task_.sampling.temperature == 0.0f,
-            "expected temperature 0 with a lossless decoder, as its text is that of greedy "
+            "expected `temperature` 0 with a lossless decoder, as its text is that of greedy "
             "next-token decoding, got {}",
             task_.sampling.temperature);
   check_block_size(method.block_size, task_);
@@ -169,7 +169,7 @@ int LosslessDecoder::count_agreeing(std::span<const RowStats> next) const {
 void LosslessDecoder::accept(const RowStats& row, bool revealed, Events& events) {
   const TokenId token = task_.choose(row);
   if (!revealed) {
-    events.revealed.push_back({accepted_, token});
+    events.revealed.push_back(task_.reveal(accepted_, row));
   }
   events.committed.push_back(token);
   if (row.scores) events.scores.push_back(row.scores);

@@ -42,7 +42,8 @@ Events NtpDecoder::absorb(const Plan& plan, std::span<const RowStats> stats) {
     return {};
   }
   const TokenId token = task_.choose(stats[0]);
-  Events events{.revealed = {{decided_, token}}, .committed = {token}, .finished = {}};
+  Events events{
+      .revealed = {task_.reveal(decided_, stats[0])}, .committed = {token}, .finished = {}};
   if (stats[0].scores) events.scores = {stats[0].scores};
   rules_.add(token);
   ++decided_;

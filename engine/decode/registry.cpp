@@ -65,7 +65,7 @@ Made make_family(const std::string& name, DecodeTask task, const DecoderOptions&
 
 int needed_block_size(const std::string& name, const DecoderOptions& options) {
   SBD_CHECK(options.block.block_size.has_value(),
-            "decoder \"{}\" needs a block size and the model file names none: give block_size",
+            "decoder \"{}\" needs a block size and the model file names none: give `block_size`",
             name);
   return *options.block.block_size;
 }
@@ -115,18 +115,31 @@ Made make_d2f(const std::string& name, DecodeTask task, const DecoderOptions& op
   return std::make_unique<D2fDecoder>(std::move(task), method);
 }
 
-constexpr Named<Made (*)(const std::string&, DecodeTask, const DecoderOptions&)> kDecoders[] = {
-    {"ntp", make_ntp},
-    {"sbd", make_sbd},
-    {"sbd_lossless", make_sbd_lossless},
-    {"dmtd", make_dmtd},
-    {"d2f", make_d2f},
-    {"nemotron", make_family},
-    {"nemotron_spec", make_speculation},
-    {"sdar", make_family},
-    {"fast_dllm_v2", make_family},
-    {"llada", make_family},
-    {"dream", make_family},
+struct Method {
+  Made (*make)(const std::string&, DecodeTask, const DecoderOptions&);
+  std::span<const std::string_view> options;  // that it reads; of those for unmasking, the rule's
+};
+
+constexpr std::string_view kBlocks[] = {
+    "block_size", "unmask", "gamma", "proxy", "factor", "confidence_threshold", "top_n", "steps"};
+constexpr std::span<const std::string_view> kVerified = std::span(kBlocks).first(7);
+constexpr std::span<const std::string_view> kWhole = std::span(kBlocks).first(1);
+constexpr std::string_view kDmtd[] = {"horizon"};
+constexpr std::string_view kD2f[] = {"block_size", "block_add_threshold", "decoded_token_threshold",
+                                     "skip_threshold"};
+
+constexpr Named<Method> kDecoders[] = {
+    {"ntp", {make_ntp, {}}},
+    {"sbd", {make_sbd, kBlocks}},
+    {"sbd_lossless", {make_sbd_lossless, kVerified}},
+    {"dmtd", {make_dmtd, kDmtd}},
+    {"d2f", {make_d2f, kD2f}},
+    {"nemotron", {make_family, kBlocks}},
+    {"nemotron_spec", {make_speculation, kWhole}},
+    {"sdar", {make_family, kBlocks}},
+    {"fast_dllm_v2", {make_family, kBlocks}},
+    {"llada", {make_family, kBlocks}},
+    {"dream", {make_family, kBlocks}},
 };
 
 }  // namespace
@@ -134,7 +147,11 @@ constexpr Named<Made (*)(const std::string&, DecodeTask, const DecoderOptions&)>
 std::unique_ptr<Decoder> make_decoder(const std::string& name, DecodeTask task,
                                       const DecoderOptions& options) {
   check_task(task);
-  return find_named(kDecoders, "decoder", name)(name, std::move(task), options);
+  return find_named(kDecoders, "decoder", name).make(name, std::move(task), options);
+}
+
+std::span<const std::string_view> options_of(const std::string& decoder) {
+  return find_named(kDecoders, "decoder", decoder).options;
 }
 
 std::vector<std::string> decoder_names() {

@@ -3,7 +3,9 @@
 
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "decode/block_method.h"
@@ -30,6 +32,10 @@ std::unique_ptr<Decoder> make_decoder(const std::string& name, DecodeTask task,
                                       const DecoderOptions& options);
 
 std::vector<std::string> decoder_names();
+
+// The options of a request that the decoder reads, by name. Of those for unmasking, only its rule's
+// count.
+std::span<const std::string_view> options_of(const std::string& decoder);
 
 // Why the decoder cannot run with these options, whatever the prompt; nothing where it can.
 std::optional<std::string> refusal(const std::string& name, const DecoderOptions& options,

@@ -9,18 +9,18 @@ namespace sbd {
 
 void check_rule_options(const RuleOptions& options) {
   const auto check_penalty = [](const char* name, float value) {
-    SBD_CHECK(value >= -2.0f && value <= 2.0f, "expected {} from -2 to 2, got {}", name, value);
+    SBD_CHECK(value >= -2.0f && value <= 2.0f, "expected `{}` from -2 to 2, got {}", name, value);
   };
   check_penalty("presence_penalty", options.presence_penalty);
   check_penalty("frequency_penalty", options.frequency_penalty);
   SBD_CHECK(options.repetition_penalty > 0.0f && std::isfinite(options.repetition_penalty),
-            "expected a finite repetition_penalty above 0 (1 changes nothing), got {}",
+            "expected a finite `repetition_penalty` above 0 (1 changes nothing), got {}",
             options.repetition_penalty);
   std::set<TokenId> named;
   for (const auto& [token, bias] : options.logit_bias) {
     SBD_CHECK(bias < std::numeric_limits<float>::infinity(),  // written so that NaN fails
-              "expected a logit_bias below infinity, got {} for token {}", bias, token);
-    SBD_CHECK(named.insert(token).second, "logit_bias names token {} twice", token);
+              "expected a `logit_bias` below infinity, got {} for token {}", bias, token);
+    SBD_CHECK(named.insert(token).second, "`logit_bias` names token {} twice", token);
   }
 }
 

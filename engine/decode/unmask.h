@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "core/batch.h"
@@ -42,6 +43,12 @@ struct Unmask {
   float confidence_threshold = 0.9f;
   int top_n = 1;
 };
+
+// The options of a request that the rule reads, by name; "steps" stands in for "top_n".
+std::span<const std::string_view> options_of(UnmaskRule rule);
+
+// What positions are sorted by.
+Proxy order(const Unmask& unmask);
 
 // Refuses parameters outside their ranges, those of the other rules included.
 void check_unmask(const Unmask& unmask);

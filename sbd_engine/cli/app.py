@@ -18,6 +18,7 @@ app = typer.Typer(
     name="sbd-engine",
     help="Set Block Decoding: several tokens per forward of an ordinary transformer.",
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 app.command()(run)

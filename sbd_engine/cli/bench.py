@@ -35,6 +35,7 @@ class Subject(NamedTuple):
 
 def bench(
     model: options.Model = None,
+    model_flag: options.ModelFlag = None,
     config: Annotated[
         Path | None,
         typer.Option(help="Instead of a model: a config.json, whose shape gets random weights."),
@@ -69,6 +70,7 @@ def bench(
     """
     from ..engine import engine_options
 
+    model = options.one_model(model, model_flag)
     repeats = integer("--repeats", repeats, 1)
     batch = integer("--batch", batch, 1)
     row_counts = _integers("--rows", rows, 1)
@@ -197,23 +199,16 @@ def _machine_text(report: dict[str, Any]) -> str:
 
 
 def _print_report(report: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from .console import Console, Table, print_table
 
-    console = Console(highlight=False)
+    console = Console()
     on = f"{report['model']} on {report['device']}"
     if report["device"].startswith("cpu"):
         on += f", {report['n_threads']} threads"
     if report["batch"] > 1:
         on += f", {report['batch']} sequences"
     console.print(on)
-    table = Table(
-        *("context", "rows", "ms/forward", "x one row", "floor ms", "x floor", "GB/s"),
-        box=None,
-        padding=(0, 2, 0, 0),
-    )
-    for column in table.columns:
-        column.justify = "right"
+    table = Table("context", "rows", "ms/forward", "x one row", "floor ms", "x floor", "GB/s")
     for result in report["results"]:
         ratio = result["ratio_to_one_row"]
         table.add_row(
@@ -225,7 +220,7 @@ def _print_report(report: dict[str, Any]) -> None:
             f"{result['ms_per_forward'] / result['floor_ms']:.2f}",
             f"{result['read_gb_s']:.1f}",
         )
-    console.print(table)
+    print_table(table)
     console.print(f"this machine: {_machine_text(report)}")
     implied = report["implied_speedup"]
     for context in dict.fromkeys(result["context"] for result in implied["results"]):

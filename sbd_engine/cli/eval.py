@@ -21,6 +21,7 @@ _MOST_FAMILY = 24  # characters of its name in the table
 def evaluate(
     context: typer.Context,
     model: options.Model = None,
+    model_flag: options.ModelFlag = None,
     tasks: experiment.Tasks = None,
     score: experiment.Score = None,
     families: experiment.Families = None,
@@ -91,15 +92,16 @@ def evaluate(
     from ..evaluation.questions import read_tasks
     from ..parameters import integer
 
+    model = options.one_model(model, model_flag)
     batch = integer("--batch", batch, 1)
     questions = experiment.chosen(read_tasks(tasks, experiment.score_named(score)), families, limit)
     with Engine(model, device, threads, n_ctx, kv_dtype, draft_lora) as engine:
         name = engine.auto_decoder if decoder == "auto" else decoder
         if decoder == "auto" and name == NTP:
             options.note("this model does not say that it can decode blocks: ntp alone")
-        settings = [Setting(NTP, {"decoder": NTP})]
+        decoding = options.given(context, options.DECODING_NAMES)
+        settings = [Setting(NTP, {"decoder": NTP, **(decoding if name == NTP else {})})]
         if name != NTP:
-            decoding = options.given(context, options.DECODING_NAMES)
             settings.append(Setting(name, {"decoder": name, **decoding}))
         common = {**options.given(context, options.SAMPLING_NAMES), "stop": stop or ()}
         evaluation = Evaluation(
@@ -111,6 +113,8 @@ def evaluate(
             chat=chat,
             common=common,
         )
+        if draft_lora is not None:
+            options.check_drafts(engine, decoder)
         settled = identity(model, evaluation, kv_dtype, draft_lora)
         with Journal(out, settled, evaluation.fits) as journal:
             interrupted = experiment.run_with_progress(evaluation, journal)

@@ -13,6 +13,7 @@ from .options import one_line, print_json
 
 def inspect(
     model: options.Model = None,
+    model_flag: options.ModelFlag = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     json: options.Json = False,
     debug: options.Debug = False,
@@ -21,7 +22,7 @@ def inspect(
     from .. import _core
     from ..model_file import model_file
 
-    with model_file(model) as path:
+    with model_file(options.one_model(model, model_flag)) as path:
         summary = summarise(path.name, path.stat().st_size, _core.read_gguf(path), tensors)
     if json:
         print_json(summary)
@@ -97,24 +98,24 @@ def _tokenizer(metadata: dict[str, Any]) -> str | None:
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
+    from .console import Console, Table, print_table
+
+    console = Console()
     lines = [(one_line(label), one_line(value)) for label, value in _lines(summary)]
     width = max(len(label) for label, _ in lines) + 2
     for label, value in lines:
         console.print(Text(label.ljust(width), "bold") + value, soft_wrap=True)
     if "tensors" in summary:
-        listing = Table("tensor", "type", "shape", "bytes", box=None, padding=(0, 2, 0, 0))
+        listing = Table("tensor", "type", "shape", "bytes", words=("tensor", "type", "shape"))
         for tensor in summary["tensors"]:
             shape = " x ".join(str(size) for size in tensor["shape"])
             listing.add_row(
                 Text(one_line(tensor["name"])), tensor["type"], shape, f"{tensor['bytes']:,}"
             )
         console.print()
-        console.print(listing)
+        print_table(listing)
 
 
 def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
@@ -138,7 +139,7 @@ def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
                 f"key-value, {config['head_dim']} wide",
             ),
             ("vocabulary", str(config["vocab_size"])),
-            ("context", f"{config['max_position_embeddings']} tokens"),
+            ("context", _context(config)),
             ("mask token", str(config["mask_token_id"])),
             ("end tokens", ", ".join(str(token) for token in config["eos_token_ids"]) or "none"),
         ]
@@ -153,6 +154,16 @@ def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
     if summary["problem"]:
         lines.append(("cannot run", summary["problem"]))
     return lines
+
+
+def _context(config: dict[str, Any]) -> str:
+    limit, window = config["max_position_embeddings"], config["sliding_window"]
+    if 0 < window < limit:
+        return (
+            f"{window} tokens: the sliding window, beyond which this engine does not compute, of "
+            f"the model's {limit}"
+        )
+    return f"{limit} tokens"
 
 
 def _size(n_bytes: int) -> str:

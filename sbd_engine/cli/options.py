@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import SbdValueError
 from ..json_values import finite
+from ..parameters import Parameters
+
+if TYPE_CHECKING:
+    from ..engine import Engine
 
 debug = False  # --debug: errors come with their traceback
 
@@ -23,9 +30,13 @@ def _set_debug(wanted: bool) -> None:
 Model = Annotated[
     Path | None, typer.Argument(metavar="MODEL", help="A model file; without: the demo model.")
 ]
+ModelFlag = Annotated[Path | None, typer.Option("--model", "-m", help="The same, as a flag.")]
 _DECODING, _SAMPLING = "Decoding", "Sampling"
 
-MaxTokens = Annotated[int, typer.Option(help="New tokens at most.", rich_help_panel=_DECODING)]
+MaxTokens = Annotated[
+    int,
+    typer.Option("--max-tokens", "-n", help="New tokens at most.", rich_help_panel=_DECODING),
+]
 Stop = Annotated[
     list[str] | None,
     typer.Option(help="End before this string; may be repeated.", rich_help_panel=_DECODING),
@@ -112,7 +123,13 @@ SkipThreshold = Annotated[
 ]
 
 Temperature = Annotated[
-    float, typer.Option(help="0 takes the most probable token.", rich_help_panel=_SAMPLING)
+    float,
+    typer.Option(
+        "--temperature",
+        "--temp",
+        help="0 takes the most probable token.",
+        rich_help_panel=_SAMPLING,
+    ),
 ]
 TopK = Annotated[
     int, typer.Option(help="Keep the k most probable; 0: all.", rich_help_panel=_SAMPLING)
@@ -126,12 +143,15 @@ Seed = Annotated[int, typer.Option(help="Same seed, same text.", rich_help_panel
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel="Engine")]
 Threads = Annotated[
     int | None,
-    typer.Option(help="Without: one per available core.", rich_help_panel="Engine"),
+    typer.Option(
+        "--threads", "-t", help="Without: one per available core.", rich_help_panel="Engine"
+    ),
 ]
 NCtx = Annotated[
     int | None,
     typer.Option(
         "--n-ctx",
+        "-c",
         help="Positions of the KV cache; without: the model's.",
         rich_help_panel="Engine",
     ),
@@ -164,13 +184,52 @@ DECODING_NAMES = (
 SAMPLING_NAMES = ("temperature", "top_k", "top_p", "seed")
 
 
+def one_model(model: Path | None, flag: Path | None) -> Path | None:
+    """The model file, by either way to name it."""
+    if model is not None and flag is not None:
+        raise SbdValueError("expected the model as MODEL or --model, got both")
+    return flag if model is None else model
+
+
+def check_drafts(engine: Engine, decoder: str) -> None:
+    """Of an engine with a --draft-lora."""
+    name = engine.auto_decoder if decoder == "auto" else decoder
+    if name != "nemotron_spec":
+        raise SbdValueError(
+            f'--draft-lora has no effect with decoder "{name}": leave it out, or use --decoder '
+            "nemotron_spec"
+        )
+
+
 def given(context: typer.Context, names: Sequence[str]) -> dict[str, Any]:
     """The values of those options of the command."""
     return {name: context.params[name] for name in names}
 
 
+# Arguments of Engine and its calls whose flag has another name.
+_FLAGS = {"n_threads": "--threads"}
+_ARGUMENTS = {
+    *(field.name for field in fields(Parameters)),
+    *("device", "n_threads", "n_ctx", "kv_dtype", "draft_lora"),
+}
+
+
+def in_flags(message: str) -> str:
+    """An error with the flag in place of each argument that it names, as `gamma`."""
+
+    def flag(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in _ARGUMENTS:
+            return match[0]
+        return _FLAGS.get(name, f"--{name.replace('_', '-')}")
+
+    return re.sub(r"`(\w+)`", flag, message)
+
+
 # A model, or its file, may write escape sequences; a terminal would obey them.
 _CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+# Of them, those that JSON would let stand in a string.
+_ESCAPED = {code: f"\\u{code:04x}" for code in range(127, 160)}
 
 
 def terminal_safe(text: str) -> str:
@@ -183,7 +242,8 @@ def one_line(text: str) -> str:
 
 
 def print_json(values: Any) -> None:
-    print(json.dumps(finite(values), ensure_ascii=False, allow_nan=False), flush=True)
+    text = json.dumps(finite(values), ensure_ascii=False, allow_nan=False)
+    print(text.translate(_ESCAPED), flush=True)
 
 
 def note(message: str) -> None:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json as json_module
+import math
+import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import SbdValueError
-from ..text_file import decode_utf8, read_text
 from . import options
 from .options import print_json, terminal_safe
+from .prompt import read_prompt, template_argument, unescaped
 
 if TYPE_CHECKING:
-    from ..completion import Completion
+    from ..completion import Chunk, Completion
+    from ..engine import Engine
     from ..streams import Stream
 
 _INPUT, _OUTPUT = "Prompt", "Output"
@@ -25,16 +27,37 @@ _INPUT, _OUTPUT = "Prompt", "Output"
 def run(
     context: typer.Context,
     model: options.Model = None,
+    model_flag: options.ModelFlag = None,
     prompt: Annotated[
         str | None,
         typer.Option(
-            "--prompt", "-p", help="The prompt; - reads standard input.", rich_help_panel=_INPUT
+            "--prompt",
+            "-p",
+            help=r"The prompt, as it is: \n is two characters, but for -e. - reads standard input.",
+            rich_help_panel=_INPUT,
         ),
     ] = None,
     file: Annotated[
         Path | None,
         typer.Option("--file", "-f", help="A file with the prompt.", rich_help_panel=_INPUT),
     ] = None,
+    escape: Annotated[
+        bool,
+        typer.Option(
+            "--escape",
+            "-e",
+            help=r"\n, \t, \r, \\ and \xHH in --prompt and --stop stand for what they do in C.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = False,
+    chomp: Annotated[
+        bool,
+        typer.Option(
+            "--chomp",
+            help="Leave out the line end that a piped prompt or --file ends with.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = False,
     chat: Annotated[
         bool,
         typer.Option(
@@ -69,7 +92,15 @@ def run(
     temperature: options.Temperature = 0.0,
     top_k: options.TopK = 0,
     top_p: options.TopP = 1.0,
-    seed: options.Seed = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed",
+            "-s",
+            help="Same seed, same text. Without: another one each time, which is told.",
+            rich_help_panel="Sampling",
+        ),
+    ] = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
     n_ctx: options.NCtx = None,
@@ -83,9 +114,31 @@ def run(
             rich_help_panel=_OUTPUT,
         ),
     ] = False,
+    keep_blocks: Annotated[
+        bool,
+        typer.Option(
+            "--keep-blocks",
+            help="The same, a line for each forward that stays on the screen.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = False,
+    delay: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", help="Show each forward's block so long.", rich_help_panel=_OUTPUT
+        ),
+    ] = None,
     json: Annotated[
         bool,
         typer.Option("--json", help="One JSON object on standard output.", rich_help_panel=_OUTPUT),
+    ] = False,
+    trace: Annotated[
+        bool,
+        typer.Option(
+            "--trace",
+            help="With --json: what each forward decided, with entropy and probability.",
+            rich_help_panel=_OUTPUT,
+        ),
     ] = False,
     debug: options.Debug = False,
 ) -> int:
@@ -95,56 +148,105 @@ def run(
     """
     from ..engine import Engine
 
-    if show_blocks and json:
-        raise SbdValueError("expected --show-blocks or --json, got both")
+    show_blocks = show_blocks or keep_blocks
+    _check_output(show_blocks, delay, json, trace)
     if template_arg and not chat:
         raise SbdValueError("expected --template-arg together with --chat")
-    arguments = dict(map(_template_argument, template_arg or ()))
-    text = _read_prompt(prompt, file)
+    arguments = dict(map(template_argument, template_arg or ()))
+    text = read_prompt(prompt, file, escape, chomp)
+    stops = [unescaped(each, "--stop") if escape else each for each in stop or ()]
+    if escape and prompt in (None, "-") and not stops:
+        raise SbdValueError("--escape has no effect without --prompt TEXT or --stop: leave it out")
+    model = options.one_model(model, model_flag)
     with Engine(model, device, threads, n_ctx, kv_dtype, draft_lora) as engine:
-        messages = [{"role": "user", "content": text}]
-        stream = engine.stream(
-            engine.tokenizer.encode_chat(messages, **arguments) if chat else text,
-            max_tokens=max_tokens,
-            decoder=decoder,
+        asked = {
+            "max_tokens": max_tokens,
+            "decoder": decoder,
             **options.given(context, options.DECODING_NAMES),
             **options.given(context, options.SAMPLING_NAMES),
-            stop=stop or (),
-            ignore_eos=ignore_eos,
+            "seed": secrets.randbits(32) if seed is None and temperature > 0 else seed,
+            "stop": stops,
+            "ignore_eos": ignore_eos,
+        }
+        messages = [{"role": "user", "content": text}]
+        stream = engine.stream(
+            engine.tokenizer.encode_chat(messages, **arguments) if chat else text, **asked
         )
+        if seed is not None and temperature == 0:
+            options.note("--seed has no effect at temperature 0: the most probable token is taken")
+        if draft_lora is not None:
+            options.check_drafts(engine, decoder)
         if decoder == "auto" and engine.auto_decoder == "ntp":
             options.note("this model does not say that it can decode blocks: decoding with ntp")
         if show_blocks and not sys.stdout.isatty():
             show_blocks = False
             options.note("--show-blocks needs a terminal: writing plain text")
         interrupted = False
+        chunks: list[Chunk] = []
         with stream:
             try:
                 if show_blocks:
                     from .blocks import show
 
+                    in_force = engine.resolve(**asked)
                     # Without a block size the new text is one block.
-                    in_blocks = block_size or engine.defaults["block_size"] or max_tokens
-                    name = engine.auto_decoder if decoder == "auto" else decoder
-                    show(engine, stream, 1 if name in ("ntp", "dmtd") else in_blocks)
+                    size = in_force.get("block_size", 1) or max_tokens
+                    show(engine, stream, size, delay or 0.0, keep_blocks)
                 else:
-                    _write(stream, quiet=json)
+                    _write(_kept(stream, chunks) if trace else stream, stream, quiet=json)
             except KeyboardInterrupt:
                 interrupted = True
         completion = stream.completion
-    if json:
-        print_json(completion.as_dict())
-    else:
-        _print_figures(completion)
+        if json:
+            report = _report(completion, engine.resolve(**asked))
+            if trace:
+                report["trace"] = [_traced(engine, chunk) for chunk in chunks]
+            print_json(report)
+    if not json:
+        _print_figures(completion, asked["seed"] if temperature > 0 else None)
     return 130 if interrupted else 0
 
 
-def _write(stream: Stream, quiet: bool) -> None:
+def _check_output(show_blocks: bool, delay: float | None, json: bool, trace: bool) -> None:
+    if show_blocks and json:
+        raise SbdValueError("expected --show-blocks or --json, got both")
+    if trace and not json:
+        raise SbdValueError("--trace has no effect without --json: give both")
+    if delay is not None:
+        if not show_blocks:
+            raise SbdValueError("--delay has no effect without --show-blocks or --keep-blocks")
+        if not 0 <= delay < math.inf:  # NaN too
+            raise SbdValueError(f"expected --delay as seconds >= 0, got {delay:g}")
+
+
+def _kept(stream: Stream, chunks: list[Chunk]) -> Iterator[Chunk]:
+    for chunk in stream:
+        chunks.append(chunk)
+        yield chunk
+
+
+def _report(completion: Completion, in_force: dict[str, Any]) -> dict[str, Any]:
+    """What `--json` prints: the completion and what it was made with. Greedy text has no seed."""
+    decoder, seed = in_force.pop("decoder"), in_force.pop("seed", None)
+    in_force.pop("sample_index", None)  # a command makes one
+    return {**completion.as_dict(), "decoder": decoder, "options": in_force, "seed": seed}
+
+
+def _traced(engine: Engine, chunk: Chunk) -> dict[str, Any]:
+    """A forward in `--trace`: what it decided, and what became final."""
+    revealed = [
+        {**reveal._asdict(), "text": engine.tokenizer.piece(reveal.token)}
+        for reveal in chunk.revealed
+    ]
+    return {"revealed": revealed, "tokens": chunk.tokens, "text": chunk.text}
+
+
+def _write(chunks: Iterator[Chunk], stream: Stream, quiet: bool) -> None:
     """Writes each chunk at once; after an interruption, all that was committed, and a line end."""
     shown: Callable[[str], str] = terminal_safe if sys.stdout.isatty() else str
     written = 0
     try:
-        for chunk in stream:
+        for chunk in chunks:
             if chunk.text and not quiet:
                 sys.stdout.write(shown(chunk.text))
                 sys.stdout.flush()
@@ -155,32 +257,8 @@ def _write(stream: Stream, quiet: bool) -> None:
             print(shown(stream.completion.text[written:]), flush=True)
 
 
-def _read_prompt(prompt: str | None, file: Path | None) -> str:
-    if prompt is not None and file is not None:
-        raise SbdValueError("expected the prompt from --prompt or --file, got both")
-    if file is not None:
-        return read_text(file)
-    if prompt == "-" or (prompt is None and not sys.stdin.isatty()):
-        return decode_utf8(sys.stdin.buffer.read(), "standard input")
-    if prompt is None:
-        raise SbdValueError("expected a prompt: give --prompt TEXT, --file FILE, or pipe it in")
-    return prompt
-
-
-def _template_argument(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier() or name == "messages":
-        raise SbdValueError(
-            f"expected --template-arg NAME=VALUE, such as enable_thinking=false, got {text!r}"
-        )
-    try:
-        return name, json_module.loads(value)
-    except (ValueError, RecursionError):
-        return name, value
-
-
-def _print_figures(completion: Completion) -> None:
-    from rich.console import Console
+def _print_figures(completion: Completion, seed: int | None) -> None:
+    from .console import Console
 
     stats = completion.stats
     count = len(completion.tokens)
@@ -194,4 +272,6 @@ def _print_figures(completion: Completion) -> None:
         line += f", {stats.accepted_length:.1f} tokens accepted of a block"
     if stats.thinking_forwards is not None:
         line += f", {stats.thinking_forwards} forwards through the thinking layers"
-    Console(stderr=True, highlight=False).print(line, style="dim", soft_wrap=True)
+    if seed is not None:
+        line += f", seed {seed}"
+    Console(stderr=True).print(line, style="dim", soft_wrap=True)

@@ -23,6 +23,7 @@ _SWEEP, _OUTPUT = "Sweep", "Output"
 
 def sweep(
     model: options.Model = None,
+    model_flag: options.ModelFlag = None,
     gammas: Annotated[
         str | None,
         typer.Option(
@@ -127,6 +128,7 @@ def sweep(
                 raise SbdValueError(f"expected {flag} or --prompts, got both")
     if not 0 <= max_loss <= 100:  # NaN too
         raise SbdValueError(f"expected --max-loss from 0 to 100 points, got {max_loss:g}")
+    model = options.one_model(model, model_flag)
     batch = integer("--batch", batch, 1)
     rules = list(RULES) if unmask == "all" else list(dict.fromkeys(unmask.split(",")))
     if gammas is not None and "entropy_bounded" not in rules:

@@ -262,18 +262,18 @@ TEST(registry_errors) {
   const DecodeTask good = task({1}, 9);
   DecoderOptions options = sbd_options(16, {});
   CHECK_THROWS_WITH(make_decoder("beam", good, options),
-                    "unknown decoder \"beam\": expected one of ntp, sbd, sbd_lossless, ");
+                    "unknown `decoder` \"beam\": expected one of ntp, sbd, sbd_lossless, ");
   options.has_mask_token = false;
   CHECK_THROWS_WITH(make_decoder("sbd", good, options), "convert the model with --mask-token");
   options = sbd_options(0, {});
   CHECK_THROWS_WITH(make_decoder("sbd", good, options),
-                    "expected block_size from 1 to the context of 100 tokens, got 0");
+                    "expected `block_size` from 1 to the context of 100 tokens, got 0");
   options.block.block_size = 101;
   CHECK_THROWS_WITH(make_decoder("sbd", good, options), "got 101");
   options.block.block_size = 100;
   CHECK(make_decoder("sbd", good, options) != nullptr);
   options.block.unmask.gamma = -1.0f;
-  CHECK_THROWS_WITH(make_decoder("sbd", good, options), "expected gamma >= 0");
+  CHECK_THROWS_WITH(make_decoder("sbd", good, options), "expected `gamma` >= 0");
 }
 
 TEST(tasks_are_checked) {
@@ -287,15 +287,29 @@ TEST(tasks_are_checked) {
   CHECK_THROWS_WITH(checked({}, 9), "prompt of at least one token");
   CHECK_THROWS_WITH(checked(Tokens(100, 1), 9),
                     "shorter than the context of 100 tokens, got 100 tokens");
-  CHECK_THROWS_WITH(checked({1}, 0), "expected max_tokens >= 1, got 0");
+  CHECK_THROWS_WITH(checked({1}, 0), "expected `max_tokens` >= 1, got 0");
   CHECK_THROWS_WITH(checked({1}, 9, {.temperature = -0.5f}), "got -0.5");
-  CHECK_THROWS_WITH(checked({1}, 9, {.temperature = nan}), "expected a finite temperature");
+  CHECK_THROWS_WITH(checked({1}, 9, {.temperature = nan}), "expected a finite `temperature`");
   CHECK_THROWS_WITH(checked({1}, 9, {.temperature = kInf}), "got inf");
   CHECK_THROWS_WITH(checked({1}, 9, {.top_k = -1}),
-                    "expected top_k >= 0 (0 keeps all tokens), got -1");
+                    "expected `top_k` >= 0 (0 keeps all tokens), got -1");
   CHECK_THROWS_WITH(checked({1}, 9, {.top_p = 0.0f}), "at most 1 (1 keeps all tokens), got 0");
   CHECK_THROWS_WITH(checked({1}, 9, {.top_p = 1.5f}), "got 1.5");
-  CHECK_THROWS_WITH(checked({1}, 9, {.top_p = nan}), "expected top_p above 0");
+  CHECK_THROWS_WITH(checked({1}, 9, {.top_p = nan}), "expected `top_p` above 0");
+}
+
+TEST(task_reveals_with_the_rows_figures) {
+  DecodeTask any = task({1}, 9);
+  RowStats stats = row(4, 0.5f);
+  stats.sampled_probability = 0.125f;
+  const Reveal greedy = any.reveal(3, stats);
+  CHECK_EQ(greedy.position, 3);
+  CHECK_EQ(greedy.token, 4);
+  CHECK_EQ(greedy.entropy, 0.5f);
+  CHECK_EQ(greedy.probability, stats.top_probability);
+  any.sampling.temperature = 1.0f;
+  CHECK_EQ(any.reveal(3, stats).token, 104);
+  CHECK_EQ(any.reveal(3, stats).probability, 0.125f);
 }
 
 TEST(task_knows_how_many_tokens_fit) {

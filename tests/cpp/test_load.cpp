@@ -289,7 +289,7 @@ TEST(load_on_a_device) {
     return load(model(kLlama), options).device();
   };
   CHECK(device("cpu").starts_with("cpu ("));
-  CHECK_THROWS_WITH(device("gpu"), "device \"gpu\": expected auto, cpu, cuda or cuda:N");
+  CHECK_THROWS_WITH(device("gpu"), "`device` \"gpu\": expected auto, cpu, cuda or cuda:N");
   const std::string why = cuda::why_unavailable();
   if (why.empty()) {  // a GPU: tests/cuda has more
     CHECK(device("auto").starts_with("cuda:0 ("));
@@ -306,23 +306,25 @@ TEST(load_bounds_the_context) {
   CHECK_EQ(load(model(kLlama)).n_ctx(), 64);
   CHECK_EQ(load(model(kLlama), {.n_ctx = 64}).n_ctx(), 64);
   CHECK_THROWS_WITH(load(model(kLlama), {.n_ctx = 65}),
-                    "n_ctx must be between 1 and the model's 64, got 65");
+                    "`n_ctx` must be between 1 and the model's 64, got 65");
   CHECK_THROWS_WITH(load(model(kLlama), {.n_ctx = -1}), "between 1 and the model's 64, got -1");
 
   const GgufBuilder windowed = with_key(model(kPlain), "llama.attention.sliding_window", 24);
   CHECK_EQ(load(windowed).n_ctx(), 24);
   CHECK_EQ(load(windowed, {.n_ctx = 24}).n_ctx(), 24);
   CHECK_THROWS_WITH(load(windowed, {.n_ctx = 25}),
-                    "n_ctx 25 is beyond the model's sliding window of 24");
+                    "`n_ctx` 25 is beyond the model's sliding window of 24");
   Engine engine = load(windowed);
   Request request = request_of(100);
   request.prompt.assign(24, 0);
-  CHECK_THROWS_WITH(engine.add(request), "shorter than the context of 24 tokens, got 24");
+  CHECK_THROWS_WITH(engine.add(request),
+                    "shorter than the context of 24 tokens, got 24 tokens: shorten it: this engine "
+                    "computes no more than the model's sliding window of 24");
   Engine smaller = load(windowed, {.n_ctx = 20});
-  const std::string mend = ": shorten it or raise n_ctx (the model takes 24)";
+  const std::string mend = ": shorten it or raise `n_ctx` (the model takes 24)";
   CHECK_THROWS_WITH(smaller.add(request), "context of 20 tokens, got 24 tokens" + mend);
   CHECK_THROWS_WITH(smaller.forward(request.prompt, 0), "context of 20, got 24" + mend);
-  CHECK_EQ(how_to_fit(24, 24), "shorten it");
+  CHECK_EQ(how_to_fit(24, 24, 0), "shorten it");
   request.prompt.assign(20, 0);
   CHECK_EQ(generate(engine, request).size(), 4);
 }

@@ -1,6 +1,10 @@
 // What a request comes to with a model file's defaults, and which decoders a file can run.
 #include "request.h"
 
+#include <algorithm>
+#include <set>
+#include <string>
+
 #include "scripted.h"
 
 namespace sbd {
@@ -35,11 +39,15 @@ TEST(request_parameter_of_one_rule_asks_for_that_rule) {
   CHECK_EQ(rule_of({.steps = 2}, file), UnmaskRule::top_n);
   CHECK_EQ(rule_of({.proxy = "margin"}, file), UnmaskRule::entropy_bounded);
   CHECK_THROWS_WITH(rule_of({.gamma = 0.0f, .factor = 4.0f}, file),
-                    "expected one of gamma, factor and confidence_threshold");
+                    "expected one of `gamma`, `factor` and `confidence_threshold`");
   // A file's order is its own rule's.
   file.block.unmask.proxy = Proxy::margin;
   CHECK_EQ(decoder_options({.top_n = 3}, file).block.unmask.proxy.has_value(), false);
   CHECK(decoder_options({.gamma = 1.0f}, file).block.unmask.proxy == Proxy::margin);
+  // A number of positions asked for stands in for the file's number of forwards.
+  file.block.steps = 4;
+  CHECK(!decoder_options({.top_n = 3}, file).block.steps);
+  CHECK_EQ(decoder_options({.steps = 2}, file).block.steps.value(), 2);
   // A rule by name is that rule.
   CHECK_EQ(rule_of({.unmask = "factor", .gamma = 0.1f}, file), UnmaskRule::factor);
 }
@@ -102,10 +110,94 @@ TEST(request_options_stand_over_the_files) {
 
 TEST(request_names_that_are_not_there) {
   CHECK_THROWS_WITH(decoder_options({.unmask = "eb"}, with_mask()),
-                    "unknown unmask \"eb\": expected one of entropy_bounded, factor, ");
+                    "unknown `unmask` \"eb\": expected one of entropy_bounded, factor, ");
   CHECK_THROWS_WITH(decoder_options({.proxy = "x"}, with_mask()),
-                    "unknown proxy \"x\": expected one of entropy, ");
-  CHECK_THROWS_WITH(decoder_options({.proxy = ""}, with_mask()), "unknown proxy \"\"");
+                    "unknown `proxy` \"x\": expected one of entropy, ");
+  CHECK_THROWS_WITH(decoder_options({.proxy = ""}, with_mask()), "unknown `proxy` \"\"");
+}
+
+// --- Options without effect ---
+
+// What each decoder reads when the rule is the one that reads the option.
+TEST(request_options_that_no_decoder_in_use_reads) {
+  struct Case {
+    const char* name;
+    Request request;
+    std::set<std::string> decoders;
+  };
+  const std::set<std::string> fused = {"sbd", "nemotron", "sdar", "fast_dllm_v2", "llada", "dream"};
+  std::set<std::string> rules = fused;
+  rules.insert("sbd_lossless");
+  std::set<std::string> blocks = rules;
+  blocks.insert({"d2f", "nemotron_spec"});
+  const Case cases[] = {
+      {"block_size", {.block_size = 8}, blocks},
+      {"unmask", {.unmask = "factor"}, rules},
+      {"gamma", {.gamma = 0.5f}, rules},
+      {"proxy", {.proxy = "margin"}, rules},
+      {"factor", {.factor = 2.0f}, rules},
+      {"confidence_threshold", {.confidence_threshold = 0.5f}, rules},
+      {"top_n", {.top_n = 2}, rules},
+      {"steps", {.steps = 2}, fused},
+      {"horizon", {.horizon = 2}, {"dmtd"}},
+      {"block_add_threshold", {.block_add_threshold = 0.5f}, {"d2f"}},
+      {"decoded_token_threshold", {.decoded_token_threshold = 0.5f}, {"d2f"}},
+      {"skip_threshold", {.skip_threshold = 0.5f}, {"d2f"}},
+  };
+  const DecoderOptions file = with_mask();
+  for (const auto& [name, request, decoders] : cases) {
+    for (const std::string& decoder : decoder_names()) {
+      const DecoderOptions options = decoder_options(request, file);
+      const auto names = options_in_force(decoder, options);
+      CHECK_EQ(std::ranges::count(names, name), decoders.count(decoder));
+      if (decoders.contains(decoder)) {
+        check_effect(request, decoder, options, 100);
+      } else {
+        CHECK_THROWS_WITH(
+            check_effect(request, decoder, options, 100),
+            format("`{}` has no effect with decoder \"{}\": leave it out", name, decoder));
+      }
+    }
+  }
+}
+
+TEST(request_options_that_the_rule_does_not_read) {
+  const DecoderOptions file = with_mask();
+  const auto effect = [&](const Request& request) {
+    check_effect(request, "sbd", decoder_options(request, file), 100);
+  };
+  CHECK_THROWS_WITH(effect({.proxy = "margin", .factor = 2.0f}),
+                    "`proxy` has no effect with unmask factor: leave it out, or use `unmask` "
+                    "entropy_bounded, top_n");
+  CHECK_THROWS_WITH(effect({.unmask = "confidence", .gamma = 0.5f}),
+                    "`gamma` has no effect with unmask confidence: leave it out, or use `unmask` "
+                    "entropy_bounded");
+  CHECK_THROWS_WITH(effect({.steps = 2, .gamma = 0.5f}), "`steps` has no effect with unmask");
+  CHECK_THROWS_WITH(effect({.gamma = 0.5f, .top_n = 2}), "use `unmask` confidence, top_n");
+  CHECK_THROWS_WITH(effect({.unmask = "top_n", .factor = 2.0f}), "`factor` has no effect");
+  CHECK_THROWS_WITH(effect({.unmask = "top_n", .confidence_threshold = 0.5f}), "use `unmask` conf");
+  CHECK_THROWS_WITH(effect({.steps = 2, .top_n = 2}), "`top_n` has no effect beside `steps`");
+  effect({.unmask = "confidence", .confidence_threshold = 0.5f, .top_n = 2});
+  effect({.unmask = "top_n", .proxy = "position", .top_n = 2});
+  effect({.steps = 2, .unmask = "confidence"});
+}
+
+TEST(request_what_an_option_without_effect_belongs_to) {
+  DecoderOptions file = with_mask();
+  CHECK_THROWS_WITH(check_effect({.horizon = 2}, "sbd", file, 100), "leave it out");
+  file.has_layer_cut = true;
+  CHECK_THROWS_WITH(check_effect({.horizon = 2}, "sbd", file, 100),
+                    "leave it out, or use `decoder` dmtd");
+  CHECK_THROWS_WITH(check_effect({.gamma = 0.5f}, "ntp", file, 100),
+                    "leave it out, or use `decoder` sbd, sbd_lossless");
+}
+
+TEST(request_filters_need_a_temperature) {
+  CHECK_THROWS_WITH(check_effect({.top_k = 5}, "ntp", {}, 100),
+                    "`top_k` has no effect at temperature 0");
+  CHECK_THROWS_WITH(check_effect({.top_p = 0.5f}, "ntp", {}, 100),
+                    "`top_p` has no effect at temperature 0");
+  check_effect({.temperature = 0.5f, .top_p = 0.5f, .top_k = 5}, "ntp", {}, 100);
 }
 
 TEST(request_task) {

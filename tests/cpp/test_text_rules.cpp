@@ -195,10 +195,10 @@ TEST(text_rules_grow_with_the_text) {
 
 TEST(text_rules_refuse_what_is_out_of_range) {
   const auto check = [](const RuleOptions& options) { TextRules rules(options, {}); };
-  CHECK_THROWS_WITH(check({.presence_penalty = 2.5f}), "presence_penalty from -2 to 2, got 2.5");
-  CHECK_THROWS_WITH(check({.frequency_penalty = NAN}), "frequency_penalty from -2 to 2");
-  CHECK_THROWS_WITH(check({.repetition_penalty = 0}), "repetition_penalty above 0");
-  CHECK_THROWS_WITH(check({.logit_bias = {{1, NAN}}}), "logit_bias below infinity");
+  CHECK_THROWS_WITH(check({.presence_penalty = 2.5f}), "`presence_penalty` from -2 to 2, got 2.5");
+  CHECK_THROWS_WITH(check({.frequency_penalty = NAN}), "`frequency_penalty` from -2 to 2");
+  CHECK_THROWS_WITH(check({.repetition_penalty = 0}), "`repetition_penalty` above 0");
+  CHECK_THROWS_WITH(check({.logit_bias = {{1, NAN}}}), "`logit_bias` below infinity");
   CHECK_THROWS_WITH(check({.logit_bias = {{1, 0}, {1, 2}}}), "names token 1 twice");
 }
 

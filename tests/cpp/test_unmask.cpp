@@ -276,10 +276,10 @@ TEST(unmask_names) {
   CHECK_EQ(name_of(kUnmaskRules, UnmaskRule::factor), "factor");
   CHECK_EQ(name_of(kProxies, Proxy::position), "position");
   CHECK_THROWS_WITH(rule("entropy"),
-                    "unknown unmask \"entropy\": expected one of entropy_bounded, factor, "
+                    "unknown `unmask` \"entropy\": expected one of entropy_bounded, factor, "
                     "confidence, top_n");
   CHECK_THROWS_WITH(proxy(""),
-                    "unknown proxy \"\": expected one of entropy, confidence, margin, position");
+                    "unknown `proxy` \"\": expected one of entropy, confidence, margin, position");
 }
 
 TEST(unmask_parameters_are_checked) {
@@ -293,13 +293,13 @@ TEST(unmask_parameters_are_checked) {
   CHECK(checked(confidence(0.0f)));
   CHECK(checked(confidence(1.0f)));
   CHECK_THROWS_WITH(checked(entropy_bounded(-0.5f)), "whole block), got -0.5");
-  CHECK_THROWS_WITH(checked(entropy_bounded(kNan)), "expected gamma >= 0");
-  CHECK_THROWS_WITH(checked(factor(0.0f)), "expected factor > 0, got 0");
-  CHECK_THROWS_WITH(checked(factor(kNan)), "expected factor > 0, got nan");
-  CHECK_THROWS_WITH(checked(confidence(-0.25f)), "confidence_threshold in [0, 1], got -0.25");
-  CHECK_THROWS_WITH(checked(confidence(1.5f)), "confidence_threshold in [0, 1], got 1.5");
-  CHECK_THROWS_WITH(checked(confidence(kNan)), "confidence_threshold in [0, 1], got nan");
-  CHECK_THROWS_WITH(checked(top_n(0)), "expected top_n >= 1, got 0");
+  CHECK_THROWS_WITH(checked(entropy_bounded(kNan)), "expected `gamma` >= 0");
+  CHECK_THROWS_WITH(checked(factor(0.0f)), "expected `factor` > 0, got 0");
+  CHECK_THROWS_WITH(checked(factor(kNan)), "expected `factor` > 0, got nan");
+  CHECK_THROWS_WITH(checked(confidence(-0.25f)), "`confidence_threshold` in [0, 1], got -0.25");
+  CHECK_THROWS_WITH(checked(confidence(1.5f)), "`confidence_threshold` in [0, 1], got 1.5");
+  CHECK_THROWS_WITH(checked(confidence(kNan)), "`confidence_threshold` in [0, 1], got nan");
+  CHECK_THROWS_WITH(checked(top_n(0)), "expected `top_n` >= 1, got 0");
   CHECK_THROWS_WITH(select_unmasked({}, {}), "at least one masked position");
 }
 

@@ -11,8 +11,29 @@ from pathlib import Path
 
 import pytest
 
+from sbd_engine import Engine
+
 from .checkpoints import write_checkpoint
 from .real_model import find_real_model
+from .tiny_model import write_tiny_model
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny SBD model, to read only."""
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def plain_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """No mask token, no chat template."""
+    return write_tiny_model(tmp_path_factory.mktemp("plain"), sbd=False, chat=False)
+
+
+@pytest.fixture(scope="module")
+def engine(model: Path) -> Iterator[Engine]:
+    with Engine(model) as engine:
+        yield engine
 
 
 @pytest.fixture(scope="session")

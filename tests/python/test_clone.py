@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
 USE = "from sbd_engine import Engine; Engine().close(); import sbd_engine.convert"
 
 
@@ -25,10 +26,19 @@ def python(*arguments: object, cwd: Path = ROOT, stdin: str = "") -> Any:
 
 
 def test_the_readme_s_example() -> None:
-    (block,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+    (block,) = re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S)
     done = python("-", stdin=block)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("\n    return a + b")
+
+
+def test_the_readme_s_tasks() -> None:
+    (block,) = re.findall(r"^```text\n(\$ sbd-engine run -e .*?)^```$", README, re.M | re.S)
+    tasks = re.findall(r"^\$ sbd-engine run -e -p '(.+)'\n((?:[^$].*\n)+)", block, re.M)
+    assert len(tasks) == 2
+    for prompt, answer in tasks:
+        done = python("-m", "sbd_engine", "run", "-e", "-p", prompt)
+        assert (done.returncode, done.stdout) == (0, answer)
 
 
 @pytest.fixture

@@ -136,7 +136,7 @@ class TestGenerate:
             completion = engine.generate([1, 2, 3], max_tokens=100, ignore_eos=True)
             assert len(completion.tokens) == 17
             assert completion.finish_reason == "length"
-            with pytest.raises(ValueError, match=r"raise n_ctx \(the model takes 512\)$"):
+            with pytest.raises(ValueError, match=r"raise `n_ctx` \(the model takes 512\)$"):
                 engine.generate(list(range(20)))
 
     def test_forward_ends_in_a_block(self, engine: Engine) -> None:
@@ -200,9 +200,9 @@ class TestBadInput:
             ({"prompt": [-1]}, ValueError, "got -1"),
             ({"prompt": [2**70]}, ValueError, "at position 0"),
             ({"prompt": [1] * 512}, ValueError, "512 tokens: shorten it$"),
-            ({"block_size": 0}, ValueError, "block_size >= 1, got 0"),
+            ({"block_size": 0}, ValueError, "`block_size` >= 1, got 0"),
             ({"block_size": 513}, ValueError, "513"),
-            ({"gamma": -0.1}, ValueError, "gamma >= 0, got -0.1"),
+            ({"gamma": -0.1}, ValueError, "`gamma` >= 0, got -0.1"),
             ({"gamma": math.nan}, ValueError, "got nan"),
             ({"gamma": "x"}, TypeError, "got 'x'"),
             ({"temperature": -1}, ValueError, "temperature"),
@@ -210,21 +210,21 @@ class TestBadInput:
             ({"temperature": 10**400}, ValueError, "temperature"),
             ({"gamma": -(10**400)}, ValueError, "gamma"),
             ({"top_k": 10**5000}, ValueError, "got one of 16610 bits"),
-            ({"top_p": 0}, ValueError, "top_p above 0 and at most 1, got 0"),
+            ({"top_p": 0}, ValueError, "`top_p` above 0 and at most 1, got 0"),
             ({"top_p": 1.5}, ValueError, "top_p"),
-            ({"top_k": -1}, ValueError, "top_k >= 0"),
-            ({"max_tokens": 0}, ValueError, "max_tokens >= 1"),
-            ({"max_tokens": 1.5}, TypeError, "integer max_tokens, got 1.5"),
-            ({"max_tokens": True}, TypeError, "integer max_tokens"),
-            ({"max_tokens": 2**31}, ValueError, "max_tokens <="),
+            ({"top_k": -1}, ValueError, "`top_k` >= 0"),
+            ({"max_tokens": 0}, ValueError, "`max_tokens` >= 1"),
+            ({"max_tokens": 1.5}, TypeError, "integer `max_tokens`, got 1.5"),
+            ({"max_tokens": True}, TypeError, "integer `max_tokens`"),
+            ({"max_tokens": 2**31}, ValueError, "`max_tokens` <="),
             ({"seed": -1}, ValueError, "seed"),
             ({"seed": 2**64}, ValueError, "seed"),
             ({"stop": ""}, ValueError, "stop"),
             ({"stop": [3]}, TypeError, "stop"),
             ({"ignore_eos": "no"}, TypeError, "ignore_eos"),
-            ({"decoder": "sdb"}, ValueError, 'unknown decoder "sdb"'),
+            ({"decoder": "sdb"}, ValueError, 'unknown `decoder` "sdb"'),
             ({"unmask": "all"}, ValueError, "entropy_bounded, factor, confidence, top_n"),
-            ({"unmask": 3}, TypeError, "unmask as a string"),
+            ({"unmask": 3}, TypeError, "`unmask` as a string"),
             ({"proxy": "size"}, ValueError, "entropy, confidence, margin"),
             ({"factor": 0}, ValueError, "factor"),
             ({"confidence_threshold": 1.1}, ValueError, "confidence_threshold"),
@@ -254,9 +254,9 @@ class TestBadInput:
         [
             ({"device": "tpu"}, ValueError, "tpu"),
             ({"device": None}, TypeError, "device"),
-            ({"n_threads": 0}, ValueError, "n_threads >= 1, got 0"),
+            ({"n_threads": 0}, ValueError, "`n_threads` >= 1, got 0"),
             ({"n_threads": "2"}, TypeError, "n_threads"),
-            ({"n_ctx": 0}, ValueError, "n_ctx >= 1"),
+            ({"n_ctx": 0}, ValueError, "`n_ctx` >= 1"),
             ({"n_ctx": 10**6}, ValueError, "n_ctx"),
             ({"kv_dtype": "q8_0"}, ValueError, "f16, bf16, f32"),
         ],
@@ -278,7 +278,7 @@ class TestBadInput:
             Engine(3)  # type: ignore[arg-type]
         with pytest.raises(FileNotFoundError, match="no such file"):
             Engine(model, draft_lora=tmp_path / "none.bin")
-        with pytest.raises(TypeError, match="draft_lora as a path"):
+        with pytest.raises(TypeError, match="`draft_lora` as a path"):
             Engine(model, draft_lora=3)  # type: ignore[arg-type]
         bad = tmp_path / "bad.bin"
         for content in (b"", b"GGUX" + bytes(60), model.read_bytes()[:-1]):
@@ -290,7 +290,7 @@ class TestBadInput:
     def test_forward(self, engine: Engine) -> None:
         with pytest.raises(ValueError, match="empty"):
             engine.forward([])
-        with pytest.raises(ValueError, match="block <= 3, got 4"):
+        with pytest.raises(ValueError, match="`block` <= 3, got 4"):
             engine.forward([1, 2, 3], block=4)
         with pytest.raises(ValueError, match="token ids"):
             engine.forward([VOCAB_SIZE])
@@ -303,7 +303,7 @@ class Event:
     """What one forward did, made by hand."""
 
     committed: list[int] = field(default_factory=list)
-    revealed: list[tuple[int, int]] = field(default_factory=list)
+    revealed: list[tuple[int, int, float, float]] = field(default_factory=list)
     finished: str | None = None
     prompt_rows: int = 0
     accepted: int | None = None
@@ -317,9 +317,15 @@ class TestSession:
         times = iter([1.0, 3.0, 4.0, 6.0])
         session = Session([1, 2, 3, 4], (), None, called=0.5, clock=lambda: next(times))
         session.absorb(Event(prompt_rows=3))
-        session.absorb(Event([], [(1, 7)], None, 1))
-        chunk = session.absorb(Event([6, 7, 8], [(0, 6), (2, 8)], "length"))
+        session.absorb(Event([], [(1, 7, 0.1, 0.9)], None, 1))
+        chunk = session.absorb(Event([6, 7, 8], [(0, 6, 0.0, 1.0), (2, 8, 0.5, 0.7)], "length"))
         assert (chunk.tokens, chunk.finish_reason) == ([6, 7, 8], "length")
+        assert chunk.revealed[1]._asdict() == {
+            "position": 2,
+            "token": 8,
+            "entropy": 0.5,
+            "probability": 0.7,
+        }
         stats = session.completion().stats
         assert (stats.nfe, stats.tokens_per_forward) == (2, 1.5)
         assert stats.ttft_ms == 5500

@@ -52,7 +52,7 @@ Pages::Pages(std::size_t n_bytes, bool huge) : size_(n_bytes) {
   void* p = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE,
                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) {
-    fail(ErrorKind::memory, "cannot reserve {} MiB of memory: use a smaller model or n_ctx",
+    fail(ErrorKind::memory, "cannot reserve {} MiB of memory: use a smaller model or `n_ctx`",
          n_bytes >> 20);
   }
   mapping_ = static_cast<std::uint8_t*>(p);

@@ -46,7 +46,7 @@ DeviceMemory::DeviceMemory(std::size_t bytes, const char* purpose) : size_(bytes
     check(cudaMemGetInfo(&available, &total), "asking for its free memory");
     constexpr std::size_t kMiB = 1 << 20;
     fail(ErrorKind::memory,
-         "the GPU's memory is too small: {} needs {} MiB, {} of {} MiB are free; a lower n_ctx, "
+         "the GPU's memory is too small: {} needs {} MiB, {} of {} MiB are free; a lower `n_ctx`, "
          "fewer sequences or smaller weights need less",
          purpose, bytes / kMiB + 1, available / kMiB, total / kMiB);
   }
