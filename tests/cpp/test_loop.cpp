@@ -144,14 +144,14 @@ TEST(loop_cancel_ends_at_once_who_waits) {
   for (const bool driven : {false, true}) {
     Inbox inbox(loop, driven);
     Inbox other(loop);
-    const SequenceId id = inbox.add(request_of(1000));
-    CHECK(next(inbox)->events.committed.size() == 1);
+    // A loop that drives itself could be done before the long forward begins.
+    SequenceId id = driven ? 0 : inbox.add(request_of(1000));
+    CHECK(driven || next(inbox)->events.committed.size() == 1);
     while (!driven && inbox.take()) {
     }
     {
       const LongForward forward(*loop);
-      while (inbox.take()) {
-      }
+      if (driven) id = inbox.add(request_of(1000));
       auto reader = std::async(std::launch::async, [&] { return read(inbox); });
       auto second = std::async(std::launch::async, [&] { return read(inbox); });
       std::this_thread::sleep_for(1ms);
@@ -191,9 +191,8 @@ TEST(loop_close_ends_at_once_who_waits) {
   for (const bool driven : {false, true}) {
     const auto loop = make_loop();
     Inbox inbox(loop, driven);
-    inbox.add(request_of(1000));
-    CHECK(next(inbox));
     auto forward = std::make_unique<LongForward>(*loop);
+    inbox.add(request_of(1000));
     auto reader = std::async(std::launch::async, [&] { return read(inbox); });
     auto closer = std::async(std::launch::async, [&] { loop->close(); });
     CHECK(ready(reader));

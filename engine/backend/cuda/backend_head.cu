@@ -46,8 +46,16 @@ void CudaBackend::head_stats(const Input& input, const Weight& head,
                              std::span<const OutputRow> outputs, TokenId mask_token,
                              std::span<RowStats> stats) {
   end_of_layers();
-  if (host_stats_.size() < stats.size_bytes()) host_stats_ = PinnedMemory(stats.size_bytes());
-  auto* device_stats = grown<RowStats>(head_stats_, stats.size());
+  SBD_CHECK(std::ranges::none_of(outputs,
+                                 [](const OutputRow& output) {
+                                   return output.ask.rules || output.ask.n_best >= 0 ||
+                                          output.sampling.min_p > 0;
+                                 }),
+            "biases, penalties, allowed tokens, min-p and log-probabilities are not computed on a "
+            "GPU yet: use device cpu");
+  const std::size_t stats_bytes = stats.size() * sizeof(RowNumbers);
+  if (host_stats_.size() < stats_bytes) host_stats_ = PinnedMemory(stats_bytes);
+  auto* device_stats = grown<RowNumbers>(head_stats_, stats.size());
   const bool sampled = std::ranges::any_of(
       outputs, [](const OutputRow& output) { return output.sampling.temperature > 0; });
   const std::size_t n = outputs.size(), rows_at_once = sampled ? logit_rows(head, n) : n;
@@ -73,11 +81,17 @@ void CudaBackend::head_stats(const Input& input, const Weight& head,
     sample(tape_, args, static_cast<int>(part.size()));
   }
   flush();
-  check(cudaMemcpyAsync(host_stats_.data(), device_stats, stats.size_bytes(),
-                        cudaMemcpyDeviceToHost, stream_),
+  check(cudaMemcpyAsync(host_stats_.data(), device_stats, stats_bytes, cudaMemcpyDeviceToHost,
+                        stream_),
         "fetching a forward's statistics");
   check(cudaStreamSynchronize(stream_), "computing a forward");
-  std::memcpy(stats.data(), host_stats_.data(), stats.size_bytes());
+  for (std::size_t i = 0; i < stats.size(); ++i) {
+    RowNumbers row;
+    std::memcpy(&row, static_cast<const std::byte*>(host_stats_.data()) + i * sizeof(row),
+                sizeof(row));
+    stats[i] = {row.argmax,  row.top_probability,    row.margin, row.log_z, row.entropy,
+                row.sampled, row.sampled_probability};
+  }
   check_finite(stats);
 }
 

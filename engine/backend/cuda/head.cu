@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(HeadArgs a) {
     weighted += shared.weighted[i];
   }
   const double entropy = log(sum) - weighted / sum;
-  RowStats stats;
+  RowNumbers stats;
   stats.argmax = top.argmax;
   stats.top_probability = static_cast<float>(1.0 / sum);
   stats.margin = static_cast<float>((1.0 - exp(static_cast<double>(top.second) - top.max)) / sum);

@@ -16,19 +16,30 @@ struct HeadRow {
   Sampling sampling;
 };
 
+// A row's statistics as a device writes them.
+struct RowNumbers {
+  TokenId argmax;
+  float top_probability;
+  float margin;
+  float log_z;
+  float entropy;
+  TokenId sampled;
+  float sampled_probability;
+};
+
 struct HeadArgs {
   const RunStats* runs;  // [rows][runs]
   const float* logits;   // [rows, vocab], for rows that are sampled
   const HeadRow* rows;
   float* highest;  // [rows]
-  RowStats* stats;
+  RowNumbers* stats;
   int n_runs;
   int vocab;
   int mask_token;  // -1: none
   bool operator==(const HeadArgs&) const = default;
 };
 
-// RowStats of each row; an entropy that is NaN says that a logit was not finite.
+// The statistics of each row; an entropy that is NaN says that a logit was not finite.
 void head_stats(Tape& tape, const HeadArgs& args, int n_rows);
 
 // Tokens drawn at the rows that have a temperature (sampler.cu).
