@@ -119,7 +119,8 @@ DecodeTask decode_task(const Request& request, const ModelConfig& config, int n_
                    .sample_index = request.sample_index};
   for (const auto& [token, bias] : request.logit_bias) {
     SBD_CHECK(token >= 0 && token < config.vocab_size,
-              "`logit_bias` names token {}, outside the vocabulary of {}", token, config.vocab_size);
+              "`logit_bias` names token {}, outside the vocabulary of {}", token,
+              config.vocab_size);
   }
   SBD_CHECK(request.logprobs <= config.vocab_size,
             "expected `logprobs` of at most the vocabulary of {}, got {}", config.vocab_size,

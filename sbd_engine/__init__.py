@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .completion import Chunk, Completion, Reveal, Stats
     from .engine import Engine
     from .errors import (
+        SbdDeviceError,
         SbdError,
         SbdFileError,
         SbdFileNotFoundError,
@@ -36,6 +37,7 @@ __all__ = [
     "Completion",
     "Engine",
     "Reveal",
+    "SbdDeviceError",
     "SbdError",
     "SbdFileError",
     "SbdFileNotFoundError",

@@ -245,13 +245,13 @@ class Engine:
         self._core.close()
 
     def __repr__(self) -> str:
-        if self._core is None:
+        try:
+            return (
+                f"<Engine {self._name}: {self.model_config['architecture']} on {self.device}, "
+                f"decoder {self.auto_decoder}, n_ctx {self.n_ctx}>"
+            )
+        except SbdValueError:
             return f"<Engine {self._name}, closed>"
-        architecture = self.model_config["architecture"]
-        return (
-            f"<Engine {self._name}: {architecture} on {self.device}, decoder {self.auto_decoder}, "
-            f"n_ctx {self.n_ctx}>"
-        )
 
     def __enter__(self) -> Engine:
         return self

@@ -211,7 +211,7 @@ TEST(loop_close_ends_at_once_who_waits) {
 TEST(loop_refuses_what_the_engine_refuses) {
   const auto loop = make_loop();
   Inbox inbox(loop);
-  CHECK_THROWS_WITH(inbox.add(request_of(5, "sdb")), "unknown decoder");
+  CHECK_THROWS_WITH(inbox.add(request_of(5, "sdb")), "unknown `decoder`");
   CHECK(!next(inbox));
 }
 

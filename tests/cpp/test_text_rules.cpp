@@ -158,8 +158,7 @@ TEST(rows_refuse_rules_that_are_none) {
     KvCache kv = model.make_kv(64, DType::f32);
     model.forward({{{&kv, {{one}}}}});
   };
-  CHECK_THROWS_WITH(run({{}, {1, 2}}),
-                    "of 41 words, one bit for each of 1300 tokens, got 2");
+  CHECK_THROWS_WITH(run({{}, {1, 2}}), "of 41 words, one bit for each of 1300 tokens, got 2");
   CHECK_THROWS_WITH(run({{}, std::vector<std::uint32_t>(41)}), "no token is allowed here");
   CHECK_THROWS_WITH(run({{{.token = 5}, {.token = 5}}, {}}), "ascending");
   CHECK_THROWS_WITH(run({{{.token = 1300}}, {}}), "below 1300");

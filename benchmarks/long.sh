@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Full counts of what .ci/run samples: an hour or more on two cores. After the README's commands.
+#   bash benchmarks/long.sh [fuzz] [threads]     all of them without an argument
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PATH=$PWD/.venv/bin:$PATH
+
+build() {  # folder, sanitizer, targets
+  cmake -S . -B "build/$1" -G Ninja -DSBD_PYTHON=OFF -DSBD_TESTS=ON -DSBD_SANITIZE="$2" >/dev/null
+  cmake --build "build/$1" --target "${@:3}"
+}
+
+fuzz() {  # model files
+  build asan address fuzz_gguf
+  build/asan/fuzz_gguf --iterations 1000000
+}
+
+threads() {  # sequences that start, are read, cancelled and closed by 16 threads
+  build tsan thread sbd_tests
+  SBD_STRESS_SECONDS=600 SBD_STRESS_THREADS=16 build/tsan/sbd_tests loop
+}
+
+if [[ $# -eq 0 ]]; then
+  set -- fuzz threads
+fi
+for part in "$@"; do
+  case $part in
+    fuzz | threads) ;;
+    *) echo "unknown part $part: expected fuzz or threads" >&2 && exit 2 ;;
+  esac
+  printf '=== %s\n' "$part"
+  SECONDS=0
+  "$part"
+  printf '=== %s: %d s\n' "$part" "$SECONDS"
+done
