@@ -223,5 +223,5 @@ class TestManyStops:
         "stops", [map(str, range(10**6)), ["x" * 20_000], (c for c in iter(lambda: "x", ""))]
     )
     def test_more_are_refused(self, stops: Any) -> None:
-        with pytest.raises(SbdError, match="stop strings"):
+        with pytest.raises(SbdError, match="`stop` strings"):
             parse({"prompt": "x", "stop": stops})

@@ -330,7 +330,7 @@ class TestOut:
         self, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         out = tmp_path / "answers.jsonl"
-        call = ["--tasks", tasks, *FLAGS, "--decoder", "ntp", "--out", out, "--json"]
+        call = ["--tasks", tasks, "--max-tokens", 24, "--decoder", "ntp", "--out", out, "--json"]
         whole = json.loads(evaluate(capsys, *call)[1])
         head, *lines = out.read_bytes().splitlines()
         other = json.loads(lines[3])
@@ -575,7 +575,7 @@ GOOD = {"prompt": "x", "answer": "y"}
         ([{**GOOD, "family": "sorting"}], ["--families", "sort"], "did you mean sorting?"),
         ([GOOD], ["--limit", 0], "--limit >= 1, got 0"),
         ([GOOD], ["--batch", 0], "--batch >= 1, got 0"),
-        ([GOOD], ["--max-tokens", 0], "max_tokens >= 1, got 0"),
+        ([GOOD], ["--max-tokens", 0], "--max-tokens >= 1, got 0"),
         ([GOOD], ["--gamma", "nan"], "gamma >= 0, got nan"),
         ([GOOD], ["--gamma", "much"], "--gamma"),
         ([GOOD], ["--decoder", "sdb"], "sdb"),

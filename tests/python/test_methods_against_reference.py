@@ -312,9 +312,8 @@ def test_self_speculation_with_an_adapter(seed: int, tmp_path: Path) -> None:
         plain = engine.generate(prompt, **options)
     with Engine(tmp_path / "model.bin", kv_dtype="f32", **lora) as engine:
         adapted = engine.generate(prompt, **options)
-        batch = engine.generate_batch(
-            [{"prompt": prompt, **options}, {"prompt": prompt, **options, "decoder": "ntp"}]
-        )
+        other = {"prompt": prompt, **options, "decoder": "ntp", "block_size": None}
+        batch = engine.generate_batch([{"prompt": prompt, **options}, other])
     decode = partial(
         self_speculation_decode, model.reference(), prompt, mask_id=model.mask_id, **options
     )

@@ -455,7 +455,7 @@ def test_without_matplotlib(
         (["--max-loss", "nan"], "--max-loss"),
         (["--batch", 0], "--batch >= 1, got 0"),
         (["--limit", 0], "--limit >= 1, got 0"),
-        (["--max-tokens", 0], "max_tokens >= 1, got 0"),
+        (["--max-tokens", 0], "--max-tokens >= 1, got 0"),
         (["--tasks", "tasks.jsonl"], "expected --tasks or --prompts, got both"),
         (["--out", __file__], "expected a folder"),
         (["--temperature", 1], "--temperature"),
