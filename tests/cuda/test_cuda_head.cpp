@@ -231,6 +231,22 @@ TEST(cuda_draws_are_the_cpus) {
   check_draws(__FILE__, __LINE__, same, drawn_tokens, 0.9);
 }
 
+// What this backend does not compute is refused, not left out.
+TEST(cuda_head_refuses_what_it_does_not_compute) {
+  CudaBackend backend(0);
+  const ChosenHead head(backend, {{1.0f, 2.0f}});
+  std::vector<RowStats> stats(1);
+  for (const OutputRow& row :
+       {OutputRow{0, 0, {.temperature = 1, .min_p = 0.1f}}, OutputRow{0, 0, {}, {.n_best = 0}},
+        OutputRow{0, 0, {}, {std::make_shared<LogitRules>()}}}) {
+    begin_rows(backend, 1);
+    CHECK_THROWS_WITH(
+        backend.head_stats({head.x.get()}, *head.weight, {&row, 1}, -1, stats),
+        "biases, penalties, allowed tokens, min-p and log-probabilities are not computed "
+        "on a GPU yet: use device cpu");
+  }
+}
+
 TEST(cuda_head_refuses_logits_that_are_not_finite) {
   CudaBackend backend(0);
   Random random(13);

@@ -46,13 +46,14 @@ void CudaBackend::head_stats(const Input& input, const Weight& head,
                              std::span<const OutputRow> outputs, TokenId mask_token,
                              std::span<RowStats> stats) {
   end_of_layers();
-  SBD_CHECK(std::ranges::none_of(outputs,
-                                 [](const OutputRow& output) {
-                                   return output.ask.rules || output.ask.n_best >= 0 ||
-                                          output.sampling.min_p > 0;
-                                 }),
-            "biases, penalties, allowed tokens, min-p and log-probabilities are not computed on a "
-            "GPU yet: use device cpu");
+  SBD_CHECK(
+      std::ranges::none_of(outputs,
+                           [](const OutputRow& output) {
+                             return output.ask.rules || output.ask.n_best >= 0 ||
+                                    (output.sampling.temperature > 0 && output.sampling.min_p > 0);
+                           }),
+      "biases, penalties, allowed tokens, min-p and log-probabilities are not computed on a "
+      "GPU yet: use device cpu");
   const std::size_t stats_bytes = stats.size() * sizeof(RowNumbers);
   if (host_stats_.size() < stats_bytes) host_stats_ = PinnedMemory(stats_bytes);
   auto* device_stats = grown<RowNumbers>(head_stats_, stats.size());
