@@ -116,7 +116,7 @@ Engine::Engine(const Metadata& metadata, DType dtype, bool tie_word_embeddings,
 
 void Engine::start(const EngineOptions& options) {
   const std::size_t budget = options.kv_budget.value_or(backend_->free_memory() / 10 * 9);
-  const std::size_t left = options.prefix_cache.value_or(budget / 2);
+  const std::size_t left = options.prefix_cache.value_or(0);
   scheduler_ = std::make_unique<Scheduler>(
       *model_, SchedulerOptions{n_ctx_, kv_dtype_, budget, std::min(left, budget)});
 }

@@ -30,7 +30,8 @@ struct EngineOptions {
   DType kv_dtype = DType::f16;                           // f16, bf16 or f32
   std::optional<std::filesystem::path> draft_lora = {};  // an adapter for decoders that draft
   // Bytes of all KV caches: most of what is free once the model is loaded. Of these, what ended
-  // sequences may leave for others whose prompts begin alike: half.
+  // sequences may leave for others whose prompts begin alike: nothing unless it is given, since it
+  // stays taken and makes repeated prompts cheap, which a measurement must not meet.
   std::optional<std::size_t> kv_budget = {};
   std::optional<std::size_t> prefix_cache = {};
 };
