@@ -25,6 +25,8 @@ from .checkpoints import (
     train_sentencepiece,
 )
 
+pytest.importorskip("transformers")  # whose ids all are compared with
+
 TOKEN = "<x>"
 FLAGS = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
 WITH_TOKEN = [f"a{TOKEN}b", f"{TOKEN}{TOKEN}", f" {TOKEN}  b", "<|endoftext|>a<|im_end|>\n"]
