@@ -99,6 +99,7 @@ void check_effect(const Request& request, const std::string& decoder, const Deco
   };
   check_sampling(request.top_k > 0, "top_k");
   check_sampling(request.top_p < 1.0f, "top_p");
+  check_sampling(request.min_p > 0.0f, "min_p");
 }
 
 DecodeTask decode_task(const Request& request, const ModelConfig& config, int n_ctx) {

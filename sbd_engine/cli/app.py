@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shutil import get_terminal_size
 from typing import Annotated
 
 import typer
@@ -28,6 +29,9 @@ app.command("eval")(evaluate)
 app.command()(sweep)
 app.command("set")(set_keys)
 
+# Boxes around the help of less width would cut the names of options.
+_LEAST_BOXED = 80
+
 # The parser's own errors: missing or malformed options. Typer has its base by no public name.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
 
@@ -35,6 +39,8 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
 def invoke(arguments: list[str]) -> int:
     """Runs the command that the arguments name; returns its exit code. A usage error becomes an
     SbdValueError."""
+    if get_terminal_size().columns < _LEAST_BOXED:
+        app.rich_markup_mode = None
     try:
         code = app(arguments, prog_name="sbd-engine", standalone_mode=False)
     except typer.Abort:

@@ -151,7 +151,7 @@ def run(
     show_blocks = show_blocks or keep_blocks
     _check_output(show_blocks, delay, json, trace)
     if template_arg and not chat:
-        raise SbdValueError("expected --template-arg together with --chat")
+        raise SbdValueError("--template-arg has no effect without --chat: give both")
     arguments = dict(map(template_argument, template_arg or ()))
     text = read_prompt(prompt, file, escape, chomp)
     stops = [unescaped(each, "--stop") if escape else each for each in stop or ()]

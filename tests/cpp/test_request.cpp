@@ -197,7 +197,9 @@ TEST(request_filters_need_a_temperature) {
                     "`top_k` has no effect at temperature 0");
   CHECK_THROWS_WITH(check_effect({.top_p = 0.5f}, "ntp", {}, 100),
                     "`top_p` has no effect at temperature 0");
-  check_effect({.temperature = 0.5f, .top_p = 0.5f, .top_k = 5}, "ntp", {}, 100);
+  CHECK_THROWS_WITH(check_effect({.min_p = 0.5f}, "ntp", {}, 100),
+                    "`min_p` has no effect at temperature 0");
+  check_effect({.temperature = 0.5f, .top_p = 0.5f, .top_k = 5, .min_p = 0.5f}, "ntp", {}, 100);
 }
 
 TEST(request_task) {

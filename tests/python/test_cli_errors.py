@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from python.command import CLEAR, check_error, run, run_here
-from python.tiny_model import write_tiny_model
+from python.tiny_model import with_template
 
 from sbd_engine.cli import options
-from sbd_engine.convert import convert
-
-
-def with_template(folder: Path, template: str) -> Path:
-    """The tiny model with another chat template."""
-    model = write_tiny_model(folder)
-    path = model.parent / "checkpoint" / "tokenizer_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
-    convert(model.parent / "checkpoint", model, type="f32")
-    return model
 
 
 class TestBadInput:
@@ -115,8 +104,24 @@ class TestBadInput:
         check_error(run_here(capsys, *call, "--decoder", "sbd"), "mask")
 
     @pytest.mark.parametrize(
+        ("flags", "complaint"),
+        [
+            (["--template-arg", "x=1"], "--template-arg has no effect without --chat"),
+            (["--chat", "--template-arg", "x"], "--template-arg NAME=VALUE"),
+            (["--chat", "--template-arg", "messages=[]"], "got 'messages=[]'"),
+            (["--chat", "--template-arg", "chat_template=rag"], "expected one of default"),
+            (["--chat", "--template-arg", "tools=1"], "expected tools as a list"),
+        ],
+    )
+    def test_template_arguments(
+        self, flags: list[str], complaint: str, model: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        check_error(run_here(capsys, "run", model, "-p", "x", *flags), complaint)
+
+    @pytest.mark.parametrize(
         ("template", "complaint"),
         [
+            ("{{ 'a' * 10**10 }}", "needs more memory than its 128 MiB"),
             (f"{{{{ raise_exception('{CLEAR}no') }}}}", "refused the conversation: [2Jno"),
             ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "failed: RecursionError"),
             ("{{ 1 // 0 }}", "failed: ZeroDivisionError"),
@@ -158,6 +163,17 @@ def test_short_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert short.returncode == 0
     assert short.stdout == long.stdout
     assert b"Usage" in short.stdout
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 120])
+@pytest.mark.parametrize("command", ["run", "eval", "bench"])
+def test_help_names_every_flag_whole(command: str, columns: int) -> None:
+    text = run(command, "--help", COLUMNS=str(columns)).stdout.decode()
+    assert "\u2026" not in text
+    for flag in ("--kv-dtype", "--threads"):
+        assert flag in text
+    if command != "bench":
+        assert "--decoded-token-threshold" in text
 
 
 def test_arguments_become_flags() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from python.command import COMMAND, PROMPT, check_error, run, run_here
+from python.tiny_model import with_template
 
 from sbd_engine import Engine, SbdValueError
 from sbd_engine.parameters import Parameters
@@ -168,6 +169,18 @@ class TestRun:
         text = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}])
         expected = engine.generate(tokenizer.encode(text, add_bos=False), max_tokens=8)
         assert json.loads(done.stdout)["tokens"] == expected.tokens
+
+    def test_template_arguments(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        written = "{{ x }}|{{ y }}|{{ tools[0].name }}|{{ messages[0].content }}"
+        model = with_template(tmp_path, written)
+        arguments = ["x=false", "y=a=b", 'tools=[{"name": "t"}]']
+        flags = [part for each in arguments for part in ("--template-arg", each)]
+        call = ("run", model, "--max-tokens", 4, "--json", "-p")
+        done = run_here(capsys, *call, "hi", "--chat", *flags)
+        tokens = json.loads(done.stdout)["tokens"]
+        with Engine(model) as engine:
+            ids = engine.tokenizer.encode("False|a=b|t|hi", add_bos=False)
+            assert engine.generate(ids, max_tokens=4).tokens == tokens
 
     def test_ntp_comes_with_a_note(self, plain_model: Path) -> None:
         done = run("run", plain_model, "-p", PROMPT, "--max-tokens", 4, "--ignore-eos")

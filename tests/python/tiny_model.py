@@ -74,3 +74,12 @@ def write_tiny_model(
     output = folder / "tiny.bin"
     convert(checkpoint, output, type="f32", block_size=16 if sbd else None)
     return output
+
+
+def with_template(folder: Path, template: str) -> Path:
+    """The tiny model with another chat template."""
+    model = write_tiny_model(folder)
+    path = model.parent / "checkpoint" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
+    convert(model.parent / "checkpoint", model, type="f32")
+    return model
