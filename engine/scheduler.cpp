@@ -32,7 +32,7 @@ int Scheduler::Sequence::shared_positions() const {
 }
 
 Scheduler::Scheduler(Transformer& model, const SchedulerOptions& options)
-    : model_(model), options_(options), probe_(model.make_kv(options.n_ctx, options.kv_dtype)) {}
+    : model_(model), options_(options) {}
 
 bool Scheduler::fits(std::size_t more_bytes) const {
   return used_bytes_ + parked_bytes_ + more_bytes <= options_.kv_budget;

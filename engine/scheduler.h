@@ -99,7 +99,9 @@ class Scheduler {
     int n = 0;
   };
 
-  std::size_t bytes(int n_positions) const { return probe_.storage()->bytes(n_positions); }
+  std::size_t bytes(int n_positions) const {
+    return model_.kv_bytes(options_.n_ctx, options_.kv_dtype, n_positions);
+  }
   bool fits(std::size_t more_bytes) const;
   void admit(std::vector<SequenceEvents>& happened);
   Lender find_lender(const Sequence& sequence);
@@ -114,7 +116,6 @@ class Scheduler {
 
   Transformer& model_;
   SchedulerOptions options_;
-  KvCache probe_;  // no position is in use: it knows what so many would take
   ForwardCosts costs_;
 
   SequenceId next_id_ = 1;

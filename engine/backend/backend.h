@@ -41,8 +41,6 @@ class Weight {
 class KvStorage {
  public:
   virtual ~KvStorage() = default;
-  // Memory that n positions take.
-  virtual std::size_t bytes(int n_positions) const = 0;
   // Takes over the first n positions of another of the same shape and type.
   virtual void copy(const KvStorage& from, int n_positions) = 0;
   // What lies behind the first n positions is of no more use: its memory may go.
@@ -139,6 +137,9 @@ class Backend {
   virtual Buffer upload(std::span<const float> values) = 0;
   virtual std::unique_ptr<KvStorage> allocate_kv(int n_layers, const HeadShape& heads, int n_ctx,
                                                  DType dtype) = 0;
+  // Memory that n positions of such a cache take.
+  virtual std::size_t kv_bytes(int n_layers, const HeadShape& heads, int n_ctx, DType dtype,
+                               int n_positions) const = 0;
 
   // Starts a forward: the operations below work on these rows until the next begin(). The rows'
   // memory stays valid as long. inverse_frequencies: RoPE's, [head_dim / 2].

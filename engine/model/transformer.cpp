@@ -8,21 +8,30 @@
 
 namespace sbd {
 
+namespace {
+
+HeadShape head_shape(const ModelConfig& config) {
+  return {config.num_attention_heads, config.num_key_value_heads, config.head_dim};
+}
+
+}  // namespace
+
 KvCache::KvCache(Backend& backend, const ModelConfig& config, int capacity, DType dtype)
-    : storage_(backend.allocate_kv(
-          config.num_hidden_layers,
-          {config.num_attention_heads, config.num_key_value_heads, config.head_dim}, capacity,
-          dtype)),
+    : storage_(backend.allocate_kv(config.num_hidden_layers, head_shape(config), capacity, dtype)),
       capacity_(capacity) {}
 
 Transformer::Transformer(const ModelConfig& config, TensorSource& source, Backend& backend)
     : config_(config),
-      heads_{config.num_attention_heads, config.num_key_value_heads, config.head_dim},
+      heads_(head_shape(config)),
       backend_(backend),
       weights_(load_weights(config, source, backend)) {}
 
 KvCache Transformer::make_kv(int capacity, DType dtype) const {
   return KvCache(backend_, config_, capacity, dtype);
+}
+
+std::size_t Transformer::kv_bytes(int capacity, DType dtype, int n_positions) const {
+  return backend_.kv_bytes(config_.num_hidden_layers, heads_, capacity, dtype, n_positions);
 }
 
 void Transformer::set_adapter(const GgufFile& file) {

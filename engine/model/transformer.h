@@ -56,6 +56,8 @@ class Transformer {
   Transformer(const ModelConfig& config, TensorSource& source, Backend& backend);
 
   KvCache make_kv(int capacity, DType dtype) const;
+  // Memory that n positions of such a cache take.
+  std::size_t kv_bytes(int capacity, DType dtype, int n_positions) const;
   void set_adapter(const GgufFile& file);
   bool has_adapter() const { return adapter_.rank > 0; }
 

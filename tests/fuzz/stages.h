@@ -140,16 +140,15 @@ inline std::size_t load_heap(std::size_t image_size, const Claims& claims) {
 }
 
 // The file itself, its matrices in panels of 32 rows (one row alone is padded to 32) in chunks of
-// 64 MiB, each with room to begin on a huge page, and two F16 KV caches of the whole context (a
-// sequence's, and the scheduler's own that no position is in), head_dim rounded up to 16 and
-// positions to 64. In floating point: a context may justify more than
+// 64 MiB, each with room to begin on a huge page, and an F16 KV cache of the whole context,
+// head_dim rounded up to 16 and positions to 64. In floating point: a context may justify more than
 // there are addresses.
 inline double load_mapped(std::size_t image_size, const Claims& claims) {
   const auto& c = claims.config;
   const double positions = std::ceil(c.max_position_embeddings / 64.0) * 64;
   const double head_dim = std::ceil(c.head_dim / 16.0) * 16;
   return 34.0 * static_cast<double>(image_size) + (66 << 20) +
-         2 * 2.0 * c.num_hidden_layers * c.num_key_value_heads * positions * head_dim * 2;
+         2.0 * c.num_hidden_layers * c.num_key_value_heads * positions * head_dim * 2;
 }
 
 }  // namespace fuzz

@@ -12,16 +12,29 @@
 
 namespace sbd::cpu {
 
+namespace {
+
+// Bytes of one position of a head.
+struct PositionBytes {
+  Index key;
+  Index value;
+  PositionBytes(const HeadShape& heads, DType dtype)
+      : key(heads.head_dim * static_cast<Index>(bytes_per_block(dtype))),
+        value(round_up(heads.head_dim, kLanes) * static_cast<Index>(bytes_per_block(dtype))) {}
+};
+
+}  // namespace
+
 CpuKv::CpuKv(int n_layers, const HeadShape& heads, int n_ctx, DType dtype, int interleave)
     : dtype_(dtype),
       n_layers_(n_layers),
       n_heads_(heads.num_key_value_heads),
       padded_dim_(round_up(heads.head_dim, kLanes)),
       interleave_(interleave) {
-  const Index element = static_cast<Index>(bytes_per_block(dtype));
+  const PositionBytes position(heads, dtype);
   const Index positions = round_up(n_ctx, kKeysPerStep);
-  key_bytes_ = heads.head_dim * element;
-  value_bytes_ = padded_dim_ * element;
+  key_bytes_ = position.key;
+  value_bytes_ = position.value;
   keys_bytes_ = positions * key_bytes_;
   values_bytes_ = positions * value_bytes_;
   const Index head_bytes = keys_bytes_ + values_bytes_;
@@ -29,12 +42,13 @@ CpuKv::CpuKv(int n_layers, const HeadShape& heads, int n_ctx, DType dtype, int i
 }
 
 // What is touched is whole pages, of keys and of values.
-std::size_t CpuKv::bytes(int n_positions) const {
+std::size_t CpuKv::bytes(int n_layers, const HeadShape& heads, DType dtype, int n_positions) {
   constexpr Index kPage = 4096;
+  const PositionBytes position(heads, dtype);
   const Index positions = round_up(n_positions, kKeysPerStep);
   return static_cast<std::size_t>(
-      n_layers_ * n_heads_ *
-      (round_up(positions * key_bytes_, kPage) + round_up(positions * value_bytes_, kPage)));
+      static_cast<Index>(n_layers) * heads.num_key_value_heads *
+      (round_up(positions * position.key, kPage) + round_up(positions * position.value, kPage)));
 }
 
 // The last step of keys comes whole: what it has beyond n_positions nobody sees.

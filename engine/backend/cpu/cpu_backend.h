@@ -23,7 +23,8 @@ class CpuKv : public KvStorage {
  public:
   CpuKv(int n_layers, const HeadShape& heads, int n_ctx, DType dtype, int interleave);
 
-  std::size_t bytes(int n_positions) const override;
+  // What n positions take, however long the context.
+  static std::size_t bytes(int n_layers, const HeadShape& heads, DType dtype, int n_positions);
   void copy(const KvStorage& from, int n_positions) override;
 
   DType dtype() const { return dtype_; }
@@ -73,6 +74,10 @@ class CpuBackend : public Backend {
   Buffer upload(std::span<const float> values) override;
   std::unique_ptr<KvStorage> allocate_kv(int n_layers, const HeadShape& heads, int n_ctx,
                                          DType dtype) override;
+  std::size_t kv_bytes(int n_layers, const HeadShape& heads, int /*n_ctx*/, DType dtype,
+                       int n_positions) const override {
+    return CpuKv::bytes(n_layers, heads, dtype, n_positions);
+  }
 
   void begin(const ForwardRows& rows, std::span<const float> inverse_frequencies,
              bool rope_interleaved) override;

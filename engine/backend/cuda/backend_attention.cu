@@ -50,8 +50,7 @@ CudaKv::CudaKv(CudaBackend& backend, int n_layers, const HeadShape& heads, int n
       n_runs_(static_cast<std::size_t>(n_layers) * 2 *
               static_cast<std::size_t>(heads.num_key_value_heads)),
       padded_(stride(heads, dtype) != heads.head_dim) {
-  page_bytes_ = n_runs_ * static_cast<std::size_t>(page_positions_) *
-                static_cast<std::size_t>(stride(heads, dtype)) * bytes_per_block(dtype);
+  page_bytes_ = bytes(n_layers, heads, n_ctx, dtype, 1);
   reserve(1);
 }
 
@@ -62,8 +61,19 @@ void CudaKv::reserve(int n_positions) {
   }
 }
 
-std::size_t CudaKv::bytes(int n_positions) const {
-  return static_cast<std::size_t>(ceil_div(n_positions, kPagePositions)) * page_bytes_;
+// Whole pages.
+std::size_t CudaKv::bytes(int n_layers, const HeadShape& heads, int n_ctx, DType dtype,
+                          int n_positions) {
+  const int n_runs = n_layers * 2 * heads.num_key_value_heads;
+  const std::size_t page = static_cast<std::size_t>(n_runs) *
+                           static_cast<std::size_t>(std::min(n_ctx, kPagePositions)) *
+                           static_cast<std::size_t>(stride(heads, dtype)) * bytes_per_block(dtype);
+  return static_cast<std::size_t>(ceil_div(n_positions, kPagePositions)) * page;
+}
+
+std::size_t CudaBackend::kv_bytes(int n_layers, const HeadShape& heads, int n_ctx, DType dtype,
+                                  int n_positions) const {
+  return CudaKv::bytes(n_layers, heads, n_ctx, dtype, n_positions);
 }
 
 void CudaKv::copy(const KvStorage& from, int n_positions) {

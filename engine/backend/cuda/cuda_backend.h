@@ -37,6 +37,8 @@ class CudaBackend : public Backend {
   Buffer upload(std::span<const float> values) override;
   std::unique_ptr<KvStorage> allocate_kv(int n_layers, const HeadShape& heads, int n_ctx,
                                          DType dtype) override;
+  std::size_t kv_bytes(int n_layers, const HeadShape& heads, int n_ctx, DType dtype,
+                       int n_positions) const override;
 
   void begin(const ForwardRows& rows, std::span<const float> inverse_frequencies,
              bool rope_interleaved) override;

@@ -30,7 +30,9 @@ class CudaKv : public KvStorage {
   CudaKv(CudaBackend& backend, int n_layers, const HeadShape& heads, int n_ctx, DType dtype);
   ~CudaKv() override;
 
-  std::size_t bytes(int n_positions) const override;
+  // What n positions take.
+  static std::size_t bytes(int n_layers, const HeadShape& heads, int n_ctx, DType dtype,
+                           int n_positions);
   void copy(const KvStorage& from, int n_positions) override;
   void truncate(int n_positions) override;
 
