@@ -38,22 +38,22 @@ bool Scheduler::fits(std::size_t more_bytes) const {
   return used_bytes_ + parked_bytes_ + more_bytes <= options_.kv_budget;
 }
 
-void Scheduler::check(const Decoder& decoder) const {
+std::size_t Scheduler::check(const Decoder& decoder) const {
   const std::size_t needed = bytes(decoder.most_positions());
   if (needed > options_.kv_budget) {
     fail(ErrorKind::memory,
          "the KV cache of {} positions takes {} MiB, and kv_budget is {} MiB: shorten the prompt, "
-         "lower max_tokens or raise kv_budget",
+         "lower `max_tokens` or raise kv_budget",
          decoder.most_positions(), (needed >> 20) + 1, options_.kv_budget >> 20);
   }
+  return needed;
 }
 
 SequenceId Scheduler::add(std::vector<TokenId> prompt, std::unique_ptr<Decoder> decoder) {
-  check(*decoder);
+  const std::size_t needed = check(*decoder);
   const SequenceId id = next_id_++;
   const int prompt_tokens = static_cast<int>(prompt.size());
   Sharing sharing = decoder->sharing();
-  const std::size_t needed = bytes(decoder->most_positions());
   sequences_.emplace(id, Sequence{.id = id,
                                   .tokens = std::move(prompt),
                                   .prompt_tokens = prompt_tokens,
@@ -95,8 +95,8 @@ void Scheduler::admit(std::vector<SequenceEvents>& happened) {
       take_parked(first_lends ? std::next(parked_.begin())->first : parked_.begin()->first);
     }
     const std::size_t taken = lender.parked ? parked_.at(*lender.parked).bytes : 0;
-    if (!fits(sequence.bytes - std::min(sequence.bytes, taken)))
-      return;  // those behind it wait too
+    // Those behind it wait too.
+    if (!fits(sequence.bytes - std::min(sequence.bytes, taken))) return;
     std::erase(waiting_, id);
     try {
       start(sequence, lender);
@@ -139,10 +139,7 @@ void Scheduler::start(Sequence& sequence, const Lender& lender) {
     } else {
       sequence.kv = model_.make_kv(options_.n_ctx, options_.kv_dtype);
       sequence.kv->copy(taken.kv, lender.n);
-      // Used just now.
-      parked_bytes_ += taken.bytes;
-      parked_tokens_.add(taken.kind, taken.tokens, next_id_);
-      parked_.emplace(next_id_++, std::move(taken));
+      keep(std::move(taken));
     }
   } else {
     sequence.kv = model_.make_kv(options_.n_ctx, options_.kv_dtype);
@@ -176,10 +173,13 @@ void Scheduler::park(Sequence& sequence) {
     take_parked(parked_.begin()->first);
   }
   sequence.kv->truncate(n);
-  parked_bytes_ += n_bytes;
-  parked_tokens_.add(kind, sequence.tokens, next_id_);
-  parked_.emplace(next_id_++,
-                  Parked{kind, std::move(sequence.tokens), std::move(*sequence.kv), n_bytes});
+  keep({kind, std::move(sequence.tokens), std::move(*sequence.kv), n_bytes});
+}
+
+void Scheduler::keep(Parked parked) {
+  parked_bytes_ += parked.bytes;
+  parked_tokens_.add(parked.kind, parked.tokens, next_id_);
+  parked_.emplace(next_id_++, std::move(parked));
 }
 
 Scheduler::Parked Scheduler::take_parked(SequenceId id) {

@@ -52,8 +52,8 @@ class Scheduler {
 
   Scheduler(Transformer& model, const SchedulerOptions& options);
 
-  // Refuses what the budget could never hold.
-  void check(const Decoder& decoder) const;
+  // Bytes of the budget that it may come to need. Refuses what the budget could never hold.
+  std::size_t check(const Decoder& decoder) const;
   SequenceId add(std::vector<TokenId> prompt, std::unique_ptr<Decoder> decoder);
   // The sequence ends here, if it has not: its cache is left for others.
   void remove(SequenceId id);
@@ -107,6 +107,7 @@ class Scheduler {
   Lender find_lender(const Sequence& sequence);
   void start(Sequence& sequence, const Lender& lender);
   void park(Sequence& sequence);
+  void keep(Parked parked);  // as used just now
   Parked take_parked(SequenceId id);
   void end(SequenceId id);
 
