@@ -30,6 +30,15 @@ TokenId DecodeTask::choose(const RowStats& row) const {
   return sampling.temperature > 0.0f ? row.sampled : row.argmax;
 }
 
+void DecodeTask::append(int position, const RowStats& row, TextRules& text_rules,
+                        Events& events) const {
+  const TokenId token = choose(row);
+  events.committed.push_back(token);
+  if (row.scores) events.scores.push_back(row.scores);
+  text_rules.add(token);
+  events.finished = finish(token, position + 1);
+}
+
 Reveal DecodeTask::reveal(int position, const RowStats& row) const {
   const bool sampled = sampling.temperature > 0.0f;
   return {position, choose(row), row.entropy,

@@ -64,6 +64,8 @@ struct DecodeTask {
   TokenId choose(const RowStats& row) const;
   // That the row decides its token for this position.
   Reveal reveal(int position, const RowStats& row) const;
+  // Commits the row's token as the text's next one, which stands at this position.
+  void append(int position, const RowStats& row, TextRules& text_rules, Events& events) const;
 };
 
 // Refuses statistics of another number of rows than the plan wanted.

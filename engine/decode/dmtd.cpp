@@ -90,14 +90,9 @@ Events DmtdDecoder::absorb(const Plan& plan, std::span<const RowStats> stats) {
   if (stats.empty()) {
     return events;
   }
-  const TokenId token = task_.choose(stats[0]);
-  waiting_.push_back(token);
   events.revealed = {task_.reveal(decided_, stats[0])};
-  events.committed = {token};
-  if (stats[0].scores) events.scores = {stats[0].scores};
-  rules_.add(token);
-  ++decided_;
-  events.finished = task_.finish(token, decided_);
+  task_.append(decided_++, stats[0], rules_, events);
+  waiting_.push_back(events.committed.back());
   return events;
 }
 

@@ -75,16 +75,17 @@ Plan LosslessDecoder::plan(const Budget& budget) const {
   Plan plan{.segments = {}, .start = cached_};
   const int rows = pending_rows(budget.rows);
   const bool whole = drafted_ || rows == static_cast<int>(pending_.size());
+  // Behind the text, whose newest token it begins with.
+  std::span<const TokenId> draft;
+  if (drafted_) draft = std::span<const TokenId>(pending_).subspan(1);
   if (rows > 0) {
     Segment commit;
     commit.tokens.assign(pending_.begin(), pending_.begin() + rows);
     // Every row of a draft is asked for the token behind it, of other rows the last one.
     for (int row = drafted_ ? 0 : rows - 1; whole && row < rows; ++row) {
       commit.outputs.push_back(row);
-      // Behind the text, whose newest token a draft begins with, and the draft before the row.
-      const std::span draft = std::span(commit.tokens).first(static_cast<std::size_t>(row + 1));
-      if (!rules_.none())
-        commit.asks.push_back(rules_.ask(drafted_ ? draft.subspan(1) : draft.first(0)));
+      if (rules_.none()) continue;
+      commit.asks.push_back(rules_.ask(draft.first(drafted_ ? static_cast<std::size_t>(row) : 0)));
     }
     plan.segments.push_back(std::move(commit));
   }
@@ -92,8 +93,10 @@ Plan LosslessDecoder::plan(const Budget& budget) const {
     Segment block{.tokens = block_.tokens(), .attention = Attention::block, .kv = Kv::scratch};
     block.outputs = candidates();
     block.adapted = method_.adapted;
-    const std::span<const TokenId> draft = pending_;
-    rules_.ask_all(block, drafted_ ? draft.subspan(1) : draft.first(0));
+    // Scores are those of the rows that verify.
+    if (const auto rules = rules_.ask(draft).rules) {
+      block.asks.assign(block.outputs.size(), {.rules = rules});
+    }
     plan.segments.push_back(std::move(block));
   }
   return plan;
@@ -167,15 +170,10 @@ int LosslessDecoder::count_agreeing(std::span<const RowStats> next) const {
 }
 
 void LosslessDecoder::accept(const RowStats& row, bool revealed, Events& events) {
-  const TokenId token = task_.choose(row);
   if (!revealed) {
     events.revealed.push_back(task_.reveal(accepted_, row));
   }
-  events.committed.push_back(token);
-  if (row.scores) events.scores.push_back(row.scores);
-  rules_.add(token);
-  ++accepted_;
-  events.finished = task_.finish(token, accepted_);
+  task_.append(accepted_++, row, rules_, events);
 }
 
 }  // namespace sbd

@@ -41,14 +41,10 @@ Events NtpDecoder::absorb(const Plan& plan, std::span<const RowStats> stats) {
   if (stats.empty()) {
     return {};
   }
-  const TokenId token = task_.choose(stats[0]);
-  Events events{
-      .revealed = {task_.reveal(decided_, stats[0])}, .committed = {token}, .finished = {}};
-  if (stats[0].scores) events.scores = {stats[0].scores};
-  rules_.add(token);
-  ++decided_;
-  pending_ = {token};
-  events.finished = task_.finish(token, decided_);
+  Events events;
+  events.revealed = {task_.reveal(decided_, stats[0])};
+  task_.append(decided_++, stats[0], rules_, events);
+  pending_ = events.committed;
   return events;
 }
 

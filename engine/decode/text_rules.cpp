@@ -1,7 +1,10 @@
 #include "decode/text_rules.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <set>
+#include <utility>
 
 #include "core/error.h"
 
@@ -25,10 +28,18 @@ void check_rule_options(const RuleOptions& options) {
 }
 
 TextRules::TextRules(const RuleOptions& options, std::span<const TokenId> prompt)
-    : options_(options), bias_(options.logit_bias.begin(), options.logit_bias.end()) {
+    : options_(options) {
   check_rule_options(options);
-  none_ = bias_.empty() && !penalises() && options.logprobs < 0;
-  if (options.repetition_penalty != 1.0f) prompt_.insert(prompt.begin(), prompt.end());
+  none_ = options.logit_bias.empty() && !penalises() && options.logprobs < 0;
+  std::map<TokenId, Adjustment> by_token;
+  const auto of = [&](TokenId token) -> Adjustment& {
+    return by_token.try_emplace(token, Adjustment{.token = token}).first->second;
+  };
+  for (const auto& [token, bias] : options.logit_bias) of(token).bias = bias;
+  if (options.repetition_penalty != 1.0f) {
+    for (const TokenId token : prompt) of(token).factor = options.repetition_penalty;
+  }
+  for (const auto& [token, one] : by_token) now_.push_back(one);
 }
 
 bool TextRules::penalises() const {
@@ -36,42 +47,44 @@ bool TextRules::penalises() const {
          options_.repetition_penalty != 1.0f;
 }
 
+void TextRules::penalise(std::vector<Adjustment>& adjustments, TokenId token, int count) const {
+  auto one = std::ranges::lower_bound(adjustments, token, {}, &Adjustment::token);
+  if (one == adjustments.end() || one->token != token) {
+    one = adjustments.insert(one, {.token = token});
+  }
+  one->factor = options_.repetition_penalty;
+  one->penalty = options_.presence_penalty + options_.frequency_penalty * static_cast<float>(count);
+}
+
 void TextRules::add(TokenId token) {
   if (!penalises()) return;
-  ++counts_[token];
-  now_ = nullptr;
+  penalise(now_, token, ++counts_[token]);
+  shared_ = nullptr;
 }
 
 std::shared_ptr<const LogitRules> TextRules::rules(std::span<const TokenId> draft) const {
-  if (bias_.empty() && !penalises()) return nullptr;
-  if (!penalises()) draft = {};
-  if (draft.empty() && now_) return now_;
-  std::map<TokenId, Adjustment> by_token;
-  const auto of = [&](TokenId token) -> Adjustment& {
-    return by_token.try_emplace(token, Adjustment{.token = token}).first->second;
-  };
-  for (const auto& [token, bias] : bias_) of(token).bias = bias;
-  for (const TokenId token : prompt_) of(token).factor = options_.repetition_penalty;
-  std::map<TokenId, int> counts = counts_;
-  for (const TokenId token : draft) ++counts[token];
-  for (const auto& [token, count] : counts) {
-    Adjustment& one = of(token);
-    one.factor = options_.repetition_penalty;
-    one.penalty =
-        options_.presence_penalty + options_.frequency_penalty * static_cast<float>(count);
+  if (now_.empty() && !penalises()) return nullptr;
+  if (draft.empty() || !penalises()) {
+    if (!shared_) shared_ = std::make_shared<LogitRules>(LogitRules{.adjustments = now_});
+    return shared_;
   }
-  auto rules = std::make_shared<LogitRules>();
-  for (const auto& [token, one] : by_token) rules->adjustments.push_back(one);
-  if (draft.empty()) now_ = rules;
-  return rules;
+  LogitRules behind{.adjustments = now_};
+  std::map<TokenId, int> counts;  // of the draft's tokens, in the text and before them
+  for (const TokenId token : draft) {
+    const auto in_text = counts_.find(token);
+    const auto [count, is_new] =
+        counts.try_emplace(token, in_text == counts_.end() ? 0 : in_text->second);
+    penalise(behind.adjustments, token, ++count->second);
+  }
+  return std::make_shared<LogitRules>(std::move(behind));
 }
 
 RowAsk TextRules::ask(std::span<const TokenId> draft) const {
   return {.rules = rules(draft), .n_best = options_.logprobs};
 }
 
-void TextRules::ask_all(Segment& segment, std::span<const TokenId> draft) const {
-  if (!none_) segment.asks.assign(segment.outputs.size(), ask(draft));
+void TextRules::ask_all(Segment& segment) const {
+  if (!none_) segment.asks.assign(segment.outputs.size(), ask());
 }
 
 }  // namespace sbd

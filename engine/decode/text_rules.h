@@ -4,7 +4,6 @@
 
 #include <map>
 #include <memory>
-#include <set>
 #include <span>
 #include <utility>
 #include <vector>
@@ -34,20 +33,21 @@ class TextRules {
   void add(TokenId token);
   // For the row that decides the token behind the text and a draft behind it.
   RowAsk ask(std::span<const TokenId> draft = {}) const;
-  // The same for all outputs of the segment; nothing where nothing is asked.
-  void ask_all(Segment& segment, std::span<const TokenId> draft = {}) const;
+  // The same for all outputs of the segment, without a draft; nothing where nothing is asked.
+  void ask_all(Segment& segment) const;
   bool none() const { return none_; }
 
  private:
   bool penalises() const;
+  // The token stands there so many times.
+  void penalise(std::vector<Adjustment>& adjustments, TokenId token, int count) const;
   std::shared_ptr<const LogitRules> rules(std::span<const TokenId> draft) const;
 
   RuleOptions options_;
   bool none_;
-  std::map<TokenId, float> bias_;
-  std::set<TokenId> prompt_;                       // where repetition counts
-  std::map<TokenId, int> counts_;                  // of the text, where something counts
-  mutable std::shared_ptr<const LogitRules> now_;  // without a draft
+  std::map<TokenId, int> counts_;  // of the text, where something counts
+  std::vector<Adjustment> now_;    // what the text has come to, ascending by token
+  mutable std::shared_ptr<const LogitRules> shared_;  // the same, for rows without a draft
 };
 
 }  // namespace sbd
