@@ -59,12 +59,9 @@ def decoding(
 def _decode_all(
     core: _core.Engine, work: Work, context: int, batch: int, repeats: int
 ) -> dict[str, Any]:
-    ntp = decode(core, context, batch, {"decoder": "ntp"})
+    ntp = decode(core, context, batch, "ntp")
     sbd = {
-        -(-BLOCK // n): decode(
-            core, context, batch, {"decoder": "sbd", "unmask": "top_n", "top_n": n}
-        )
-        for n in _TOP_N
+        -(-BLOCK // n): decode(core, context, batch, "sbd", unmask="top_n", top_n=n) for n in _TOP_N
     }
     samples = core.time_forwards([1, BLOCK, 2 * BLOCK], context, repeats, batch)
     ms = dict(zip((1, BLOCK, 2 * BLOCK), map(median, samples), strict=True))
@@ -99,11 +96,13 @@ def mixed(block_s: Mapping[int, float], forwards: float) -> float:
     return (1 - share) * block_s[low] + share * block_s[high]
 
 
-def decode(core: _core.Engine, context: int, batch: int, options: Mapping[str, Any]) -> Decoded:
+def decode(
+    core: _core.Engine, context: int, batch: int, decoder: str, **options: int | float | str
+) -> Decoded:
     """Decodes BLOCKS blocks behind `context` tokens in each of `batch` sequences. Timed is from
     when all have decided a block until one has all of them."""
     inbox = _core.Inbox(core)
-    decided = {inbox.add(_request(context, index, options)): 0 for index in range(batch)}
+    decided = {inbox.add(_request(context, index, decoder, options)): 0 for index in range(batch)}
     called = time.perf_counter()
     prefill_s = began = at_start = 0.0
     while max(decided.values()) < BLOCKS * BLOCK:
@@ -120,11 +119,13 @@ def decode(core: _core.Engine, context: int, batch: int, options: Mapping[str, A
     return Decoded((sum(decided.values()) - at_start) / (now - began), prefill_s)
 
 
-def _request(context: int, index: int, options: Mapping[str, Any]) -> _core.Request:
+def _request(
+    context: int, index: int, decoder: str, options: Mapping[str, int | float | str]
+) -> _core.Request:
     request = _core.Request()
     request.prompt = [100 + (index + i) % 100 for i in range(context)]
     request.max_tokens = BLOCKS * BLOCK
     request.ignore_eos = True
-    for name, value in options.items():
-        setattr(request, name, value)
+    request.decoder = decoder
+    request.options = dict(options)
     return request

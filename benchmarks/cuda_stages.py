@@ -305,7 +305,7 @@ def torch(run: Run) -> None:
                 run.cell(
                     shape=shape,
                     context=context,
-                    tok_s=decode(core, context, 1, {"decoder": "ntp"}).tok_s,
+                    tok_s=decode(core, context, 1, "ntp").tok_s,
                     torch_tok_s=peer.call("tok_s", context=context, tokens=tokens),
                     about=peer.about,
                 )

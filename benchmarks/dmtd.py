@@ -67,7 +67,7 @@ def per_token(core: _core.Engine, horizon: int | None, tokens: int) -> float:
     request.max_tokens = tokens + 1
     request.ignore_eos = True
     request.decoder = "ntp" if horizon is None else "dmtd"
-    request.horizon = horizon
+    request.options = {} if horizon is None else {"horizon": horizon}
     inbox = _core.Inbox(core)
     inbox.add(request)
     started: float | None = None

@@ -11,6 +11,7 @@
 
 #include "core/error.h"
 #include "core/names.h"
+#include "request.h"
 
 namespace py = pybind11;
 
@@ -112,32 +113,36 @@ py::dict to_dict(const ModelConfig& config) {
   return values;
 }
 
+py::object to_object(const std::optional<OptionValue>& value) {
+  if (!value) return py::none();
+  if (const auto* number = std::get_if<float>(&*value)) return py::float_(shortest(*number));
+  return py::cast(*value);
+}
+
 py::dict to_dict(const DecoderOptions& defaults) {
   const BlockMethod& block = defaults.block;
-  const Unmask& unmask = block.unmask;
   py::dict values;
   values["decoders"] = defaults.named;
-  values["block_size"] = block.block_size;
-  values["unmask"] = name_of(kUnmaskRules, unmask.rule);
-  values["proxy"] = py::none();  // the rule's own
-  if (unmask.proxy) values["proxy"] = name_of(kProxies, *unmask.proxy);
-  values["gamma"] = shortest(unmask.gamma);
-  values["factor"] = shortest(unmask.factor);
-  values["confidence_threshold"] = shortest(unmask.confidence_threshold);
-  values["top_n"] = unmask.top_n;
+  for (const Option& option : all_options()) {
+    values[py::str(option.name)] = to_object(option.get(defaults));
+  }
   values["sub_block_size"] = block.sub_block_size;
-  values["steps"] = block.steps;
   values["schedule"] = name_of(kSchedules, block.schedule);
   values["logit_shift"] = block.logit_shift;
   values["seed_slot"] = block.seed_slot;
   values["prompt_attention"] = name_of(kPromptAttentions, block.prompt_attention);
   values["block_origin"] = name_of(kBlockOrigins, block.absolute_blocks);
   values["commit_attention"] = name_of(kCommitAttentions, block.commit_attention);
-  values["horizon"] = defaults.dmtd.horizon;
   values["prompt_rule"] = name_of(kDmtdPromptRules, defaults.dmtd.prompt_rule);
-  values["block_add_threshold"] = shortest(defaults.d2f.block_add_threshold);
-  values["decoded_token_threshold"] = shortest(defaults.d2f.decoded_token_threshold);
-  values["skip_threshold"] = shortest(defaults.d2f.skip_threshold);
+  return values;
+}
+
+py::dict in_force(const std::string& decoder, DecoderOptions options) {
+  options.block.unmask.proxy = order(options.block.unmask);
+  py::dict values;
+  for (const Option* option : options_in_force(decoder, options)) {
+    values[py::str(option->name)] = to_object(option->get(options));
+  }
   return values;
 }
 

@@ -145,15 +145,20 @@ std::optional<Event> next_event(Inbox& inbox, bool wait) {
 
 // By name: the decoder, and the options that decide what it does.
 py::dict resolve(const Loop& loop, const Request& request) {
-  auto [decoder, options] = loop.engine()->resolve(request);
-  options.block.unmask.proxy = order(options.block.unmask);
-  const py::dict values = to_dict(options);
+  const auto& [decoder, options] = loop.engine()->resolve(request);
   py::dict resolved;
   resolved["decoder"] = decoder;
-  for (const std::string_view name : options_in_force(decoder, options)) {
-    resolved[py::str(name)] = values[py::str(name)];
-  }
+  for (const auto& [name, value] : in_force(decoder, options)) resolved[name] = value;
   return resolved;
+}
+
+std::string_view type_of(const Option& option) {
+  switch (option.type) {
+    case OptionType::integer: return "int";
+    case OptionType::number: return "float";
+    case OptionType::name: break;
+  }
+  return "str";
 }
 
 py::array_t<float> forward(Loop& loop, const std::vector<TokenId>& tokens, int block) {
@@ -223,7 +228,7 @@ py::dict read_gguf(const std::filesystem::path& path) {
   contents["tensors"] = tensors;
   contents["model_config"] = py::none();
   contents["defaults"] = py::none();
-  contents["able_decoders"] = py::none();
+  contents["decoders"] = py::none();
   // Why the engine cannot run it, or a decoder that it names.
   std::string problem = why_types_cannot_run(file.tensors());
   const auto add_problem = [&](const std::string& another) {
@@ -235,7 +240,11 @@ py::dict read_gguf(const std::filesystem::path& path) {
     const DecoderOptions defaults = read_decode_defaults(file.metadata(), config);
     contents["defaults"] = to_dict(defaults);
     const int n_ctx = config.max_position_embeddings;
-    contents["able_decoders"] = able_decoders(defaults, n_ctx);
+    py::dict decoders;  // that can run, each with the options that it reads
+    for (const std::string& decoder : able_decoders(defaults, n_ctx)) {
+      decoders[py::str(decoder)] = in_force(decoder, defaults);
+    }
+    contents["decoders"] = decoders;
     for (const std::string& decoder : defaults.named) {
       if (const auto why = refusal(decoder, defaults, n_ctx)) {
         add_problem(*why);
@@ -279,23 +288,26 @@ PYBIND11_MODULE(_core, module) {
       .def_property_readonly("last", &Event::last)
       .def("raise_error", &raise_error);
 
+  py::class_<Option>(module, "Option")
+      .def_readonly("name", &Option::name)
+      .def_readonly("key", &Option::key)
+      .def_readonly("older_key", &Option::older_key)
+      .def_readonly("help", &Option::help)
+      .def_property_readonly("type", &type_of)
+      .def_property_readonly("low", [](const Option& option) { return option.range.low; })
+      .def_property_readonly("high", [](const Option& option) { return option.range.high; })
+      .def_property_readonly("expected", [](const Option& option) { return option.range.words(); })
+      .def("holds", [](const Option& option, double value) { return option.range.holds(value); })
+      .def_property_readonly("choices", [](const Option& option) {
+        return option.choices ? option.choices() : std::vector<std::string_view>();
+      });
+
   py::class_<Request>(module, "Request")
       .def(py::init<>())
       .def_readwrite("prompt", &Request::prompt)
       .def_readwrite("max_tokens", &Request::max_tokens)
       .def_readwrite("decoder", &Request::decoder)
-      .def_readwrite("block_size", &Request::block_size)
-      .def_readwrite("unmask", &Request::unmask)
-      .def_readwrite("proxy", &Request::proxy)
-      .def_readwrite("gamma", &Request::gamma)
-      .def_readwrite("factor", &Request::factor)
-      .def_readwrite("confidence_threshold", &Request::confidence_threshold)
-      .def_readwrite("top_n", &Request::top_n)
-      .def_readwrite("steps", &Request::steps)
-      .def_readwrite("horizon", &Request::horizon)
-      .def_readwrite("block_add_threshold", &Request::block_add_threshold)
-      .def_readwrite("decoded_token_threshold", &Request::decoded_token_threshold)
-      .def_readwrite("skip_threshold", &Request::skip_threshold)
+      .def_readwrite("options", &Request::options)
       .def_readwrite("temperature", &Request::temperature)
       .def_readwrite("top_p", &Request::top_p)
       .def_readwrite("top_k", &Request::top_k)
@@ -339,6 +351,11 @@ PYBIND11_MODULE(_core, module) {
       .def("cancel", &Inbox::cancel, py::arg("id"))
       .def("next", &next_event, py::arg("wait") = true);
 
+  py::list options;
+  for (const Option& option : all_options()) {
+    options.append(py::cast(&option, py::return_value_policy::reference));
+  }
+  module.attr("OPTIONS") = py::tuple(options);
   module.attr("DTYPES") = py::tuple(py::cast(dtype_names()));
   module.def("read_gguf", &read_gguf, py::arg("path"));
 }

@@ -123,7 +123,7 @@ NEMOTRON: Decoding = {
     "block_size": 32,
     "seed_slot": 1,
     "unmask": "confidence",
-    "threshold": 0.9,
+    "confidence_threshold": 0.9,
 }
 # Its dynamic rule with as many steps as the block has tokens: all that are sure, at least one.
 SDAR: Decoding = {
@@ -134,7 +134,7 @@ SDAR: Decoding = {
     "block_origin": "absolute",
     "commit_attention": "block",
     "unmask": "confidence",
-    "threshold": 0.85,
+    "confidence_threshold": 0.85,
 }
 FAST_DLLM_V2: Decoding = SDAR | {
     "decoders": ["fast_dllm_v2"],
@@ -143,7 +143,7 @@ FAST_DLLM_V2: Decoding = SDAR | {
     "sub_block_size": 8,
     "logit_shift": 1,
     "seed_slot": 1,
-    "threshold": 0.9,
+    "confidence_threshold": 0.9,
 }
 # 128 steps for a block of 128: one token a step, the surest.
 LLADA: Decoding = {
@@ -232,7 +232,7 @@ FAMILIES = {
 # Families that have another's model_type.
 ARCHITECTURES = {
     "StableDiffcoderForCausalLM": replace(
-        FAMILIES["llama"], decoding=SDAR | {"mask_token_id": 5, "threshold": 0.95}
+        FAMILIES["llama"], decoding=SDAR | {"mask_token_id": 5, "confidence_threshold": 0.95}
     ),
 }
 REQUIRED = (

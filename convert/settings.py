@@ -52,7 +52,7 @@ def _number(low: float, high: float) -> Setting:
 def _positive_number() -> Setting:
     def parse(text: str) -> float:
         value = _float32(text)
-        if not 0 < value < math.inf:
+        if not value > 0:
             raise ValueError
         return value
 
@@ -104,13 +104,13 @@ SETTINGS = {
     "sbd.decoders": _choices(*DECODERS),
     "sbd.block_size": _integer(1, 1024),  # the most that the engine's reader takes
     "sbd.sub_block_size": _integer(1, 1024),
-    "sbd.steps": _integer(1),
+    "sbd.steps": _integer(1, 1 << 16),
     "sbd.schedule": _choice(*SCHEDULES),
     "sbd.gamma": _number(0, math.inf),
     "sbd.unmask": _choice(*RULES),
     "sbd.proxy": _choice(*PROXIES),
     "sbd.factor": _positive_number(),
-    "sbd.threshold": _number(0, 1),
+    "sbd.confidence_threshold": _number(0, 1),
     "sbd.top_n": _integer(1),
     "sbd.logit_shift": _flag(),
     "sbd.seed_slot": _flag(),
@@ -123,6 +123,9 @@ SETTINGS = {
     **{f"sbd.{key}": _number(0, 1) for key in D2F_THRESHOLDS},
 }
 
+
+# Names that keys had before; files may still have them.
+OLDER_KEYS = {"sbd.confidence_threshold": "sbd.threshold"}
 
 # How to give what a decoder needs.
 WAYS = {
@@ -142,8 +145,9 @@ def parse_setting(key: str, text: str, option: str) -> Value:
 
 
 def full_key(name: str) -> str:
-    """A key's name, which may be given without its "sbd."."""
-    return f"sbd.{name.removeprefix('sbd.')}"
+    """A key's name, which may be given without its "sbd.", or be an older one."""
+    key = f"sbd.{name.removeprefix('sbd.')}"
+    return next((today for today, older in OLDER_KEYS.items() if older == key), key)
 
 
 def parse_settings(pairs: Sequence[str], option: str = "--set ") -> dict[str, Value]:

@@ -1,10 +1,10 @@
 #include "decode_defaults.h"
 
 #include <algorithm>
-#include <climits>
-#include <cmath>
+#include <iterator>
 #include <limits>
 #include <string_view>
+#include <utility>
 
 #include "core/error.h"
 #include "format/key_reader.h"
@@ -17,46 +17,57 @@ namespace {
 // with a huge context could ask for one that takes all memory and never ends.
 constexpr int kMostBlockSize = 1 << 10;
 
+// Beside those of the table of options.
+constexpr std::string_view kOtherKeys[] = {"mask_token_id",    "eos_token_ids", "decoders",
+                                           "sub_block_size",   "schedule",      "logit_shift",
+                                           "seed_slot",        "block_origin",  "prompt_attention",
+                                           "commit_attention", "dmtd.layers",   "dmtd.prompt_rule"};
+
 // A key that is not known here is refused: text decoded without what it asks for would be wrong.
 void refuse_unknown_keys(const Metadata& metadata) {
-  constexpr std::string_view kRead[] = {"mask_token_id",
-                                        "eos_token_ids",
-                                        "decoders",
-                                        "block_size",
-                                        "sub_block_size",
-                                        "steps",
-                                        "schedule",
-                                        "unmask",
-                                        "proxy",
-                                        "gamma",
-                                        "factor",
-                                        "threshold",
-                                        "top_n",
-                                        "logit_shift",
-                                        "seed_slot",
-                                        "block_origin",
-                                        "prompt_attention",
-                                        "commit_attention",
-                                        "dmtd.layers",
-                                        "dmtd.horizon",
-                                        "dmtd.prompt_rule",
-                                        "d2f.block_add_threshold",
-                                        "d2f.decoded_token_threshold",
-                                        "d2f.skip_threshold"};
   for (const auto& [key, value] : metadata.entries()) {
     if (!key.starts_with("sbd.")) continue;
     const std::string_view name = std::string_view(key).substr(4);
-    SBD_CHECK(std::find(std::begin(kRead), std::end(kRead), name) != std::end(kRead),
+    const bool known = std::ranges::find(kOtherKeys, name) != std::end(kOtherKeys) ||
+                       std::ranges::any_of(all_options(), [&](const Option& option) {
+                         return name == option.key || name == option.older_key;
+                       });
+    SBD_CHECK(known,
               "{}: key {} is one this engine does not know; this engine cannot decode such a model "
               "yet",
               metadata.source(), quote(key));
   }
 }
 
-float read_share(const KeyReader& reader, std::string_view key, float missing) {
-  const double value = reader.number(key, missing);
-  reader.check(value >= 0 && value <= 1, key, value, "0 to 1");
-  return static_cast<float>(value);
+OptionValue read_value(const KeyReader& reader, const Option& option, std::string_view key) {
+  const Range& range = option.range;
+  switch (option.type) {
+    case OptionType::integer:
+      return reader.integer(key, static_cast<int>(range.low), static_cast<int>(range.high));
+    case OptionType::number: {
+      const double value = reader.number(key, 0);
+      constexpr double kLargest = std::numeric_limits<float>::max();
+      const float held =
+          value > kLargest ? std::numeric_limits<float>::infinity() : static_cast<float>(value);
+      reader.check(range.holds(held), key, value, range.words());
+      return held;
+    }
+    case OptionType::name: break;
+  }
+  std::string name = reader.string(key, "");
+  reader.check_one_of(name, key, option.choices());
+  return name;
+}
+
+void read_options(const KeyReader& reader, DecoderOptions& defaults) {
+  for (const Option& option : all_options()) {
+    const bool older = !option.older_key.empty() && reader.has(option.older_key);
+    SBD_CHECK(!older || !reader.has(option.key),
+              "{}: key '{}' is the older name of '{}', which is there too: remove one",
+              reader.metadata().source(), reader.key(option.older_key), reader.key(option.key));
+    const std::string_view key = older ? option.older_key : option.key;
+    if (reader.has(key)) option.set(defaults, read_value(reader, option, key));
+  }
 }
 
 std::vector<std::string> read_decoders(const KeyReader& reader, const ModelConfig& config) {
@@ -100,37 +111,7 @@ void read_block(const KeyReader& reader, const ModelConfig& config, BlockMethod&
                  *block.sub_block_size,
                  format("a divisor of block_size {}", block.block_size.value_or(0)));
   }
-  if (reader.has("steps")) block.steps = reader.integer("steps", 1, INT_MAX);
   block.schedule = reader.named("schedule", kSchedules, block.schedule);
-}
-
-void read_unmasking(const KeyReader& reader, Unmask& unmask) {
-  unmask.rule = reader.named("unmask", kUnmaskRules, unmask.rule);
-  if (reader.has("proxy")) unmask.proxy = reader.named("proxy", kProxies, Proxy::entropy);
-
-  constexpr double kLargest = std::numeric_limits<float>::max();
-  const double gamma = reader.number("gamma", unmask.gamma);
-  reader.check(gamma >= 0, "gamma", gamma, "0 or more nats, or infinity",
-               "convert the checkpoint again with another --gamma");
-  unmask.gamma =
-      gamma > kLargest ? std::numeric_limits<float>::infinity() : static_cast<float>(gamma);
-  const double factor = reader.number("factor", unmask.factor);
-  reader.check(factor > 0 && factor <= kLargest, "factor", factor, "a finite number above 0");
-  unmask.factor = static_cast<float>(factor);
-  unmask.confidence_threshold = read_share(reader, "threshold", unmask.confidence_threshold);
-  unmask.top_n = reader.integer("top_n", 1, INT_MAX, unmask.top_n);
-}
-
-void read_dmtd(const KeyReader& reader, DmtdMethod& dmtd) {
-  dmtd.horizon = reader.integer("dmtd.horizon", 1, INT_MAX, dmtd.horizon);
-  dmtd.prompt_rule = reader.named("dmtd.prompt_rule", kDmtdPromptRules, dmtd.prompt_rule);
-}
-
-void read_d2f(const KeyReader& reader, D2fMethod& d2f) {
-  d2f.block_add_threshold = read_share(reader, "d2f.block_add_threshold", d2f.block_add_threshold);
-  d2f.decoded_token_threshold =
-      read_share(reader, "d2f.decoded_token_threshold", d2f.decoded_token_threshold);
-  d2f.skip_threshold = read_share(reader, "d2f.skip_threshold", d2f.skip_threshold);
 }
 
 }  // namespace
@@ -145,9 +126,9 @@ DecoderOptions read_decode_defaults(const Metadata& metadata, const ModelConfig&
   defaults.has_layer_cut = config.layer_runs[1] > 0;
   defaults.block.mask_token_id = config.mask_token_id.value_or(0);
   read_block(reader, config, defaults.block);
-  read_unmasking(reader, defaults.block.unmask);
-  read_dmtd(reader, defaults.dmtd);
-  read_d2f(reader, defaults.d2f);
+  read_options(reader, defaults);
+  defaults.dmtd.prompt_rule =
+      reader.named("dmtd.prompt_rule", kDmtdPromptRules, defaults.dmtd.prompt_rule);
   return defaults;
 }
 

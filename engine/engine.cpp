@@ -144,7 +144,7 @@ Peaks Engine::measure_peaks() { return backend_->measure_peaks(); }
 
 Engine::Resolved Engine::resolve(const Request& request) const {
   return {request.decoder == "auto" ? auto_decoder() : request.decoder,
-          decoder_options(request, defaults_)};
+          decoder_options(request.options, defaults_)};
 }
 
 std::unique_ptr<Decoder> Engine::make_decoder(const Request& request) const {

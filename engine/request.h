@@ -2,9 +2,7 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
 #include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -13,23 +11,11 @@
 
 namespace sbd {
 
-// Unset options are the model file's defaults.
 struct Request {
   std::vector<TokenId> prompt = {};
   int max_tokens = 256;
   std::string decoder = "auto";
-  std::optional<int> block_size = {};
-  std::optional<int> steps = {};
-  std::optional<std::string> unmask = {};
-  std::optional<std::string> proxy = {};
-  std::optional<float> gamma = {};
-  std::optional<float> factor = {};
-  std::optional<float> confidence_threshold = {};
-  std::optional<int> top_n = {};
-  std::optional<int> horizon = {};
-  std::optional<float> block_add_threshold = {};
-  std::optional<float> decoded_token_threshold = {};
-  std::optional<float> skip_threshold = {};
+  OptionValues options = {};  // those that are set
   float temperature = 0.0f;
   float top_p = 1.0f;
   int top_k = 0;
@@ -48,11 +34,11 @@ struct Request {
 DecodeTask decode_task(const Request& request, const ModelConfig& config, int n_ctx);
 
 // The file's options with the request's in their place. Errors name the choices there are.
-DecoderOptions decoder_options(const Request& request, DecoderOptions file);
+DecoderOptions decoder_options(const OptionValues& asked, DecoderOptions file);
 
-// Those of the options, by name, that decide what the decoder does.
-std::vector<std::string_view> options_in_force(const std::string& decoder,
-                                               const DecoderOptions& options);
+// Those of the options that decide what the decoder does.
+std::vector<const Option*> options_in_force(const std::string& decoder,
+                                            const DecoderOptions& options);
 
 // Refuses what the request asks for without effect: who compares with and without it would find no
 // difference. `options` are what it comes to.

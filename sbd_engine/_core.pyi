@@ -27,22 +27,36 @@ class Event:
     def last(self) -> bool: ...
     def raise_error(self) -> None: ...
 
+class Option:
+    """An option of decoding: a line of the engine's table."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def key(self) -> str: ...  # in a model file, behind "sbd."
+    @property
+    def older_key(self) -> str: ...
+    @property
+    def help(self) -> str: ...
+    @property
+    def type(self) -> str: ...  # "int", "float" or "str"
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+    @property
+    def expected(self) -> str: ...  # the range in words
+    def holds(self, value: float) -> bool: ...
+    @property
+    def choices(self) -> list[str]: ...
+
+OPTIONS: tuple[Option, ...]
+
 class Request:
     prompt: list[int]
     max_tokens: int
     decoder: str
-    block_size: int | None
-    unmask: str | None
-    proxy: str | None
-    gamma: float | None
-    factor: float | None
-    confidence_threshold: float | None
-    top_n: int | None
-    steps: int | None
-    horizon: int | None
-    block_add_threshold: float | None
-    decoded_token_threshold: float | None
-    skip_threshold: float | None
+    options: dict[str, int | float | str]
     temperature: float
     top_p: float
     top_k: int

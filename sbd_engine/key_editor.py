@@ -12,6 +12,7 @@ from stat import S_ISREG
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _core
+from .convert.settings import OLDER_KEYS
 from .errors import SbdError, SbdFileError, SbdFileNotFoundError, SbdValueError
 from .replacing import replacing
 
@@ -37,11 +38,13 @@ def edit_keys(path: Path, values: Mapping[str, Value], unset: Collection[str]) -
     one that the engine's reader takes, or left as it was: SbdValueError, SbdFileError."""
     contents = _read(path)
     before = contents["metadata"]
+    older = {today: name for today, name in OLDER_KEYS.items() if name in before}
     for key in unset:
-        if key not in before:
+        if key not in before and key not in older:
             raise SbdValueError(f"{path}: --unset {key}: the file has no such key")
     changes: dict[str, Value | None] = {**values, **dict.fromkeys(unset)}
     changes |= _twins(changes, before)
+    changes |= {name: None for today, name in older.items() if today in changes}
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         stat = os.fstat(file.fileno())
         layout = _layout(data, before.get("general.alignment", 32))
@@ -53,7 +56,8 @@ def edit_keys(path: Path, values: Mapping[str, Value], unset: Collection[str]) -
                 now = os.stat(path)
                 if (now.st_ino, now.st_mtime_ns) != (stat.st_ino, stat.st_mtime_ns):
                     raise SbdFileError(f"{path}: another process changed it meanwhile: run again")
-    return {key: value for key, value in before.items() if key.startswith("sbd.")}
+    today = {name: key for key, name in OLDER_KEYS.items()}
+    return {today.get(key, key): v for key, v in before.items() if key.startswith("sbd.")}
 
 
 def _read(path: Path) -> dict[str, Any]:

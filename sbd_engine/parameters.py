@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
+from . import _core
 from .errors import SbdTypeError, SbdValueError
 
 if TYPE_CHECKING:
@@ -57,18 +58,7 @@ class Parameters:
     prompt: Prompt
     max_tokens: int = 256
     decoder: str = "auto"
-    block_size: int | None = None
-    unmask: str | None = None
-    proxy: str | None = None
-    gamma: float | None = None
-    factor: float | None = None
-    confidence_threshold: float | None = None
-    top_n: int | None = None
-    steps: int | None = None
-    horizon: int | None = None
-    block_add_threshold: float | None = None
-    decoded_token_threshold: float | None = None
-    skip_threshold: float | None = None
+    options: Mapping[str, int | float | str] = field(default_factory=dict)  # of OPTIONS, as given
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
@@ -85,7 +75,9 @@ def named(name: str) -> str:
 
 def parse(arguments: Mapping[str, Any]) -> Parameters:
     """Checks names, types and ranges; errors name the argument and what was expected."""
-    known = [field.name for field in fields(Parameters)]
+    options = {option.name for option in _core.OPTIONS}
+    known = [each.name for each in fields(Parameters) if each.name != "options"]
+    known += [option.name for option in _core.OPTIONS]
     for name in arguments:
         if name not in known:
             raise SbdTypeError(unknown("argument", str(name), known))
@@ -96,7 +88,8 @@ def parse(arguments: Mapping[str, Any]) -> Parameters:
         for name, value in arguments.items()
         if value is not None or name == "prompt"
     }
-    return Parameters(**checked)
+    asked = {name: checked.pop(name) for name in options & checked.keys()}
+    return Parameters(**checked, options=asked)
 
 
 def unknown(what: str, name: str, known: Sequence[str]) -> str:
@@ -237,23 +230,17 @@ def _where(expected: str, holds: Callable[[float], bool]) -> Callable[[str, Any]
     return lambda name, value: _number(name, value, expected, holds)
 
 
-_SHARE = _where("from 0 to 1", lambda x: 0 <= x <= 1)
+def _of(option: _core.Option) -> Callable[[str, Any], Any]:
+    """A check by the engine's table. The engine knows the names that are strings."""
+    if option.type == "int":
+        return _at_least(int(option.low), int(option.high))
+    return _text if option.type == "str" else _where(option.expected, option.holds)
+
+
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "prompt": _prompt,
     "max_tokens": _at_least(1),
     "decoder": _text,
-    "block_size": _at_least(1),
-    "unmask": _text,
-    "proxy": _text,
-    "gamma": _where(">= 0", lambda x: x >= 0),
-    "factor": _where("above 0", lambda x: x > 0),
-    "confidence_threshold": _SHARE,
-    "top_n": _at_least(1),
-    "steps": _at_least(1),
-    "horizon": _at_least(1),
-    "block_add_threshold": _SHARE,
-    "decoded_token_threshold": _SHARE,
-    "skip_threshold": _SHARE,
     "temperature": _where(">= 0 and finite", lambda x: 0 <= x < math.inf),
     "top_p": _where("above 0 and at most 1", lambda x: 0 < x <= 1),
     "top_k": _at_least(0),
@@ -261,4 +248,5 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "sample_index": _at_least(0, 2**64 - 1),
     "stop": _stop,
     "ignore_eos": _boolean,
+    **{option.name: _of(option) for option in _core.OPTIONS},
 }

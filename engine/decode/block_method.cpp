@@ -6,12 +6,6 @@
 #include "core/error.h"
 
 namespace sbd {
-namespace {
-
-// A hundred times the largest in use. Steps that decide nothing are passed over one by one.
-constexpr int kMostSteps = 1 << 16;
-
-}  // namespace
 
 void check_block_method(const BlockMethod& method, const DecodeTask& task) {
   const bool cached = method.commit_attention != CommitAttention::none;
@@ -19,10 +13,6 @@ void check_block_method(const BlockMethod& method, const DecodeTask& task) {
   if (method.block_size) check_block_size(*method.block_size, task);
   SBD_CHECK(method.sub_block_size.value_or(1) >= 1, "expected sub_block_size >= 1, got {}",
             *method.sub_block_size);
-  const int steps = method.steps.value_or(1);
-  SBD_CHECK(steps >= 1 && steps <= kMostSteps, "expected `steps` from 1 to {}, got {}", kMostSteps,
-            steps);
-  check_unmask(method.unmask);
   SBD_CHECK(cached == (method.prompt_attention != PromptAttention::full),
             "expected commit_attention none with prompt_attention full, and with no other");
   SBD_CHECK(cached ? method.logit_shift == 0 || method.seed_slot : !method.seed_slot,

@@ -70,7 +70,7 @@ struct BlockMethod {
   CommitAttention commit_attention = CommitAttention::causal;
 };
 
-// Refuses what makes no method: ranges, and options that exclude each other.
+// Refuses what makes no method: options that exclude each other. Their ranges are checked before.
 void check_block_method(const BlockMethod& method, const DecodeTask& task);
 
 // The decoders of such methods: what decides the positions of the block at hand.

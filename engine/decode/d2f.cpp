@@ -10,12 +10,6 @@ namespace sbd {
 D2fDecoder::D2fDecoder(DecodeTask task, const D2fMethod& method)
     : task_(std::move(task)), rules_(task_.rules, task_.prompt), method_(method) {
   check_block_size(method.block_size, task_);
-  const auto check_share = [](const char* name, float value) {
-    SBD_CHECK(value >= 0.0f && value <= 1.0f, "expected `{}` in [0, 1], got {}", name, value);
-  };
-  check_share("block_add_threshold", method.block_add_threshold);
-  check_share("decoded_token_threshold", method.decoded_token_threshold);
-  check_share("skip_threshold", method.skip_threshold);
   prepare_step();
 }
 

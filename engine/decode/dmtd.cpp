@@ -8,9 +8,7 @@
 namespace sbd {
 
 DmtdDecoder::DmtdDecoder(DecodeTask task, const DmtdMethod& method)
-    : task_(std::move(task)), rules_(task_.rules, task_.prompt), method_(method) {
-  SBD_CHECK(method.horizon >= 1, "expected `horizon` >= 1, got {}", method.horizon);
-}
+    : task_(std::move(task)), rules_(task_.rules, task_.prompt), method_(method) {}
 
 bool DmtdDecoder::is_head(int position) const {
   const int first = method_.prompt_rule == DmtdPromptRule::train ? 0 : prompt_size();

@@ -18,7 +18,6 @@ LosslessDecoder::LosslessDecoder(DecodeTask task, const LosslessMethod& method)
             "next-token decoding, got {}",
             task_.sampling.temperature);
   check_block_size(method.block_size, task_);
-  check_unmask(method.unmask);
   start_block();
 }
 

@@ -117,29 +117,24 @@ Made make_d2f(const std::string& name, DecodeTask task, const DecoderOptions& op
 
 struct Method {
   Made (*make)(const std::string&, DecodeTask, const DecoderOptions&);
-  std::span<const std::string_view> options;  // that it reads; of those for unmasking, the rule's
+  unsigned options;  // that it reads, by their groups
 };
 
-constexpr std::string_view kBlocks[] = {
-    "block_size", "unmask", "gamma", "proxy", "factor", "confidence_threshold", "top_n", "steps"};
-constexpr std::span<const std::string_view> kVerified = std::span(kBlocks).first(7);
-constexpr std::span<const std::string_view> kWhole = std::span(kBlocks).first(1);
-constexpr std::string_view kDmtd[] = {"horizon"};
-constexpr std::string_view kD2f[] = {"block_size", "block_add_threshold", "decoded_token_threshold",
-                                     "skip_threshold"};
+namespace in = option_group;
+constexpr unsigned kBlockwise = in::block | in::unmask | in::steps;
 
 constexpr Named<Method> kDecoders[] = {
-    {"ntp", {make_ntp, {}}},
-    {"sbd", {make_sbd, kBlocks}},
-    {"sbd_lossless", {make_sbd_lossless, kVerified}},
-    {"dmtd", {make_dmtd, kDmtd}},
-    {"d2f", {make_d2f, kD2f}},
-    {"nemotron", {make_family, kBlocks}},
-    {"nemotron_spec", {make_speculation, kWhole}},
-    {"sdar", {make_family, kBlocks}},
-    {"fast_dllm_v2", {make_family, kBlocks}},
-    {"llada", {make_family, kBlocks}},
-    {"dream", {make_family, kBlocks}},
+    {"ntp", {make_ntp, 0}},
+    {"sbd", {make_sbd, kBlockwise}},
+    {"sbd_lossless", {make_sbd_lossless, in::block | in::unmask}},
+    {"dmtd", {make_dmtd, in::dmtd}},
+    {"d2f", {make_d2f, in::block | in::d2f}},
+    {"nemotron", {make_family, kBlockwise}},
+    {"nemotron_spec", {make_speculation, in::block}},
+    {"sdar", {make_family, kBlockwise}},
+    {"fast_dllm_v2", {make_family, kBlockwise}},
+    {"llada", {make_family, kBlockwise}},
+    {"dream", {make_family, kBlockwise}},
 };
 
 }  // namespace
@@ -147,11 +142,12 @@ constexpr Named<Method> kDecoders[] = {
 std::unique_ptr<Decoder> make_decoder(const std::string& name, DecodeTask task,
                                       const DecoderOptions& options) {
   check_task(task);
+  check_options(options);
   return find_named(kDecoders, "decoder", name).make(name, std::move(task), options);
 }
 
-std::span<const std::string_view> options_of(const std::string& decoder) {
-  return find_named(kDecoders, "decoder", decoder).options;
+bool reads(const std::string& decoder, const Option& option) {
+  return (find_named(kDecoders, "decoder", decoder).options & option.group) != 0;
 }
 
 std::vector<std::string> decoder_names() {

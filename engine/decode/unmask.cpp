@@ -89,20 +89,6 @@ int count_unmasked(const Unmask& unmask, const std::vector<RowStats>& rows) {
 
 }  // namespace
 
-std::span<const std::string_view> options_of(UnmaskRule rule) {
-  static constexpr std::string_view kEntropyBounded[] = {"gamma", "proxy"};
-  static constexpr std::string_view kFactor[] = {"factor"};
-  static constexpr std::string_view kConfidence[] = {"confidence_threshold", "top_n", "steps"};
-  static constexpr std::string_view kTopN[] = {"top_n", "steps", "proxy"};
-  switch (rule) {
-    case UnmaskRule::entropy_bounded: return kEntropyBounded;
-    case UnmaskRule::factor: return kFactor;
-    case UnmaskRule::confidence: return kConfidence;
-    case UnmaskRule::top_n: return kTopN;
-  }
-  return {};
-}
-
 Proxy order(const Unmask& unmask) {
   switch (unmask.rule) {
     case UnmaskRule::entropy_bounded: return unmask.proxy.value_or(Proxy::entropy);
@@ -111,17 +97,6 @@ Proxy order(const Unmask& unmask) {
     case UnmaskRule::confidence: break;
   }
   return Proxy::confidence;
-}
-
-void check_unmask(const Unmask& unmask) {
-  SBD_CHECK(unmask.gamma >= 0.0f,
-            "expected `gamma` >= 0 (nats; 0 decides one position at a time, inf the whole block), "
-            "got {}",
-            unmask.gamma);
-  SBD_CHECK(unmask.factor > 0.0f, "expected `factor` > 0, got {}", unmask.factor);
-  SBD_CHECK(unmask.confidence_threshold >= 0.0f && unmask.confidence_threshold <= 1.0f,
-            "expected `confidence_threshold` in [0, 1], got {}", unmask.confidence_threshold);
-  SBD_CHECK(unmask.top_n >= 1, "expected `top_n` >= 1, got {}", unmask.top_n);
 }
 
 std::vector<int> select_unmasked(const Unmask& unmask, std::span<const RowStats> candidates) {

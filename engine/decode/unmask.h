@@ -44,14 +44,8 @@ struct Unmask {
   int top_n = 1;
 };
 
-// The options of a request that the rule reads, by name; "steps" stands in for "top_n".
-std::span<const std::string_view> options_of(UnmaskRule rule);
-
 // What positions are sorted by.
 Proxy order(const Unmask& unmask);
-
-// Refuses parameters outside their ranges, those of the other rules included.
-void check_unmask(const Unmask& unmask);
 
 // Indices into `candidates` (statistics of the masked positions, in order of position) of those to
 // decide now: at least one, ascending. Ties go to the lower position, a NaN comes last.

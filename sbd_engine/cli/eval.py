@@ -18,6 +18,7 @@ _OUTPUT = "Output"
 _MOST_FAMILY = 24  # characters of its name in the table
 
 
+@options.with_decoding
 def evaluate(
     context: typer.Context,
     model: options.Model = None,
@@ -43,18 +44,6 @@ def evaluate(
     ] = 1,
     stop: options.Stop = None,
     decoder: options.Decoder = "auto",
-    block_size: options.BlockSize = None,
-    unmask: options.Unmask = None,
-    gamma: options.Gamma = None,
-    proxy: options.Proxy = None,
-    factor: options.Factor = None,
-    confidence_threshold: options.ConfidenceThreshold = None,
-    top_n: options.TopN = None,
-    steps: options.Steps = None,
-    horizon: options.Horizon = None,
-    block_add_threshold: options.BlockAddThreshold = None,
-    decoded_token_threshold: options.DecodedTokenThreshold = None,
-    skip_threshold: options.SkipThreshold = None,
     temperature: options.Temperature = 0.0,
     top_k: options.TopK = 0,
     top_p: options.TopP = 1.0,
@@ -75,6 +64,7 @@ def evaluate(
     ] = None,
     json: options.Json = False,
     debug: options.Debug = False,
+    **decoding: Any,
 ) -> int:
     """Answer questions with one right answer each, and again token by token.
 
@@ -99,7 +89,6 @@ def evaluate(
         name = engine.auto_decoder if decoder == "auto" else decoder
         if decoder == "auto" and name == NTP:
             options.note("this model does not say that it can decode blocks: ntp alone")
-        decoding = options.given(context, options.DECODING_NAMES)
         settings = [Setting(NTP, {"decoder": NTP, **(decoding if name == NTP else {})})]
         if name != NTP:
             settings.append(Setting(name, {"decoder": name, **decoding}))

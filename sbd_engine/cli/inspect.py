@@ -65,29 +65,18 @@ def summarise(
 
 def _decoders(contents: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What the file can run, first what `auto` takes, each with the defaults that it reads."""
-    from ..convert.decoders import DECODERS, RULES
+    from ..convert.decoders import DECODERS
 
-    metadata, defaults = contents["metadata"], contents["defaults"]
-    named, able = defaults["decoders"], contents["able_decoders"]
+    defaults, able = contents["defaults"], contents["decoders"]
     # What a model was not trained for is not offered: a loop that its file does not name, or, where
     # keys and values are not causal, any other than the file's own.
+    named = defaults["decoders"]
     causal = defaults["prompt_attention"] == "causal"
     others = [d for d in able if d not in named and causal and not DECODERS[d].named]
-    decoders = {}
-    for name in [*(d for d in named if d in able), *others]:
-        values = {}
-        for key in DECODERS[name].reads:
-            for read in (key, *RULES[defaults["unmask"]]) if key == "unmask" else (key,):
-                option = _OPTIONS.get(read, read.split(".")[-1])
-                value = defaults.get(option, metadata.get(f"sbd.{read}"))
-                if value is not None:
-                    values[option] = value
-        decoders[name] = values
-    return decoders
-
-
-# Keys that the call has under another name.
-_OPTIONS = {"threshold": "confidence_threshold"}
+    return {
+        name: {option: value for option, value in able[name].items() if value is not None}
+        for name in [*(d for d in named if d in able), *others]
+    }
 
 
 def _tokenizer(metadata: dict[str, Any]) -> str | None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from .. import _core, parameters
 from ..errors import SbdValueError
 from ..json_values import finite
-from ..parameters import Parameters
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -57,71 +58,6 @@ Decoder = Annotated[
         rich_help_panel=_DECODING,
     ),
 ]
-BlockSize = Annotated[
-    int | None,
-    typer.Option(help="Positions per block. Without: the model's.", rich_help_panel=_DECODING),
-]
-Unmask = Annotated[
-    str | None,
-    typer.Option(
-        help="entropy_bounded, factor, confidence or top_n. Without: the model's.",
-        rich_help_panel=_DECODING,
-    ),
-]
-Gamma = Annotated[
-    float | None,
-    typer.Option(
-        help="Bound of entropy_bounded, in nats: 0 decides one token per forward, inf "
-        "the whole block. Without: the model's.",
-        rich_help_panel=_DECODING,
-    ),
-]
-Proxy = Annotated[
-    str | None,
-    typer.Option(
-        help="Order of entropy_bounded and top_n: entropy, confidence, margin or position.",
-        rich_help_panel=_DECODING,
-    ),
-]
-Factor = Annotated[float | None, typer.Option(help="Of unmask factor.", rich_help_panel=_DECODING)]
-ConfidenceThreshold = Annotated[
-    float | None, typer.Option(help="Of unmask confidence.", rich_help_panel=_DECODING)
-]
-TopN = Annotated[
-    int | None,
-    typer.Option(
-        help="Of unmask top_n; of confidence: how many at least.", rich_help_panel=_DECODING
-    ),
-]
-Steps = Annotated[
-    int | None,
-    typer.Option(help="Forwards per block that top_n is spread over.", rich_help_panel=_DECODING),
-]
-Horizon = Annotated[
-    int | None,
-    typer.Option(help="Of dmtd: tokens per pass of all layers.", rich_help_panel=_DECODING),
-]
-BlockAddThreshold = Annotated[
-    float | None,
-    typer.Option(
-        help="Of d2f: the share of a block decided before the next is added.",
-        rich_help_panel=_DECODING,
-    ),
-]
-DecodedTokenThreshold = Annotated[
-    float | None,
-    typer.Option(
-        help="Of d2f: the share decided before the next block must go on.",
-        rich_help_panel=_DECODING,
-    ),
-]
-SkipThreshold = Annotated[
-    float | None,
-    typer.Option(
-        help="Of d2f: the probability above which a token is decided.", rich_help_panel=_DECODING
-    ),
-]
-
 Temperature = Annotated[
     float,
     typer.Option(
@@ -167,21 +103,36 @@ Debug = Annotated[
 ]
 
 # Of Engine.generate: what `run` and `eval` pass on as it is.
-DECODING_NAMES = (
-    "block_size",
-    "unmask",
-    "gamma",
-    "proxy",
-    "factor",
-    "confidence_threshold",
-    "top_n",
-    "steps",
-    "horizon",
-    "block_add_threshold",
-    "decoded_token_threshold",
-    "skip_threshold",
-)
 SAMPLING_NAMES = ("temperature", "top_k", "top_p", "seed")
+
+_TYPES = {"int": int, "float": float, "str": str}
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def with_decoding(command: Command) -> Command:
+    """The command with a flag for each of the engine's options of decoding, behind --decoder; it
+    gets them all as keywords."""
+    own = signature(command, eval_str=True)
+    parameters = [p for p in own.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
+    flags = [
+        Parameter(
+            option.name,
+            Parameter.POSITIONAL_OR_KEYWORD,
+            default=None,
+            annotation=Annotated[
+                _TYPES[option.type] | None,
+                typer.Option(
+                    help=f"{option.help} Without: the model's.", rich_help_panel=_DECODING
+                ),
+            ],
+        )
+        for option in _core.OPTIONS
+    ]
+    behind = [p.name for p in parameters].index("decoder") + 1
+    parameters[behind:behind] = flags
+    command.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command
 
 
 def one_model(model: Path | None, flag: Path | None) -> Path | None:
@@ -209,7 +160,8 @@ def given(context: typer.Context, names: Sequence[str]) -> dict[str, Any]:
 # Arguments of Engine and its calls whose flag has another name.
 _FLAGS = {"n_threads": "--threads"}
 _ARGUMENTS = {
-    *(field.name for field in fields(Parameters)),
+    *(field.name for field in fields(parameters.Parameters)),
+    *(option.name for option in _core.OPTIONS),
     *("device", "n_threads", "n_ctx", "kv_dtype", "draft_lora"),
 }
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _INPUT, _OUTPUT = "Prompt", "Output"
 
 
+@options.with_decoding
 def run(
     context: typer.Context,
     model: options.Model = None,
@@ -77,18 +78,6 @@ def run(
     stop: options.Stop = None,
     ignore_eos: options.IgnoreEos = False,
     decoder: options.Decoder = "auto",
-    block_size: options.BlockSize = None,
-    unmask: options.Unmask = None,
-    gamma: options.Gamma = None,
-    proxy: options.Proxy = None,
-    factor: options.Factor = None,
-    confidence_threshold: options.ConfidenceThreshold = None,
-    top_n: options.TopN = None,
-    steps: options.Steps = None,
-    horizon: options.Horizon = None,
-    block_add_threshold: options.BlockAddThreshold = None,
-    decoded_token_threshold: options.DecodedTokenThreshold = None,
-    skip_threshold: options.SkipThreshold = None,
     temperature: options.Temperature = 0.0,
     top_k: options.TopK = 0,
     top_p: options.TopP = 1.0,
@@ -141,6 +130,7 @@ def run(
         ),
     ] = False,
     debug: options.Debug = False,
+    **decoding: Any,
 ) -> int:
     """Generate text from a prompt.
 
@@ -162,7 +152,7 @@ def run(
         asked = {
             "max_tokens": max_tokens,
             "decoder": decoder,
-            **options.given(context, options.DECODING_NAMES),
+            **decoding,
             **options.given(context, options.SAMPLING_NAMES),
             "seed": secrets.randbits(32) if seed is None and temperature > 0 else seed,
             "stop": stops,

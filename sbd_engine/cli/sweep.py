@@ -204,7 +204,7 @@ def _points(
     from ..model_file import model_file
 
     with model_file(model) as path:
-        able = _core.read_gguf(path)["able_decoders"]
+        able = _core.read_gguf(path)["decoders"]
     points = grid(sizes, rules, gammas)
     return with_files_own(points, sizes, engine.auto_decoder, able, engine.defaults)
 

@@ -26,7 +26,7 @@ RULES = {
     "entropy_bounded": Rule("gamma", "sbd.gamma", GAMMAS),
     "factor": Rule("factor", "sbd.factor", (0.01, 0.03, 0.1, 0.25, 0.5, 1.0, 2.0)),
     "confidence": Rule(
-        "confidence_threshold", "sbd.threshold", (0.999, 0.99, 0.95, 0.9, 0.8, 0.7, 0.5)
+        "confidence_threshold", "sbd.confidence_threshold", (0.999, 0.99, 0.95, 0.9, 0.8, 0.7, 0.5)
     ),
     "top_n": Rule("top_n", "sbd.top_n", (1, 2, 3, 4, 5, 6, 8)),
 }

@@ -219,12 +219,6 @@ TEST(d2f_refusals) {
   const DecodeTask good = task({1}, 9);
   CHECK_THROWS_WITH(decoder_of(good, 0), "expected `block_size` from 1 to the context of 100");
   CHECK_THROWS_WITH(decoder_of(good, 101), "got 101");
-  CHECK_THROWS_WITH(decoder_of(good, 2, {.block_add_threshold = 1.5f}),
-                    "expected `block_add_threshold` in [0, 1], got 1.5");
-  CHECK_THROWS_WITH(decoder_of(good, 2, {.decoded_token_threshold = -0.5f}),
-                    "expected `decoded_token_threshold` in [0, 1], got -0.5");
-  CHECK_THROWS_WITH(decoder_of(good, 2, {.skip_threshold = std::nanf("")}),
-                    "expected `skip_threshold` in [0, 1]");
   D2fDecoder unwanted = decoder_of(good, 2);
   CHECK_THROWS_WITH(absorb(unwanted, {}), "expected statistics of 2 rows, got 0");
   CHECK_THROWS_WITH(make_decoder("d2f", good, {}), "decoder \"d2f\" needs a mask token");

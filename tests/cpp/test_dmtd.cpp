@@ -93,8 +93,6 @@ TEST(dmtd_ends_as_next_token_prediction_does) {
 }
 
 TEST(dmtd_refusals) {
-  CHECK_THROWS_WITH(decoder_of(task({1}, 9), 0, DmtdPromptRule::plain),
-                    "expected `horizon` >= 1, got 0");
   DmtdDecoder decoder = decoder_of(task({1}, 9), 2, DmtdPromptRule::plain);
   CHECK_THROWS_WITH(absorb(decoder, {}), "expected statistics of 1 rows, got 0");
   CHECK_THROWS_WITH(make_decoder("dmtd", task({1}, 9), {}),

@@ -175,7 +175,6 @@ TEST(lossless_refusals) {
   CHECK_THROWS_WITH(fused(sampled, 3), "expected `temperature` 0 with a lossless decoder");
   CHECK_THROWS_WITH(fused(task({1}, 9), 0), "expected `block_size` from 1 to the context of 100");
   CHECK_THROWS_WITH(fused(task({1}, 9), 101), "got 101");
-  CHECK_THROWS_WITH(fused(task({1}, 9), 3, gamma(-1)), "expected `gamma` >= 0");
   LosslessDecoder decoder = fused(task({1}, 9), 3);
   CHECK_THROWS_WITH(absorb(decoder, {}), "expected statistics of 3 rows, got 0");
 }

@@ -328,7 +328,7 @@ TEST(defaults_read_every_key) {
                                                  {"sbd.proxy", std::string("margin")},
                                                  {"sbd.gamma", HUGE_VAL},
                                                  {"sbd.factor", 2_i},
-                                                 {"sbd.threshold", 0.5},
+                                                 {"sbd.confidence_threshold", 0.5},
                                                  {"sbd.top_n", 3_i},
                                                  {"sbd.sub_block_size", 4_i},
                                                  {"sbd.steps", 5_i},
@@ -366,6 +366,11 @@ TEST(defaults_read_every_key) {
   CHECK_EQ(defaults.d2f.skip_threshold, 0.75f);
   CHECK_EQ(read_defaults({{"sbd.gamma", 1e300}}).block.unmask.gamma, HUGE_VALF);
   CHECK_EQ(read_defaults({{"sbd.gamma", 0_i}}).block.unmask.gamma, 0.0f);
+  // A name that the key had before.
+  CHECK_EQ(read_defaults({{"sbd.threshold", 0.25}}).block.unmask.confidence_threshold, 0.25f);
+  CHECK_THROWS_WITH(
+      read_defaults({{"sbd.threshold", 0.25}, {"sbd.confidence_threshold", 0.25}}),
+      "key 'sbd.threshold' is the older name of 'sbd.confidence_threshold', which is there too");
 }
 
 TEST(defaults_choose_sbd_where_block_size_and_mask_are_there) {
@@ -385,9 +390,9 @@ TEST(defaults_check_ranges) {
     CHECK_THROWS_WITH(read_defaults({{"sbd.threshold", bad}}), "key 'sbd.threshold' is ");
   }
   CHECK_THROWS_WITH(read_defaults({{"sbd.factor", 0.0}}),
-                    "key 'sbd.factor' is 0, expected a finite");
+                    "key 'sbd.factor' is 0, expected above 0");
   CHECK_THROWS_WITH(read_defaults({{"sbd.threshold", 1.5}}),
-                    "key 'sbd.threshold' is 1.5, expected 0 to 1");
+                    "key 'sbd.threshold' is 1.5, expected from 0 to 1");
   CHECK_THROWS_WITH(read_defaults({{"sbd.top_n", 0_i}}), "key 'sbd.top_n' is 0, expected 1 to");
   CHECK_THROWS_WITH(
       read_defaults({{"sbd.unmask", std::string("eb")}}),
@@ -405,7 +410,8 @@ TEST(defaults_check_ranges) {
                       format("key 'sbd.{}' is 'x', expected one of: ", key));
   }
   for (const char* key : {"block_add_threshold", "decoded_token_threshold", "skip_threshold"}) {
-    CHECK_THROWS_WITH(read_defaults({{std::string("sbd.d2f.") + key, 1.5}}), "expected 0 to 1");
+    CHECK_THROWS_WITH(read_defaults({{std::string("sbd.d2f.") + key, 1.5}}),
+                      "expected from 0 to 1");
   }
   CHECK_THROWS_WITH(read_defaults({{"sbd.block_size", 8_i}, {"sbd.sub_block_size", 3_i}}),
                     "key 'sbd.sub_block_size' is 3, expected a divisor of block_size 8");

@@ -19,37 +19,41 @@ DecoderOptions with_mask() {
   return file;
 }
 
-UnmaskRule rule_of(const Request& request, const DecoderOptions& file) {
-  return decoder_options(request, file).block.unmask.rule;
+UnmaskRule rule_of(const OptionValues& asked, const DecoderOptions& file) {
+  return decoder_options(asked, file).block.unmask.rule;
+}
+
+void effect(const OptionValues& asked, const std::string& decoder, const DecoderOptions& file) {
+  check_effect({.options = asked}, decoder, decoder_options(asked, file), 100);
 }
 
 TEST(request_parameter_of_one_rule_asks_for_that_rule) {
   DecoderOptions file = with_mask();
   file.block.unmask.rule = UnmaskRule::top_n;
   CHECK_EQ(rule_of({}, file), UnmaskRule::top_n);
-  CHECK_EQ(rule_of({.gamma = 0.1f}, file), UnmaskRule::entropy_bounded);
-  CHECK_EQ(rule_of({.factor = 1.0f}, file), UnmaskRule::factor);
-  CHECK_EQ(rule_of({.confidence_threshold = 0.5f}, file), UnmaskRule::confidence);
+  CHECK_EQ(rule_of({{"gamma", 0.1f}}, file), UnmaskRule::entropy_bounded);
+  CHECK_EQ(rule_of({{"factor", 1.0f}}, file), UnmaskRule::factor);
+  CHECK_EQ(rule_of({{"confidence_threshold", 0.5f}}, file), UnmaskRule::confidence);
   // Two rules have a number of positions, and all have an order.
   file.block.unmask.rule = UnmaskRule::confidence;
-  CHECK_EQ(rule_of({.top_n = 3}, file), UnmaskRule::confidence);
-  CHECK_EQ(rule_of({.proxy = "margin"}, file), UnmaskRule::confidence);
+  CHECK_EQ(rule_of({{"top_n", 3}}, file), UnmaskRule::confidence);
+  CHECK_EQ(rule_of({{"proxy", "margin"}}, file), UnmaskRule::confidence);
   file.block.unmask.rule = UnmaskRule::entropy_bounded;
-  CHECK_EQ(rule_of({.top_n = 3}, file), UnmaskRule::top_n);
-  CHECK_EQ(rule_of({.steps = 2}, file), UnmaskRule::top_n);
-  CHECK_EQ(rule_of({.proxy = "margin"}, file), UnmaskRule::entropy_bounded);
-  CHECK_THROWS_WITH(rule_of({.gamma = 0.0f, .factor = 4.0f}, file),
-                    "expected one of `gamma`, `factor` and `confidence_threshold`");
+  CHECK_EQ(rule_of({{"top_n", 3}}, file), UnmaskRule::top_n);
+  CHECK_EQ(rule_of({{"steps", 2}}, file), UnmaskRule::top_n);
+  CHECK_EQ(rule_of({{"proxy", "margin"}}, file), UnmaskRule::entropy_bounded);
+  CHECK_THROWS_WITH(rule_of({{"gamma", 0.0f}, {"factor", 4.0f}}, file),
+                    "expected one of `gamma`, `factor`, `confidence_threshold`, as each asks");
   // A file's order is its own rule's.
   file.block.unmask.proxy = Proxy::margin;
-  CHECK_EQ(decoder_options({.top_n = 3}, file).block.unmask.proxy.has_value(), false);
-  CHECK(decoder_options({.gamma = 1.0f}, file).block.unmask.proxy == Proxy::margin);
+  CHECK_EQ(decoder_options({{"top_n", 3}}, file).block.unmask.proxy.has_value(), false);
+  CHECK(decoder_options({{"gamma", 1.0f}}, file).block.unmask.proxy == Proxy::margin);
   // A number of positions asked for stands in for the file's number of forwards.
   file.block.steps = 4;
-  CHECK(!decoder_options({.top_n = 3}, file).block.steps);
-  CHECK_EQ(decoder_options({.steps = 2}, file).block.steps.value(), 2);
+  CHECK(!decoder_options({{"top_n", 3}}, file).block.steps);
+  CHECK_EQ(decoder_options({{"steps", 2}}, file).block.steps.value(), 2);
   // A rule by name is that rule.
-  CHECK_EQ(rule_of({.unmask = "factor", .gamma = 0.1f}, file), UnmaskRule::factor);
+  CHECK_EQ(rule_of({{"unmask", "factor"}, {"gamma", 0.1f}}, file), UnmaskRule::factor);
 }
 
 TEST(request_options_stand_over_the_files) {
@@ -81,18 +85,18 @@ TEST(request_options_stand_over_the_files) {
   CHECK_EQ(own.d2f.decoded_token_threshold, 0.375f);
   CHECK_EQ(own.d2f.skip_threshold, 0.625f);
 
-  const DecoderOptions asked = decoder_options({.block_size = 8,
-                                                .steps = 6,
-                                                .unmask = "top_n",
-                                                .proxy = "position",
-                                                .gamma = 0.75f,
-                                                .factor = 3.0f,
-                                                .confidence_threshold = 1.0f,
-                                                .top_n = 7,
-                                                .horizon = 2,
-                                                .block_add_threshold = 0.0f,
-                                                .decoded_token_threshold = 0.5f,
-                                                .skip_threshold = 1.0f},
+  const DecoderOptions asked = decoder_options({{"block_size", 8},
+                                                {"steps", 6},
+                                                {"unmask", "top_n"},
+                                                {"proxy", "position"},
+                                                {"gamma", 0.75f},
+                                                {"factor", 3.0f},
+                                                {"confidence_threshold", 1.0f},
+                                                {"top_n", 7},
+                                                {"horizon", 2},
+                                                {"block_add_threshold", 0.0f},
+                                                {"decoded_token_threshold", 0.5f},
+                                                {"skip_threshold", 1.0f}},
                                                file);
   CHECK_EQ(asked.block.block_size.value(), 8);
   CHECK_EQ(asked.block.steps.value(), 6);
@@ -109,11 +113,11 @@ TEST(request_options_stand_over_the_files) {
 }
 
 TEST(request_names_that_are_not_there) {
-  CHECK_THROWS_WITH(decoder_options({.unmask = "eb"}, with_mask()),
+  CHECK_THROWS_WITH(decoder_options({{"unmask", "eb"}}, with_mask()),
                     "unknown `unmask` \"eb\": expected one of entropy_bounded, factor, ");
-  CHECK_THROWS_WITH(decoder_options({.proxy = "x"}, with_mask()),
+  CHECK_THROWS_WITH(decoder_options({{"proxy", "x"}}, with_mask()),
                     "unknown `proxy` \"x\": expected one of entropy, ");
-  CHECK_THROWS_WITH(decoder_options({.proxy = ""}, with_mask()), "unknown `proxy` \"\"");
+  CHECK_THROWS_WITH(decoder_options({{"proxy", ""}}, with_mask()), "unknown `proxy` \"\"");
 }
 
 // --- Options without effect ---
@@ -122,7 +126,7 @@ TEST(request_names_that_are_not_there) {
 TEST(request_options_that_no_decoder_in_use_reads) {
   struct Case {
     const char* name;
-    Request request;
+    OptionValues asked;
     std::set<std::string> decoders;
   };
   const std::set<std::string> fused = {"sbd", "nemotron", "sdar", "fast_dllm_v2", "llada", "dream"};
@@ -131,30 +135,31 @@ TEST(request_options_that_no_decoder_in_use_reads) {
   std::set<std::string> blocks = rules;
   blocks.insert({"d2f", "nemotron_spec"});
   const Case cases[] = {
-      {"block_size", {.block_size = 8}, blocks},
-      {"unmask", {.unmask = "factor"}, rules},
-      {"gamma", {.gamma = 0.5f}, rules},
-      {"proxy", {.proxy = "margin"}, rules},
-      {"factor", {.factor = 2.0f}, rules},
-      {"confidence_threshold", {.confidence_threshold = 0.5f}, rules},
-      {"top_n", {.top_n = 2}, rules},
-      {"steps", {.steps = 2}, fused},
-      {"horizon", {.horizon = 2}, {"dmtd"}},
-      {"block_add_threshold", {.block_add_threshold = 0.5f}, {"d2f"}},
-      {"decoded_token_threshold", {.decoded_token_threshold = 0.5f}, {"d2f"}},
-      {"skip_threshold", {.skip_threshold = 0.5f}, {"d2f"}},
+      {"block_size", {{"block_size", 8}}, blocks},
+      {"unmask", {{"unmask", "factor"}}, rules},
+      {"gamma", {{"gamma", 0.5f}}, rules},
+      {"proxy", {{"proxy", "margin"}}, rules},
+      {"factor", {{"factor", 2.0f}}, rules},
+      {"confidence_threshold", {{"confidence_threshold", 0.5f}}, rules},
+      {"top_n", {{"top_n", 2}}, rules},
+      {"steps", {{"steps", 2}}, fused},
+      {"horizon", {{"horizon", 2}}, {"dmtd"}},
+      {"block_add_threshold", {{"block_add_threshold", 0.5f}}, {"d2f"}},
+      {"decoded_token_threshold", {{"decoded_token_threshold", 0.5f}}, {"d2f"}},
+      {"skip_threshold", {{"skip_threshold", 0.5f}}, {"d2f"}},
   };
   const DecoderOptions file = with_mask();
-  for (const auto& [name, request, decoders] : cases) {
+  for (const auto& [name, asked, decoders] : cases) {
     for (const std::string& decoder : decoder_names()) {
-      const DecoderOptions options = decoder_options(request, file);
+      const DecoderOptions options = decoder_options(asked, file);
       const auto names = options_in_force(decoder, options);
-      CHECK_EQ(std::ranges::count(names, name), decoders.count(decoder));
+      CHECK_EQ(std::ranges::count(names, std::string_view(name), &Option::name),
+               decoders.count(decoder));
       if (decoders.contains(decoder)) {
-        check_effect(request, decoder, options, 100);
+        check_effect({.options = asked}, decoder, options, 100);
       } else {
         CHECK_THROWS_WITH(
-            check_effect(request, decoder, options, 100),
+            check_effect({.options = asked}, decoder, options, 100),
             format("`{}` has no effect with decoder \"{}\": leave it out", name, decoder));
       }
     }
@@ -163,32 +168,33 @@ TEST(request_options_that_no_decoder_in_use_reads) {
 
 TEST(request_options_that_the_rule_does_not_read) {
   const DecoderOptions file = with_mask();
-  const auto effect = [&](const Request& request) {
-    check_effect(request, "sbd", decoder_options(request, file), 100);
-  };
-  CHECK_THROWS_WITH(effect({.proxy = "margin", .factor = 2.0f}),
+  CHECK_THROWS_WITH(effect({{"proxy", "margin"}, {"factor", 2.0f}}, "sbd", file),
                     "`proxy` has no effect with unmask factor: leave it out, or use `unmask` "
                     "entropy_bounded, top_n");
-  CHECK_THROWS_WITH(effect({.unmask = "confidence", .gamma = 0.5f}),
+  CHECK_THROWS_WITH(effect({{"unmask", "confidence"}, {"gamma", 0.5f}}, "sbd", file),
                     "`gamma` has no effect with unmask confidence: leave it out, or use `unmask` "
                     "entropy_bounded");
-  CHECK_THROWS_WITH(effect({.steps = 2, .gamma = 0.5f}), "`steps` has no effect with unmask");
-  CHECK_THROWS_WITH(effect({.gamma = 0.5f, .top_n = 2}), "use `unmask` confidence, top_n");
-  CHECK_THROWS_WITH(effect({.unmask = "top_n", .factor = 2.0f}), "`factor` has no effect");
-  CHECK_THROWS_WITH(effect({.unmask = "top_n", .confidence_threshold = 0.5f}), "use `unmask` conf");
-  CHECK_THROWS_WITH(effect({.steps = 2, .top_n = 2}), "`top_n` has no effect beside `steps`");
-  effect({.unmask = "confidence", .confidence_threshold = 0.5f, .top_n = 2});
-  effect({.unmask = "top_n", .proxy = "position", .top_n = 2});
-  effect({.steps = 2, .unmask = "confidence"});
+  CHECK_THROWS_WITH(effect({{"steps", 2}, {"gamma", 0.5f}}, "sbd", file),
+                    "`steps` has no effect with unmask");
+  CHECK_THROWS_WITH(effect({{"gamma", 0.5f}, {"top_n", 2}}, "sbd", file),
+                    "use `unmask` confidence, top_n");
+  CHECK_THROWS_WITH(effect({{"unmask", "top_n"}, {"factor", 2.0f}}, "sbd", file),
+                    "`factor` has no effect");
+  CHECK_THROWS_WITH(effect({{"unmask", "top_n"}, {"confidence_threshold", 0.5f}}, "sbd", file),
+                    "use `unmask` conf");
+  CHECK_THROWS_WITH(effect({{"steps", 2}, {"top_n", 2}}, "sbd", file),
+                    "`top_n` has no effect beside `steps`");
+  effect({{"unmask", "confidence"}, {"confidence_threshold", 0.5f}, {"top_n", 2}}, "sbd", file);
+  effect({{"unmask", "top_n"}, {"proxy", "position"}, {"top_n", 2}}, "sbd", file);
+  effect({{"steps", 2}, {"unmask", "confidence"}}, "sbd", file);
 }
 
 TEST(request_what_an_option_without_effect_belongs_to) {
   DecoderOptions file = with_mask();
-  CHECK_THROWS_WITH(check_effect({.horizon = 2}, "sbd", file, 100), "leave it out");
+  CHECK_THROWS_WITH(effect({{"horizon", 2}}, "sbd", file), "leave it out");
   file.has_layer_cut = true;
-  CHECK_THROWS_WITH(check_effect({.horizon = 2}, "sbd", file, 100),
-                    "leave it out, or use `decoder` dmtd");
-  CHECK_THROWS_WITH(check_effect({.gamma = 0.5f}, "ntp", file, 100),
+  CHECK_THROWS_WITH(effect({{"horizon", 2}}, "sbd", file), "leave it out, or use `decoder` dmtd");
+  CHECK_THROWS_WITH(effect({{"gamma", 0.5f}}, "ntp", file),
                     "leave it out, or use `decoder` sbd, sbd_lossless");
 }
 

@@ -54,7 +54,7 @@ class TestBadInput:
             (["-p", "x", "-m", "other.bin"], "expected the model as MODEL or --model, got both"),
             (
                 ["-p", "x", "--factor", 1, "--gamma", 1],
-                "one of --gamma, --factor and --conf",
+                "one of --gamma, --factor, --conf",
             ),
             (["-p", "x" * 600, "-c", 100], "shorten it or raise --n-ctx (the model takes 512)"),
             (["-p", "x", "--no-such-flag"], "--no-such-flag"),

@@ -16,7 +16,7 @@ import pytest
 from python.command import COMMAND, PROMPT, check_error, run, run_here
 from python.tiny_model import with_template
 
-from sbd_engine import Engine, SbdValueError
+from sbd_engine import Engine, SbdValueError, _core
 from sbd_engine.parameters import Parameters
 
 
@@ -242,9 +242,9 @@ def test_every_option_reaches_the_engine(
         "seed": 11,
         "stop": ["never", "seen"],
     }
-    taken = {f.name: f.default for f in fields(Parameters)} | {
-        name: parameter.default for name, parameter in signature(Engine).parameters.items()
-    }
+    taken = {f.name: f.default for f in fields(Parameters) if f.name != "options"}
+    taken |= dict.fromkeys(option.name for option in _core.OPTIONS)
+    taken |= {name: given.default for name, given in signature(Engine).parameters.items()}
     # sample_index tells samples of one call apart: a command makes one.
     elsewhere = {"path", "prompt", "ignore_eos", "sample_index"}
     assert {*options, *engine_options} == {*taken} - elsewhere

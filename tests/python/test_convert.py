@@ -322,7 +322,7 @@ def test_without_a_mask_token_only_ntp(llama_copy: Path, tmp_path: Path) -> None
 def test_set_takes_every_key(llama: Path, tmp_path: Path) -> None:
     settings = {
         "unmask": "confidence",
-        "threshold": 0.75,
+        "confidence_threshold": 0.75,
         "proxy": "margin",
         "factor": 1.5,
         "top_n": 3,

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from python.tiny_model import BOS, EOS, MASK, VOCAB_SIZE, byte_tokenizer, write_tiny_model
 
-from sbd_engine import Completion, Engine, SbdError
+from sbd_engine import Completion, Engine, SbdError, _core
 from sbd_engine.parameters import parse
 from sbd_engine.session import Session
 
@@ -337,11 +337,15 @@ class TestSession:
 
         from sbd_engine import parameters
 
-        names = {field.name for field in fields(parameters.Parameters)}
+        table = {option.name: option.type for option in _core.OPTIONS}
+        names = {field.name for field in fields(parameters.Parameters)} - {"options"} | {*table}
         assert set(parameters._CHECKS) == names
-        assert set(parameters.Options.__annotations__) == names - {"prompt"}
-        assert parse({"prompt": "x", "gamma": None}).gamma is None
-        assert parse({"prompt": "x", "gamma": math.inf}).gamma == math.inf
+        typed = parameters.Options.__annotations__
+        assert set(typed) == names - {"prompt"}
+        for name, type in table.items():
+            assert typed[name].__forward_arg__ == f"{type} | None"
+        assert parse({"prompt": "x", "gamma": None}).options == {}
+        assert parse({"prompt": "x", "gamma": math.inf}).options == {"gamma": math.inf}
 
 
 def test_converting_needs_no_engine() -> None:

@@ -95,15 +95,15 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
             "block_size": 32,
             "seed_slot": 1,
             "unmask": "confidence",
-            "threshold": 0.9,
+            "confidence_threshold": 0.9,
         },
     ),
-    "sdar": ("qwen3", SDAR_KEYS | {"decoders": ["sdar"], "threshold": 0.85}),
+    "sdar": ("qwen3", SDAR_KEYS | {"decoders": ["sdar"], "confidence_threshold": 0.85}),
     "fast_dllm_v2": (
         "qwen2",
         SDAR_KEYS
         | {"decoders": ["fast_dllm_v2"], "block_size": 32, "sub_block_size": 8, "logit_shift": 1}
-        | {"seed_slot": 1, "threshold": 0.9},
+        | {"seed_slot": 1, "confidence_threshold": 0.9},
     ),
     "llada": (
         "llada",
@@ -132,7 +132,7 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "stable_diffcoder": (
         "llama",
-        SDAR_KEYS | {"decoders": ["sdar"], "mask_token_id": 5, "threshold": 0.95},
+        SDAR_KEYS | {"decoders": ["sdar"], "mask_token_id": 5, "confidence_threshold": 0.95},
     ),
     "wedlm_7b": ("qwen2", {"decoders": ["ntp"]}),
     "wedlm_8b": ("qwen3", {"decoders": ["ntp"]}),
@@ -179,7 +179,7 @@ def test_the_user_goes_before_the_published(tmp_path: Path) -> None:
         "mask_token_id": 7,
         "block_size": 16,
         "seed_slot": 0,
-        "threshold": 0.5,
+        "confidence_threshold": 0.5,
         "unmask": "confidence",
     }
     assert {key: metadata[f"sbd.{key}"] for key in expected} == expected
@@ -240,40 +240,23 @@ def test_wedlm_says_what_it_cannot(tmp_path: Path) -> None:
     assert "decodes as ntp" in " ".join(lines)
 
 
+CONFIDENT = {"unmask": "confidence", "confidence_threshold": 0.9, "top_n": 1}
 INSPECTED: dict[str, dict[str, Any]] = {
     "nemotron": {
-        "nemotron": {"block_size": 32, "unmask": "confidence", "confidence_threshold": 0.9},
+        "nemotron": {"block_size": 32, **CONFIDENT},
         "nemotron_spec": {"block_size": 32},
-        "sbd": {"block_size": 32, "unmask": "confidence", "confidence_threshold": 0.9},
-        "sbd_lossless": {"block_size": 32, "unmask": "confidence", "confidence_threshold": 0.9},
+        "sbd": {"block_size": 32, **CONFIDENT},
+        "sbd_lossless": {"block_size": 32, **CONFIDENT},
         "ntp": {},
     },
-    "sdar": {"sdar": {"block_size": 4, "unmask": "confidence", "confidence_threshold": 0.85}},
-    "fast_dllm_v2": {
-        "fast_dllm_v2": {
-            "block_size": 32,
-            "sub_block_size": 8,
-            "unmask": "confidence",
-            "confidence_threshold": 0.9,
-        }
-    },
+    "sdar": {"sdar": {"block_size": 4, **CONFIDENT, "confidence_threshold": 0.85}},
+    "fast_dllm_v2": {"fast_dllm_v2": {"block_size": 32, **CONFIDENT}},
     "llada": {
         "llada": {"block_size": 128, "unmask": "top_n", "top_n": 1, "proxy": "confidence"},
     },
-    "dream": {
-        "dream": {
-            "steps": 512,
-            "schedule": "linear",
-            "unmask": "top_n",
-            "top_n": 1,
-            "proxy": "entropy",
-        }
-    },
+    "dream": {"dream": {"steps": 512, "unmask": "top_n", "proxy": "entropy"}},
     "wedlm_7b": {"ntp": {}},
-    "dmtd": {
-        "dmtd": {"layers": [0, 1, 1], "horizon": 4, "prompt_rule": "all_heads"},
-        "ntp": {},
-    },
+    "dmtd": {"dmtd": {"horizon": 4}, "ntp": {}},
 }
 
 
@@ -292,7 +275,9 @@ def test_inspect_shows_what_a_file_can_run(name: str, tmp_path: Path) -> None:
     assert summary["decoders"] == expected
     assert [*summary["decoders"]] == [*expected]
     with Engine(tmp_path / "model.bin") as engine:
-        for decoder in expected:
+        for decoder, values in expected.items():
+            resolved = engine.resolve(decoder=decoder)
+            assert {name: resolved[name] for name in values} == values
             done = engine.generate(token_ids(5), decoder=decoder, max_tokens=2, ignore_eos=True)
             assert len(done.tokens) == 2
 

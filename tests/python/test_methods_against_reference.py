@@ -162,7 +162,7 @@ def test_d2f(seed: int, logit_shift: int, tmp_path: Path) -> None:
 FAMILIES: dict[str, tuple[Settings, dict[str, Any]]] = {
     "nemotron": (
         NEMOTRON,
-        {"seed_slot": 1, "unmask": "confidence", "threshold": 0.9},
+        {"seed_slot": 1, "unmask": "confidence", "confidence_threshold": 0.9},
     ),
     "sdar": (
         SDAR,
@@ -171,7 +171,7 @@ FAMILIES: dict[str, tuple[Settings, dict[str, Any]]] = {
             "block_origin": "absolute",
             "commit_attention": "block",
             "unmask": "confidence",
-            "threshold": 0.85,
+            "confidence_threshold": 0.85,
         },
     ),
     "fast_dllm_v2": (
@@ -184,7 +184,7 @@ FAMILIES: dict[str, tuple[Settings, dict[str, Any]]] = {
             "seed_slot": 1,
             "sub_block_size": 8,
             "unmask": "confidence",
-            "threshold": 1.0,
+            "confidence_threshold": 1.0,
         },
     ),
     "llada": (

@@ -13,7 +13,7 @@ from python.command import PROMPT, check_error, run_here
 from python.tiny_model import MASK, byte_tokenizer, write_tiny_model
 
 import sbd_engine
-from sbd_engine import Engine, Reveal, SbdError, SbdTypeError, SbdValueError
+from sbd_engine import Engine, Reveal, SbdError, SbdTypeError, SbdValueError, _core
 from sbd_engine.convert import convert
 from sbd_engine.parameters import Options, parse
 
@@ -28,7 +28,7 @@ def test_none_is_the_default_of_every_option(engine: Engine) -> None:
 
 
 def test_numbers_beyond_all_floats() -> None:
-    assert parse({"prompt": "x", "gamma": 10**400}).gamma == math.inf
+    assert parse({"prompt": "x", "gamma": 10**400}).options == {"gamma": math.inf}
     for huge in (10**400, -(10**400)):
         with pytest.raises(SbdValueError, match="expected `temperature` >= 0 and finite"):
             parse({"prompt": "x", "temperature": huge})
@@ -220,3 +220,29 @@ class TestReveals:
                 for reveal in reveals:
                     assert 0 < reveal.entropy <= math.log(272)
                     assert 0 < reveal.probability <= 1
+
+
+def test_the_converter_takes_what_the_engine_takes() -> None:
+    """Its list of keys stands apart, since it needs no engine."""
+    from sbd_engine.convert.settings import OLDER_KEYS, SETTINGS
+
+    for option in _core.OPTIONS:
+        key = f"sbd.{option.key}"
+        assert OLDER_KEYS.get(key, "") == (f"sbd.{option.older_key}" if option.older_key else "")
+        parse = SETTINGS[key].parse
+        assert [parse(name) for name in option.choices] == option.choices
+        # A file's blocks have a bound of their own.
+        most = 1024 if option.name == "block_size" else math.inf
+        for value in NUMBERS[option.type]:
+            try:
+                taken = parse(str(value)) == value
+            except ValueError:
+                taken = False
+            assert taken == (option.holds(value) and value <= most), (key, value)
+
+
+NUMBERS: dict[str, list[float]] = {
+    "int": [-1, 0, 1, 1024, 1025, 65536, 65537, 2**31 - 1],
+    "float": [-0.5, 0.0, 0.5, 1.0, 1.5, math.inf, math.nan],
+    "str": [],
+}
