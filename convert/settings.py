@@ -102,7 +102,7 @@ SETTINGS = {
     "sbd.mask_token_id": _integer(0),
     "sbd.eos_token_ids": _integers(0),
     "sbd.decoders": _choices(*DECODERS),
-    "sbd.block_size": _integer(1, 1024),  # the most that the engine's reader takes
+    "sbd.block_size": _integer(1, 1024),
     "sbd.sub_block_size": _integer(1, 1024),
     "sbd.steps": _integer(1, 1 << 16),
     "sbd.schedule": _choice(*SCHEDULES),

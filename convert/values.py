@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any, TypeGuard
 
 from .errors import ConvertError
@@ -10,6 +9,8 @@ from .errors import ConvertError
 Config = dict[str, Any]  # as in config.json
 Value = bool | int | float | str | list[str] | list[int] | list[float]  # of the model file
 
+
+_FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 
 # The most that the engine's reader takes, so that nothing is counted out that no model has.
 MOST = {
@@ -39,7 +40,8 @@ def number(values: Config, key: str, default: float | None = None) -> float:
 
 
 def is_finite(value: Any) -> TypeGuard[int | float]:
-    """Whether it is a number that a float can hold; JSON's may be NaN or have a thousand digits."""
+    """Whether it is a number that a model file's float can hold; JSON's may be NaN or have a
+    thousand digits."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return False
-    return -sys.float_info.max <= value <= sys.float_info.max
+    return -_FLOAT32_MAX <= value <= _FLOAT32_MAX

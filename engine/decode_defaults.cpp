@@ -13,10 +13,6 @@
 namespace sbd {
 namespace {
 
-// Sixteen times the largest in use. A block is one forward: without a bound, a file of a few bytes
-// with a huge context could ask for one that takes all memory and never ends.
-constexpr int kMostBlockSize = 1 << 10;
-
 // Beside those of the table of options.
 constexpr std::string_view kOtherKeys[] = {"mask_token_id",    "eos_token_ids", "decoders",
                                            "sub_block_size",   "schedule",      "logit_shift",
@@ -97,7 +93,7 @@ void read_block(const KeyReader& reader, const ModelConfig& config, BlockMethod&
   block.logit_shift = reader.integer("logit_shift", 0, 1, block.logit_shift);
   block.seed_slot = reader.integer("seed_slot", 0, 1, block.seed_slot) == 1;
 
-  const int most = std::min(config.max_position_embeddings, kMostBlockSize);
+  const int most = std::min(config.max_position_embeddings, kMaxBlockSize);
   if (reader.has("block_size")) {
     block.block_size = reader.integer("block_size", 1, most);
   } else if (block.prompt_attention == PromptAttention::full) {

@@ -85,10 +85,10 @@ constexpr auto kBlock = &Options::block;
 constexpr auto kUnmask = &BlockMethod::unmask;
 
 constexpr Option kOptions[] = {
-    number<kBlock, &BlockMethod::block_size>(kCount, {.name = "block_size",
-                                                      .key = "block_size",
-                                                      .group = option_group::block,
-                                                      .help = "Positions per block."}),
+    number<kBlock, &BlockMethod::block_size>({1, kMaxBlockSize}, {.name = "block_size",
+                                                                  .key = "block_size",
+                                                                  .group = option_group::block,
+                                                                  .help = "Positions per block."}),
     name<kUnmaskRules, kBlock, kUnmask, &Unmask::rule>(
         {.name = "unmask",
          .key = "unmask",

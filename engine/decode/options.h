@@ -36,6 +36,11 @@ namespace option_group {
 inline constexpr unsigned block = 1, unmask = 2, steps = 4, dmtd = 8, d2f = 16;
 }
 
+// Sixteen times the largest in use. A block is one forward, for which others wait and which no
+// interrupt ends: without a bound a file of a few bytes, or a request, could ask for one that takes
+// all memory and time.
+inline constexpr int kMaxBlockSize = 1 << 10;
+
 struct Range {
   double low;
   double high;

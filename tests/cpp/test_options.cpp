@@ -60,9 +60,11 @@ TEST(options_are_checked) {
       CHECK_THROWS_WITH(check(share, bad), format("expected `{}` from 0 to 1, got {}", share, bad));
     }
   }
-  for (const char* count : {"block_size", "top_n", "horizon"}) {
+  for (const char* count : {"top_n", "horizon"}) {
     CHECK_THROWS_WITH(check(count, 0), format("expected `{}` >= 1, got 0", count));
   }
+  CHECK_THROWS_WITH(check("block_size", 0), "expected `block_size` from 1 to 1024, got 0");
+  CHECK_THROWS_WITH(check("block_size", 1025), "got 1025");
   CHECK_THROWS_WITH(check("steps", 0), "expected `steps` from 1 to 65536, got 0");
   CHECK_THROWS_WITH(check("steps", (1 << 16) + 1), "got 65537");
   CHECK_THROWS_WITH(check("unmask", "eb"), "unknown `unmask` \"eb\": expected one of entropy_");
