@@ -144,7 +144,10 @@ BAD_CHECKPOINTS: list[tuple[Callable[[Path], None], str]] = [
     (_config(rope_parameters={"partial_rotary_factor": 0.5}), "partial_rotary_factor: expected 1"),
     (_config(rope_parameters={"llama_4_scaling_beta": 0.1}), "expected none in a llama model, got"),
     (_config(rope_parameters={"rope_theta": 10**400}), "rope_theta: expected a positive number"),
-    (_config(rope_parameters={"rope_theta": 1e308}), "rope_theta: expected a positive number, got 1e+308"),
+    (
+        _config(rope_parameters={"rope_theta": 1e308}),
+        "rope_theta: expected a positive number, got 1e+308",
+    ),
     (_config(num_hidden_layers=3), "9 tensors of a llama model are missing: model.layers.2."),
     (_config(num_hidden_layers=1), "9 tensors are none of a llama model: model.layers.1."),
     (_config(intermediate_size=64), "6 tensors have not the shape that config.json says"),
