@@ -144,7 +144,7 @@ BAD_CHECKPOINTS: list[tuple[Callable[[Path], None], str]] = [
     (_config(rope_parameters={"partial_rotary_factor": 0.5}), "partial_rotary_factor: expected 1"),
     (_config(rope_parameters={"llama_4_scaling_beta": 0.1}), "expected none in a llama model, got"),
     (_config(rope_parameters={"rope_theta": 10**400}), "rope_theta: expected a positive number"),
-    (
+    (_config(rope_parameters={"rope_theta": 1e308}), "a positive number, got 1e+308"),
         _config(rope_parameters={"rope_theta": 1e308}),
         "rope_theta: expected a positive number, got 1e+308",
     ),
