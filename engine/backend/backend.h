@@ -17,8 +17,8 @@
 #include "core/error.h"
 #include "core/peaks.h"
 #include "core/profile.h"
+#include "core/tensor.h"
 #include "core/types.h"
-#include "format/gguf.h"
 
 namespace sbd {
 

@@ -17,14 +17,6 @@
 
 namespace sbd {
 
-struct Tensor {  // as a backend takes it
-  std::string name;
-  DType dtype;
-  // Row-major, [out_features, in_features] for a weight: GGUF's order reversed.
-  std::vector<std::int64_t> shape;
-  std::span<const std::byte> data;
-};
-
 struct FileTensor {  // of any type
   std::string name;
   std::string type;            // GGUF's name of it, or the number of one that is not known

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "core/tensor.h"
 #include "format/gguf.h"
 #include "format/model_config.h"
 

@@ -15,7 +15,7 @@
 #include "backend/cpu/kernels.h"
 #include "check.h"
 #include "core/dtype.h"
-#include "format/gguf.h"
+#include "core/tensor.h"
 
 namespace sbd::test {
 

@@ -26,7 +26,7 @@ SOURCES = [
 DOORS = {
     "engine/core/": ["core/"],
     "engine/format/": ["core/", "format/"],
-    "engine/backend/backend.h": ["core/", "format/gguf.h"],
+    "engine/backend/backend.h": ["core/"],
     "engine/backend/cpu/": ["core/", "backend/backend.h", "backend/cpu/"],
     "engine/backend/cuda/": ["core/", "backend/backend.h", "backend/cuda/"],
     "engine/model/": ["core/", "format/", "model/", "backend/backend.h"],
@@ -101,6 +101,7 @@ def test_the_doors_shut() -> None:
     assert allowed("engine/engine.cpp", "backend/cpu/cpu_backend.h")
     for path, included in (
         ("engine/engine.h", "backend/backend.h"),
+        ("engine/backend/backend.h", "format/gguf.h"),
         ("engine/decode/ntp.cpp", "backend/backend.h"),
         ("engine/model/transformer.cpp", "backend/cpu/cpu_backend.h"),
         ("engine/backend/cpu/head.cpp", "decode/unmask.h"),
