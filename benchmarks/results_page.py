@@ -191,8 +191,8 @@ def interpolated(rows: Sequence[Figures], target: float) -> tuple[float, float] 
     for (x0, *left), (x1, *right) in pairwise(known):
         if x0 <= target <= x1:
             t = (target - x0) / (x1 - x0) if x1 > x0 else 0.0
-            value, half = (a + t * (b - a) for a, b in zip(left, right, strict=True))
-            return value, half
+            value, margin = (a + t * (b - a) for a, b in zip(left, right, strict=True))
+            return value, margin
     return None
 
 

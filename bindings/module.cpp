@@ -284,7 +284,8 @@ PYBIND11_MODULE(_core, module) {
       .def_readonly("prompt_rows", &Event::prompt_rows)
       .def_readonly("cached_tokens", &Event::cached_tokens)
       .def_property_readonly("accepted", [](const Event& event) { return event.events.accepted; })
-      .def_property_readonly("thought", [](const Event& event) { return event.events.thought; })
+      .def_property_readonly("ran_thinking",
+                             [](const Event& event) { return event.events.ran_thinking; })
       .def_property_readonly("last", &Event::last)
       .def("raise_error", &raise_error);
 

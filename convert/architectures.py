@@ -103,8 +103,8 @@ def _tensor_specs(config: Config, tied: bool) -> Iterator[TensorSpec]:
 
 def interleave_rotary(rows: NDArray[np.float32], head_dim: int) -> NDArray[np.float32]:
     """Rows of each head from the order 0, 1, 2, ... to 0, d/2, 1, d/2 + 1, ...: pairs adjoin."""
-    halves = rows.reshape(-1, 2, head_dim // 2, *rows.shape[1:])
-    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)
+    split = rows.reshape(-1, 2, head_dim // 2, *rows.shape[1:])
+    return np.ascontiguousarray(split.swapaxes(1, 2)).reshape(rows.shape)
 
 
 def rope_freqs(config: Config) -> NDArray[np.float32] | None:

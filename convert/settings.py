@@ -248,11 +248,11 @@ def _config_layers(config: dict[str, Any]) -> dict[str, Value]:
     """Direct Multi-Token Decoding's cut, as a checkpoint that was trained for it has it."""
     if config.get("num_thinking_layers") is None:
         return {}
-    runs = [
-        config.get(f"num_{run}_layers", missing)
-        for run, missing in (("encoding", 0), ("thinking", None), ("decoding", None))
+    sections = [
+        config.get(f"num_{section}_layers", missing)
+        for section, missing in (("encoding", 0), ("thinking", None), ("decoding", None))
     ]
-    text = ",".join(map(str, runs))
+    text = ",".join(map(str, sections))
     source = "config.json: num_*_layers"
     values = {"sbd.dmtd.layers": parse_setting("sbd.dmtd.layers", text, source)}
     if config.get("mtp_horizon") is not None:
@@ -317,13 +317,13 @@ def check_decoding(metadata: dict[str, Value], config: dict[str, Any]) -> None:
         raise ConvertError(
             f"--set sub_block_size: expected a divisor of the block size {block}, got {sub_block}"
         )
-    runs = metadata.get("sbd.dmtd.layers")
-    if isinstance(runs, list):
+    sections = metadata.get("sbd.dmtd.layers")
+    if isinstance(sections, list):
         layers = config["num_hidden_layers"]
-        if sum(map(int, runs)) != layers or 0 in runs[1:]:
+        if sum(map(int, sections)) != layers or 0 in sections[1:]:
             raise ConvertError(
                 f"--set dmtd.layers: expected encoding, thinking and decoding layers with a sum of "
-                f"{layers}, at least one in each of the latter two, got {runs}"
+                f"{layers}, at least one in each of the latter two, got {sections}"
             )
     decoders = metadata["sbd.decoders"]
     assert isinstance(decoders, list)

@@ -119,7 +119,7 @@ DecoderOptions read_decode_defaults(const Metadata& metadata, const ModelConfig&
   DecoderOptions defaults;
   defaults.named = read_decoders(reader, config);
   defaults.has_mask_token = config.mask_token_id.has_value();
-  defaults.has_layer_cut = config.layer_runs[1] > 0;
+  defaults.has_layer_cut = config.layer_sections[1] > 0;
   defaults.block.mask_token_id = config.mask_token_id.value_or(0);
   read_block(reader, config, defaults.block);
   read_options(reader, defaults);

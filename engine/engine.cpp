@@ -25,7 +25,7 @@ namespace {
 
 constexpr int kMaxThreads = 1024;
 // Of a forward outside of decoding.
-constexpr int kMostRows = Scheduler::kMostRows;
+constexpr int kMaxRows = Scheduler::kMaxRows;
 
 int available_cores() {
 #if defined(__linux__)
@@ -180,7 +180,7 @@ std::vector<float> Engine::forward(const std::vector<TokenId>& tokens, int block
   for (int begin = 0; begin < n;) {
     const int causal_end = n - block;
     const bool causal = begin < causal_end;
-    const int end = causal ? std::min(begin + kMostRows, causal_end) : n;
+    const int end = causal ? std::min(begin + kMaxRows, causal_end) : n;
     Segment segment;
     segment.tokens.assign(tokens.begin() + begin, tokens.begin() + end);
     segment.attention = causal ? Attention::causal : Attention::block;
@@ -203,8 +203,8 @@ std::vector<RowScores> Engine::score(const std::vector<TokenId>& tokens, int top
             "expected top from 0 to the vocabulary of {}, got {}", config_.vocab_size, top);
   KvCache kv = model_->make_kv(n_ctx_, kv_dtype_);
   std::vector<RowScores> scores;
-  for (int begin = 0; begin < n - 1; begin += kMostRows) {
-    const int end = std::min(begin + kMostRows, n - 1);
+  for (int begin = 0; begin < n - 1; begin += kMaxRows) {
+    const int end = std::min(begin + kMaxRows, n - 1);
     Segment segment;
     segment.tokens.assign(tokens.begin() + begin, tokens.begin() + end);
     for (int i = 0; i < end - begin; ++i) {

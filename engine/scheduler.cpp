@@ -11,16 +11,16 @@ namespace sbd {
 namespace {
 
 // A shorter common beginning is computed again rather than copied.
-constexpr int kLeastShared = 16;
+constexpr int kMinShared = 16;
 // How much longer a forward may take for the prompts that are read in it. The 95th percentile of
 // the time between tokens is to stay within three times of alone, and estimates are off by a few
 // per cent.
-constexpr double kMostSlowdown = 2.7;
-constexpr int kLeastPrefillRows = 16;
+constexpr double kMaxSlowdown = 2.7;
+constexpr int kMinPrefillRows = 16;
 // Rows that a prompt comes nearer for each forward that has passed it over.
 constexpr int kRowsForWaiting = 64;
 // After so many a prompt that cannot be cut is read whatever it takes.
-constexpr int kMostPassedOver = 8;
+constexpr int kMaxPassedOver = 8;
 
 }  // namespace
 
@@ -125,7 +125,7 @@ Scheduler::Lender Scheduler::find_lender(const Sequence& sequence) {
       lender = {.parked = match->id, .n = usable(match->length)};
     }
   }
-  return lender.n < kLeastShared ? Lender{} : lender;
+  return lender.n < kMinShared ? Lender{} : lender;
 }
 
 // A cache that is mostly what the sequence needs is taken over; from others it is copied.
@@ -156,7 +156,7 @@ void Scheduler::start(Sequence& sequence, const Lender& lender) {
 void Scheduler::park(Sequence& sequence) {
   const int n = sequence.shared_positions();
   const std::size_t n_bytes = bytes(n);
-  if (n < kLeastShared || n_bytes > options_.prefix_cache) return;
+  if (n < kMinShared || n_bytes > options_.prefix_cache) return;
   sequence.tokens.resize(static_cast<std::size_t>(n));
   // What this one begins with, or what begins with it, is kept once.
   const std::string& kind = sequence.sharing.kind;
@@ -241,20 +241,20 @@ std::vector<Scheduler::Turn> Scheduler::choose_turns() {
   std::ranges::rotate(decoding, first);
   next_turn_ = 0;
   for (Sequence* sequence : decoding) {
-    if (n_rows >= kMostRows) {
+    if (n_rows >= kMaxRows) {
       next_turn_ = sequence->id;
       break;
     }
-    take_turn(*sequence, kMostRows - n_rows);
+    take_turn(*sequence, kMaxRows - n_rows);
   }
 
   std::ranges::stable_sort(readers, {}, &Reader::order);
-  const int most = n_rows == 0 ? kMostRows : std::min(kMostRows, n_rows + prefill_rows(n_rows));
+  const int row_budget = n_rows == 0 ? kMaxRows : std::min(kMaxRows, n_rows + prefill_rows(n_rows));
   for (const Reader& reader : readers) {
-    const bool fits = n_rows + reader.demand.least_rows <= most;
-    const bool must = turns.empty() || reader.sequence->passed_over >= kMostPassedOver;
-    if (fits || (must && n_rows < most)) {
-      take_turn(*reader.sequence, most - n_rows);
+    const bool fits = n_rows + reader.demand.least_rows <= row_budget;
+    const bool must = turns.empty() || reader.sequence->passed_over >= kMaxPassedOver;
+    if (fits || (must && n_rows < row_budget)) {
+      take_turn(*reader.sequence, row_budget - n_rows);
     } else {
       ++reader.sequence->passed_over;
     }
@@ -263,12 +263,12 @@ std::vector<Scheduler::Turn> Scheduler::choose_turns() {
 }
 
 int Scheduler::prefill_rows(int decoding_rows) const {
-  const double most_ms = kMostSlowdown * costs_.ms(decoding_rows);
-  int rows = kLeastPrefillRows;
+  const double max_ms = kMaxSlowdown * costs_.ms(decoding_rows);
+  int rows = kMinPrefillRows;
   // Not far beyond what has been measured.
-  while (rows < kMostRows && decoding_rows + rows < costs_.most_rows() &&
-         costs_.ms(decoding_rows + rows + kLeastPrefillRows) <= most_ms) {
-    rows += kLeastPrefillRows;
+  while (rows < kMaxRows && decoding_rows + rows < costs_.max_rows() &&
+         costs_.ms(decoding_rows + rows + kMinPrefillRows) <= max_ms) {
+    rows += kMinPrefillRows;
   }
   return rows;
 }

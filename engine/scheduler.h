@@ -48,7 +48,7 @@ class Scheduler {
  public:
   // Rows of a forward at most, where one sequence does not need more: they bound the activations'
   // memory, and how long a cancellation waits.
-  static constexpr int kMostRows = 512;
+  static constexpr int kMaxRows = 512;
 
   Scheduler(Transformer& model, const SchedulerOptions& options);
 

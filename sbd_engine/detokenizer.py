@@ -24,7 +24,7 @@ class Detokenizer:
     strips the first space, or needs several tokens for one character, gives the text that it gives
     to the whole. The window begins in the prompt: the text continues it.
 
-    A token that is one byte has its own trap: decoders take a run of them as text in whole or not
+    A token that is one byte has its own trap: decoders take those in a row as text in whole or not
     at all, so that one missing byte takes back what was whole before it.
     """
 
@@ -40,7 +40,7 @@ class Detokenizer:
         """The text that `token` completes; "" while a character is incomplete."""
         self._pending.append(token)
         text = self._decode(self._context + self._pending)
-        if not text.startswith(self._shown):  # a run of bytes: the new ones begin another
+        if not text.startswith(self._shown):  # bytes in a row: the new ones begin anew
             self._context, self._shown = [], ""
             text = self._decode(self._pending)
         whole = text.rstrip(_REPLACEMENT)
@@ -61,7 +61,7 @@ class Detokenizer:
 
     def _end_of(self, prompt: list[int]) -> tuple[list[int], list[int]]:
         """The prompt's last tokens: those to begin with that end in a whole character, and those
-        of a character that it leaves incomplete. A window must not begin within a run of bytes at
+        of a character that it leaves incomplete. A window must not begin within bytes in a row at
         a place that makes it none."""
         for left in range(_CHARACTER_BYTES):
             end = len(prompt) - left

@@ -29,7 +29,7 @@ class Event(Protocol):
     @property
     def accepted(self) -> int | None: ...
     @property
-    def thought(self) -> bool: ...
+    def ran_thinking(self) -> bool: ...
 
 
 class Session:
@@ -75,7 +75,7 @@ class Session:
         self._nfe += bool(revealed) or event.accepted is not None
         if event.accepted is not None:
             self._accepted.append(event.accepted)
-        self._thinking_forwards += event.thought
+        self._thinking_forwards += event.ran_thinking
         if event.prompt_rows:
             self._prefilled = self._now
             self._decided_in_prefill += len(revealed)

@@ -1,7 +1,7 @@
 """The Set Block Decoding objective (Gat et al., arXiv 2509.04185, eq. 14).
 
 One forward over the doubled sequence `[x ; x_hat]` trains both jobs of the network. `x`, the clean
-half, is read causally and gives the next-token loss. `x_hat`, the noisy half, is the text in blocks
+copy, is read causally and gives the next-token loss. `x_hat`, the noisy copy, is the text in blocks
 of `block_size`, some of its tokens replaced by the mask token; its block b reads the clean tokens
 before the block and all of itself, and gives the loss of its masked positions, each *at that same
 position*.
@@ -77,7 +77,7 @@ def double(
     """The batch of eq. 14: `length` clean columns, then noisy ones, padded to a `multiple`.
 
     Each sequence draws its masks from its own generator, so a draw does not depend on the batch
-    around it. `block_size` None leaves the noisy half out: next-token training.
+    around it. `block_size` None leaves the noisy copy out: next-token training.
     """
     clean = [_stack([_clean_rows(e, d) for d, e in enumerate(s)], length) for s in sequences]
     if block_size is None:
@@ -88,10 +88,10 @@ def double(
     ]
     longest = max(sum(part.shape[1] for part in parts) for parts in noisy)
     width = -(-longest // multiple) * multiple
-    halves = [
+    rows = [
         torch.cat([x, _stack(parts, width)], 1) for x, parts in zip(clean, noisy, strict=True)
     ]
-    return Batch(length, *torch.stack(halves).unbind(1))
+    return Batch(length, *torch.stack(rows).unbind(1))
 
 
 def _clean_rows(example: Example, document: int) -> Tensor:
@@ -204,13 +204,13 @@ class Objective(nn.Module):
             position_ids=batch.positions,
             use_cache=False,
         ).last_hidden_state
-        halves = []
-        for half in slice(0, batch.clean), slice(batch.clean, None):
-            labels = batch.labels[:, half]
+        sums = []
+        for copy in slice(0, batch.clean), slice(batch.clean, None):
+            labels = batch.labels[:, copy]
             labelled = labels != IGNORED
-            loss = cross_entropy_sum(model.lm_head, hidden[:, half][labelled], labels[labelled])
-            halves.append((loss, labelled.sum()))
-        (ntp, ntp_labels), (matp, matp_labels) = halves
+            loss = cross_entropy_sum(model.lm_head, hidden[:, copy][labelled], labels[labelled])
+            sums.append((loss, labelled.sum()))
+        (ntp, ntp_labels), (matp, matp_labels) = sums
         return LossSums(ntp, matp, ntp_labels, matp_labels)
 
 

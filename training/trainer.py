@@ -51,7 +51,7 @@ class Recipe:
     micro_batch_size: int = 1  # sequences per forward
     objective: Literal["sbd", "ntp"] = "sbd"
     block_sizes: tuple[int, int] = (2, 16)  # one drawn per step, both ends included
-    noisy_multiple: int = 128  # noisy halves are filled up to one, for fewer different shapes
+    noisy_multiple: int = 128  # noisy copies are filled up to one, for fewer different shapes
     learning_rate: float = 3e-4
     warmup_steps: int = 200
     cooldown: float = 1.0  # the share of the steps, at the end, that takes the cosine; 1: all of it
@@ -179,7 +179,7 @@ class Trainer:
             group["lr"] = recipe.learning_rate_at(self.step)
 
         sequences = self.data.step(self.step)
-        # Eq. 14 adds the two halves' losses. Their sum is divided by the answer tokens of the whole
+        # Eq. 14 adds the two copies' losses. Their sum is divided by the answer tokens of the whole
         # step: known before any forward, and the same whatever was masked and however it is split.
         count = sum(example.labels for sequence in sequences for example in sequence)
         sums = torch.zeros(4, dtype=torch.float64, device=self.device)

@@ -95,7 +95,7 @@ struct OutputRow {
   RowAsk ask = {};
 };
 
-// A row that enters a run of layers: a x[x_row] + b y[y_row], of the outputs of two runs before. A
+// A row that enters a section of layers: a x[x_row] + b y[y_row], of the outputs of two before. A
 // coefficient of 0 leaves its input unread.
 struct Mix {
   int x_row;

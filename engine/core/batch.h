@@ -32,8 +32,8 @@ struct Sampling {
   std::uint64_t draw = 0;          // how often this position has been drawn before
 };
 
-// Direct Multi-Token Decoding (arXiv 2510.11958) cuts a model's layers into three runs: encoding,
-// thinking, decoding. Every row goes through the first; any other model is one run.
+// Direct Multi-Token Decoding (arXiv 2510.11958) cuts a model's layers into three sections:
+// encoding, thinking, decoding. Every row goes through the first; any other model is one.
 enum class Layers {
   all,
   refill,  // encoding and thinking: the row's keys and values there, for the rows behind it
@@ -84,14 +84,14 @@ struct Segment {
   Sampling sampling = {};
   std::vector<RowAsk> asks = {};  // one for each output; none: nothing is asked beyond statistics
   Layers layers = Layers::all;
-  // What the decoding run reads: encoded e + thought h, of what left the runs before it.
-  float encoded = 0.0f;
-  float thought = 1.0f;
+  // What the decoding section reads: e_factor e + h_factor h, of what left the two before it.
+  float e_factor = 0.0f;
+  float h_factor = 1.0f;
   bool adapted = false;  // the model's adapter is added
 };
 
 // What one sequence wants of a forward. Segments follow each other; where the next one goes through
-// a run of layers that rows before it left out, its rows there continue what is cached.
+// a section of layers that rows before it left out, its rows there continue what is cached.
 struct Plan {
   std::vector<Segment> segments;
   // Position of the first row: what is cached from there on is forgotten. Unset: the first

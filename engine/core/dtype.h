@@ -14,7 +14,7 @@ inline constexpr DType kDTypes[] = {DType::f32,  DType::f16,  DType::bf16, DType
 
 inline constexpr int kGroupSize = 32;        // weights that share a scale in Q8_0, Q4_0 and Q4_1
 inline constexpr int kSuperGroupSize = 256;  // weights of a K-quant's block
-inline constexpr int kHalfGroupSize = 16;    // weights that share a scale in Q6_K
+inline constexpr int kSmallGroupSize = 16;   // weights that share a scale in Q6_K
 
 struct BlockQ8_0 {      // w[i] = scale * quants[i]
   std::uint16_t scale;  // IEEE half
@@ -53,7 +53,7 @@ static_assert(sizeof(BlockQ4_K) == 144);
 struct BlockQ6_K {
   std::uint8_t lows[kSuperGroupSize / 2];
   std::uint8_t highs[kSuperGroupSize / 4];
-  std::int8_t scales[kSuperGroupSize / kHalfGroupSize];
+  std::int8_t scales[kSuperGroupSize / kSmallGroupSize];
   std::uint16_t scale;  // IEEE half
 };
 static_assert(sizeof(BlockQ6_K) == 210);

@@ -39,7 +39,7 @@ struct Events {
   // Tokens that a verifying forward found to be next-token decoding's own. Such a forward is an NFE
   // even where it reveals nothing new.
   std::optional<int> accepted = {};
-  bool thought = false;  // DMTD: the forward ran the thinking layers
+  bool ran_thinking = false;  // DMTD: the forward ran the thinking layers
 };
 
 // What every decoder needs to know about its task.

@@ -20,9 +20,9 @@ std::vector<Segment> DmtdDecoder::prompt_segments(int end) const {
   std::vector<Segment> segments;
   for (int position = read_; position < end; ++position) {
     Segment row{.tokens = {}, .sampling = task_.sampling};
-    row.encoded = method_.prompt_rule == DmtdPromptRule::plain ? 0.0f : 1.0f;
-    row.thought = method_.prompt_rule == DmtdPromptRule::train && !is_head(position) ? 0.0f : 1.0f;
-    if (segments.empty() || segments.back().thought != row.thought) {
+    row.e_factor = method_.prompt_rule == DmtdPromptRule::plain ? 0.0f : 1.0f;
+    row.h_factor = method_.prompt_rule == DmtdPromptRule::train && !is_head(position) ? 0.0f : 1.0f;
+    if (segments.empty() || segments.back().h_factor != row.h_factor) {
       segments.push_back(std::move(row));
     }
     segments.back().tokens.push_back(task_.prompt[static_cast<std::size_t>(position)]);
@@ -38,13 +38,13 @@ Sharing DmtdDecoder::sharing() const {
           .most = prompt_size() - 1};
 }
 
-void DmtdDecoder::begin_behind(int n_cached) { read_ = thought_ = n_cached; }
+void DmtdDecoder::begin_behind(int n_cached) { read_ = in_thinking_ = n_cached; }
 
 Demand DmtdDecoder::demand() const {
   const int left = prompt_size() - read_;
   if (left > 0) return {.least_rows = 1, .prompt_rows = left};
   const int waiting = static_cast<int>(waiting_.size());
-  return {.least_rows = is_head(thought_ + waiting - 1) ? waiting : 1, .prompt_rows = 0};
+  return {.least_rows = is_head(in_thinking_ + waiting - 1) ? waiting : 1, .prompt_rows = 0};
 }
 
 Plan DmtdDecoder::plan(const Budget& budget) const {
@@ -56,9 +56,9 @@ Plan DmtdDecoder::plan(const Budget& budget) const {
       return plan;
     }
   } else {
-    const int newest = thought_ + static_cast<int>(waiting_.size()) - 1;
+    const int newest = in_thinking_ + static_cast<int>(waiting_.size()) - 1;
     const bool head = is_head(newest);
-    plan.start = head ? thought_ : newest;
+    plan.start = head ? in_thinking_ : newest;
     if (head && waiting_.size() > 1) {
       plan.segments.push_back(
           {.tokens = {waiting_.begin(), waiting_.end() - 1}, .layers = Layers::refill});
@@ -66,8 +66,8 @@ Plan DmtdDecoder::plan(const Budget& budget) const {
     plan.segments.push_back({.tokens = {waiting_.back()},
                              .sampling = task_.sampling,
                              .layers = head ? Layers::all : Layers::skip,
-                             .encoded = 1.0f,
-                             .thought = head ? 1.0f : 0.0f});
+                             .e_factor = 1.0f,
+                             .h_factor = head ? 1.0f : 0.0f});
   }
   Segment& last = plan.segments.back();
   last.outputs = {static_cast<int>(last.tokens.size()) - 1};
@@ -78,11 +78,11 @@ Plan DmtdDecoder::plan(const Budget& budget) const {
 Events DmtdDecoder::absorb(const Plan& plan, std::span<const RowStats> stats) {
   check_rows(plan, stats);
   Events events;
-  events.thought = plan.segments.back().layers != Layers::skip;
+  events.ran_thinking = plan.segments.back().layers != Layers::skip;
   if (read_ < prompt_size()) {
-    read_ = thought_ = read_ + plan.n_rows();
-  } else if (events.thought) {
-    thought_ += plan.n_rows();
+    read_ = in_thinking_ = read_ + plan.n_rows();
+  } else if (events.ran_thinking) {
+    in_thinking_ += plan.n_rows();
     waiting_.clear();
   }
   if (stats.empty()) {

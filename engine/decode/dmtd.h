@@ -1,5 +1,5 @@
-// Direct Multi-Token Decoding (arXiv 2510.11958): layers in three runs, encoding E, thinking T and
-// decoding D. T runs for every tau-th token only, the head of a cycle; the rows it left out are
+// Direct Multi-Token Decoding (arXiv 2510.11958): layers in three sections, encoding E, thinking T
+// and decoding D. T runs for every tau-th token only, the head of a cycle; the rows it left out are
 // refilled in front of the next head, as its keys and values. With e = E(embedding) and h = T(e),
 //
 //   logits = head(norm(D(a e + b h))),  an ordinary next-token prediction;
@@ -52,7 +52,7 @@ class DmtdDecoder final : public Decoder {
   DmtdMethod method_;
   int read_ = 0;                  // prompt tokens the cache has
   int decided_ = 0;               // new tokens
-  int thought_ = 0;               // positions whose keys and values T has
+  int in_thinking_ = 0;           // positions whose keys and values T has
   std::vector<TokenId> waiting_;  // the tokens from there on, the newest at the end
 };
 

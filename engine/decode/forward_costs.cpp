@@ -9,7 +9,7 @@ void ForwardCosts::record(int rows, double ms) {
   const auto nearest = std::ranges::min_element(
       kRows, {}, [rows](int count) { return std::abs(std::log(double(count) / rows)); });
   Measured& place = measured_[static_cast<std::size_t>(nearest - kRows.begin())];
-  most_rows_ = std::max(most_rows_, rows);
+  max_rows_ = std::max(max_rows_, rows);
   if (place.ms == 0) {
     place = {static_cast<double>(rows), ms};
     return;

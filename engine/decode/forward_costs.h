@@ -10,7 +10,7 @@ class ForwardCosts {
   // A forward of so many rows took so long.
   void record(int rows, double ms);
   // Of the largest one.
-  int most_rows() const { return most_rows_; }
+  int max_rows() const { return max_rows_; }
   // Estimated milliseconds: between measured row counts by a straight line, beyond them by the last
   // one's. 0 where nothing has been measured.
   double ms(int rows) const;
@@ -24,7 +24,7 @@ class ForwardCosts {
     double ms = 0;  // 0: never
   };
   std::array<Measured, kRows.size()> measured_{};
-  int most_rows_ = 0;
+  int max_rows_ = 0;
 };
 
 }  // namespace sbd

@@ -23,8 +23,8 @@ constexpr std::uint64_t kSmallestString = 8;   // its length
 
 // Memory takes about 100 bytes for a key, 8 and more for an array's element. Ten times what the
 // largest tokenizers have is enough, and bounds both in a huge hostile file too.
-constexpr std::uint64_t kMostKeyValues = 1 << 16;
-constexpr std::uint64_t kMostArrayElements = 1 << 24;  // of all arrays together
+constexpr std::uint64_t kMaxKeyValues = 1 << 16;
+constexpr std::uint64_t kMaxArrayElements = 1 << 24;  // of all arrays together
 
 enum class ValueType : std::uint32_t {
   u8,
@@ -97,8 +97,8 @@ class Parser {
     tensor_count_ = cursor_.read<std::uint64_t>(header);
     key_value_count_ = cursor_.read<std::uint64_t>(header);
     cursor_.check_count(header, "keys", key_value_count_, kSmallestKeyValue);
-    SBD_CHECK(key_value_count_ <= kMostKeyValues, "{}: {} keys, expected at most {}; {}", source_,
-              key_value_count_, kMostKeyValues, kAgain);
+    SBD_CHECK(key_value_count_ <= kMaxKeyValues, "{}: {} keys, expected at most {}; {}", source_,
+              key_value_count_, kMaxKeyValues, kAgain);
   }
 
   [[noreturn]] void refuse_other_format(std::string_view text) const {
@@ -207,9 +207,9 @@ class Parser {
   std::vector<T> read_elements(std::uint64_t length, std::uint64_t smallest, const Place& place,
                                Read read) {
     cursor_.check_count(place, "array elements", length, smallest);
-    SBD_CHECK(length <= kMostArrayElements - array_elements_,
+    SBD_CHECK(length <= kMaxArrayElements - array_elements_,
               "{}: {}: {} array elements, but {} is the most of all arrays together; {}", source_,
-              place, array_elements_ + length, kMostArrayElements, kAgain);
+              place, array_elements_ + length, kMaxArrayElements, kAgain);
     array_elements_ += length;
     std::vector<T> elements;
     elements.reserve(length);
@@ -351,10 +351,10 @@ class Parser {
 }  // namespace
 
 std::string why_types_cannot_run(const std::vector<FileTensor>& tensors) {
-  constexpr std::size_t kMostNamed = 8;
+  constexpr std::size_t kMaxNamed = 8;
   std::vector<std::string> types;
   for (const FileTensor& tensor : tensors) {
-    if (tensor.dtype || types.size() == kMostNamed) continue;
+    if (tensor.dtype || types.size() == kMaxNamed) continue;
     if (std::ranges::find(types, tensor.type) == types.end()) types.push_back(tensor.type);
   }
   if (types.empty()) return {};

@@ -32,12 +32,12 @@ constexpr Architecture kArchitectures[] = {
 
 // Several times what the largest models have, and small enough that the cache's size in bytes,
 // 2 * layers * context * (kv heads * head_dim) * 4 <= 2^60, and every row fit their integers.
-constexpr int kMostLayers = 1 << 12;
-constexpr int kMostHidden = 1 << 18;  // also of heads * head_dim
-constexpr int kMostIntermediate = 1 << 20;
-constexpr int kMostVocab = 1 << 22;
-constexpr int kMostContext = 1 << 27;
-constexpr std::size_t kMostEosTokens = 1 << 8;  // each one is looked up for every new token
+constexpr int kMaxLayers = 1 << 12;
+constexpr int kMaxHidden = 1 << 18;  // also of heads * head_dim
+constexpr int kMaxIntermediate = 1 << 20;
+constexpr int kMaxVocab = 1 << 22;
+constexpr int kMaxContext = 1 << 27;
+constexpr std::size_t kMaxEosTokens = 1 << 8;  // each one is looked up for every new token
 
 // Operations that a file may ask for and the forward does not have: the keys, and the value with
 // which they do nothing.
@@ -128,15 +128,15 @@ void refuse_missing_operations(const KeyReader& reader) {
 }
 
 void read_heads(const KeyReader& reader, ModelConfig& config) {
-  const int heads = reader.integer("attention.head_count", 1, kMostHidden);
-  const int kv_heads = reader.integer("attention.head_count_kv", 1, kMostHidden, heads);
+  const int heads = reader.integer("attention.head_count", 1, kMaxHidden);
+  const int kv_heads = reader.integer("attention.head_count_kv", 1, kMaxHidden, heads);
   reader.check(heads % kv_heads == 0, "attention.head_count_kv", kv_heads,
                format("a divisor of the {} heads", heads));
   reader.check(reader.has("attention.key_length") || config.hidden_size % heads == 0,
                "attention.head_count", heads,
                format("a divisor of embedding_length {}", config.hidden_size));
 
-  const int most = kMostHidden / heads;
+  const int most = kMaxHidden / heads;
   const int head_dim = reader.integer("attention.key_length", 1, most, config.hidden_size / heads);
   reader.check(head_dim % 2 == 0, "attention.key_length", head_dim, "an even number");
   for (const std::string_view same : {"attention.value_length", "rope.dimension_count"}) {
@@ -152,15 +152,15 @@ void read_vocab_size(const KeyReader& reader, std::span<const FileTensor> tensor
                      ModelConfig& config) {
   const Metadata& metadata = reader.metadata();
   const std::size_t tokens = metadata.contains(kTokens) ? metadata.strings(kTokens).size() : 0;
-  SBD_CHECK(tokens <= kMostVocab,
+  SBD_CHECK(tokens <= kMaxVocab,
             "{}: key '{}' has {} tokens, expected at most {}; convert the checkpoint again",
-            metadata.source(), kTokens, tokens, kMostVocab);
+            metadata.source(), kTokens, tokens, kMaxVocab);
   const int count = static_cast<int>(tokens);
   const auto embedding = std::ranges::find(tensors, "token_embd.weight", &FileTensor::name);
   const std::int64_t rows = embedding == tensors.end() ? 0 : embedding->shape.front();
-  const int missing = static_cast<int>(std::clamp<std::int64_t>(rows, count, kMostVocab));
-  config.vocab_size = missing == 0 ? reader.integer("vocab_size", 1, kMostVocab)
-                                   : reader.integer("vocab_size", 1, kMostVocab, missing);
+  const int missing = static_cast<int>(std::clamp<std::int64_t>(rows, count, kMaxVocab));
+  config.vocab_size = missing == 0 ? reader.integer("vocab_size", 1, kMaxVocab)
+                                   : reader.integer("vocab_size", 1, kMaxVocab, missing);
   reader.check(count <= config.vocab_size, "vocab_size", config.vocab_size,
                format("at least the tokenizer's {} tokens", count));
 }
@@ -264,10 +264,10 @@ void read_eos_token_ids(const Metadata& metadata, ModelConfig& config) {
     auto& ids = config.eos_token_ids;
     const auto token = static_cast<TokenId>(id);
     if (std::find(ids.begin(), ids.end(), token) == ids.end()) {
-      SBD_CHECK(ids.size() < kMostEosTokens,
+      SBD_CHECK(ids.size() < kMaxEosTokens,
                 "{}: key '{}' has more than {} token ids, expected at most that many; convert the "
                 "checkpoint again",
-                metadata.source(), key, kMostEosTokens);
+                metadata.source(), key, kMaxEosTokens);
       ids.push_back(token);
     }
   };
@@ -306,23 +306,23 @@ void read_mask_token_id(const Metadata& metadata, ModelConfig& config) {
 }
 
 // Direct Multi-Token Decoding's cut of the layers.
-void read_layer_runs(const Metadata& metadata, ModelConfig& config) {
+void read_layer_sections(const Metadata& metadata, ModelConfig& config) {
   constexpr std::string_view kLayers = "sbd.dmtd.layers";
   const int all = config.num_hidden_layers;
-  config.layer_runs = {0, 0, all};
+  config.layer_sections = {0, 0, all};
   if (!metadata.contains(kLayers)) return;
-  const auto& runs = metadata.integers(kLayers);
-  bool fits = runs.size() == kLayerRuns;
+  const auto& sections = metadata.integers(kLayers);
+  bool fits = sections.size() == kLayerSections;
   std::int64_t sum = 0;
-  for (std::size_t i = 0; fits && i < runs.size(); ++i) {
-    fits = runs[i] >= (i == 0 ? 0 : 1) && runs[i] <= all;  // encoding may be empty
-    sum += runs[i];
+  for (std::size_t i = 0; fits && i < sections.size(); ++i) {
+    fits = sections[i] >= (i == 0 ? 0 : 1) && sections[i] <= all;  // encoding may be empty
+    sum += sections[i];
   }
   SBD_CHECK(fits && sum == all,
             "{}: key '{}' is {}, expected encoding (0 or more), thinking and decoding layers that "
             "add up to {}; convert the checkpoint again",
-            metadata.source(), kLayers, joined(runs), all);
-  std::ranges::copy(runs, config.layer_runs.begin());
+            metadata.source(), kLayers, joined(sections), all);
+  std::ranges::copy(sections, config.layer_sections.begin());
 }
 
 void refuse_a_part(const Metadata& metadata) {
@@ -347,10 +347,10 @@ ModelConfig read_model_config(const Metadata& metadata, std::span<const FileTens
 
   const KeyReader reader(metadata, config.architecture + ".");
   refuse_missing_operations(reader);
-  config.num_hidden_layers = reader.integer("block_count", 1, kMostLayers);
-  config.hidden_size = reader.integer("embedding_length", 1, kMostHidden);
-  config.intermediate_size = reader.integer("feed_forward_length", 1, kMostIntermediate);
-  config.max_position_embeddings = reader.integer("context_length", 1, kMostContext);
+  config.num_hidden_layers = reader.integer("block_count", 1, kMaxLayers);
+  config.hidden_size = reader.integer("embedding_length", 1, kMaxHidden);
+  config.intermediate_size = reader.integer("feed_forward_length", 1, kMaxIntermediate);
+  config.max_position_embeddings = reader.integer("context_length", 1, kMaxContext);
   config.sliding_window = reader.integer("attention.sliding_window", 0, INT_MAX, 0);
 
   constexpr std::string_view kEps = "attention.layer_norm_rms_epsilon";
@@ -364,7 +364,7 @@ ModelConfig read_model_config(const Metadata& metadata, std::span<const FileTens
   read_attention_temperature(reader, config);
   read_eos_token_ids(metadata, config);
   read_mask_token_id(metadata, config);
-  read_layer_runs(metadata, config);
+  read_layer_sections(metadata, config);
   return config;
 }
 

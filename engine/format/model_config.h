@@ -13,8 +13,8 @@
 
 namespace sbd {
 
-// Runs of layers in Direct Multi-Token Decoding: encoding, thinking, decoding.
-inline constexpr int kLayerRuns = 3;
+// Sections of layers in Direct Multi-Token Decoding: encoding, thinking, decoding.
+inline constexpr int kLayerSections = 3;
 
 // YaRN (arXiv 2309.00071): RoPE's frequencies that turn seldom within the length that the model was
 // first trained for are divided by a factor.
@@ -50,7 +50,8 @@ struct ModelConfig {
   bool attention_bias = false;    // q, k, v must have biases; else they may
   bool qk_norm = false;           // RMSNorm of each q and k head before RoPE
 
-  std::array<int, kLayerRuns> layer_runs{};  // layers in each; without such a cut all in the last
+  std::array<int, kLayerSections>
+      layer_sections{};  // layers in each; without such a cut all in the last
 
   std::vector<TokenId> eos_token_ids;
   std::optional<TokenId> mask_token_id;

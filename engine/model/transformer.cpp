@@ -74,7 +74,7 @@ void Transformer::run_layers(const Batch& batch) {
   gather_rows(batch);
   const auto& [encoding, thinking, decoding] = rows_;
   reserve(encoding.tokens.size());
-  const int t = config_.layer_runs[0], d = t + config_.layer_runs[1];
+  const int t = config_.layer_sections[0], d = t + config_.layer_sections[1];
   const auto& [e, h, z] = residual_;
 
   begin(encoding);
@@ -180,8 +180,8 @@ void Transformer::gather_rows(const Batch& batch) {
   adapted_ = false;
   for (const SequencePlan& sequence : batch.sequences) {
     for (const Segment& segment : sequence.plan.segments) {
-      uniform_ =
-          uniform_ && segment.layers == Layers::all && segment.encoded == 0 && segment.thought == 1;
+      uniform_ = uniform_ && segment.layers == Layers::all && segment.e_factor == 0 &&
+                 segment.h_factor == 1;
       adapted_ = adapted_ || segment.adapted;
     }
   }
@@ -213,8 +213,9 @@ void check_rules(const LogitRules& rules, int vocab_size) {
   }
 }
 
-// How many positions of a sequence a run of layers has in the cache, as a forward's segments go by.
-struct RunLength {
+// How many positions of a sequence a section of layers has in the cache, as a forward's segments go
+// by.
+struct SectionLength {
   int kept = 0;     // behind the forward
   int written = 0;  // within it
   bool begun = false;
@@ -238,9 +239,9 @@ struct RunLength {
 void Transformer::gather_sequence(const SequencePlan& sequence) {
   auto& [encoding, thinking, decoding] = rows_;
   const KvCache& kv = *sequence.kv;
-  std::array<int, kLayerRuns> first_row;
-  std::array<RunLength, kLayerRuns> lengths;
-  for (int r = 0; r < kLayerRuns; ++r) {
+  std::array<int, kLayerSections> first_row;
+  std::array<SectionLength, kLayerSections> lengths;
+  for (int r = 0; r < kLayerSections; ++r) {
     first_row[r] = rows_[r].size();
     lengths[r].kept = lengths[r].written = kv.lengths()[r];
   }
@@ -277,7 +278,7 @@ void Transformer::gather_sequence(const SequencePlan& sequence) {
       add(encoding, {});
       if (uniform_) continue;
       if (thinks) add(thinking, {e, 1, 0, 0});
-      if (decodes) add(decoding, {e, segment.encoded, h, thinks ? segment.thought : 0});
+      if (decodes) add(decoding, {e, segment.e_factor, h, thinks ? segment.h_factor : 0});
     }
     SBD_CHECK(segment.asks.empty() || segment.asks.size() == segment.outputs.size(),
               "{} rows are wanted and {} asks given", segment.outputs.size(), segment.asks.size());
@@ -294,7 +295,7 @@ void Transformer::gather_sequence(const SequencePlan& sequence) {
     }
     position += n;
   }
-  for (int r = 0; r < kLayerRuns; ++r) {
+  for (int r = 0; r < kLayerSections; ++r) {
     const int n_rows = rows_[r].size() - first_row[r];
     if (n_rows > 0) rows_[r].sequences.push_back({kv.storage(), first_row[r], n_rows});
   }

@@ -14,15 +14,15 @@
 
 namespace sbd {
 
-// Keys and values of one sequence. Positions [0, length) of a run of layers are committed; a
+// Keys and values of one sequence. Positions [0, length) of a section of layers are committed; a
 // forward writes behind them.
 class KvCache {
  public:
   KvCache(Backend& backend, const ModelConfig& config, int capacity, DType dtype);
 
   int length() const { return std::ranges::min(lengths_); }
-  const std::array<int, kLayerRuns>& lengths() const { return lengths_; }
-  void set_lengths(const std::array<int, kLayerRuns>& lengths) { lengths_ = lengths; }
+  const std::array<int, kLayerSections>& lengths() const { return lengths_; }
+  void set_lengths(const std::array<int, kLayerSections>& lengths) { lengths_ = lengths; }
   // Forgets the positions from n on.
   void truncate(int n) {
     for (int& length : lengths_) length = std::min(length, n);
@@ -38,7 +38,7 @@ class KvCache {
 
  private:
   std::unique_ptr<KvStorage> storage_;
-  std::array<int, kLayerRuns> lengths_{};
+  std::array<int, kLayerSections> lengths_{};
   int capacity_;
 };
 
@@ -68,13 +68,13 @@ class Transformer {
   std::vector<float> forward_logits(const Batch& batch);
 
  private:
-  // The rows of one run of layers.
+  // The rows of one section of layers.
   struct Rows {
     std::vector<TokenId> tokens;
     std::vector<int> positions;
     std::vector<int> kv_end;
     std::vector<SequenceRows> sequences;
-    std::vector<Mix> mixes;    // what each row enters the run with, of the runs before
+    std::vector<Mix> mixes;    // what each row enters the section with, of those before
     std::vector<Mix> adapted;  // each row's share of the adapter
 
     int size() const { return static_cast<int>(tokens.size()); }
@@ -108,21 +108,21 @@ class Transformer {
   Adapter adapter_;
 
   // The forward at hand.
-  std::array<Rows, kLayerRuns> rows_;
+  std::array<Rows, kLayerSections> rows_;
   bool uniform_ = true;   // every row goes through all layers, one after the other
   bool adapted_ = false;  // some rows ask for the adapter
-  std::vector<std::array<int, kLayerRuns>> kv_lengths_;  // of each sequence, behind the forward
+  std::vector<std::array<int, kLayerSections>> kv_lengths_;  // of each sequence, behind the forward
   std::vector<OutputRow> outputs_;
   std::vector<float> query_scale_;  // of the rows at hand; empty: 1
   const float* head_input_ = nullptr;
 
   // Activations [rows, .], grown to the largest forward seen.
   std::size_t reserved_rows_ = 0;
-  std::array<Buffer, kLayerRuns> residual_;  // [rows, H]
-  Buffer q_, k_, v_;                         // [rows, N D], [rows, G D], [rows, G D]
-  Buffer attended_;                          // [rows, N D]
-  Buffer gate_, up_;                         // [rows, I]
-  Buffer low_rank_, low_rank_scaled_;        // [rows, rank] of the adapter
+  std::array<Buffer, kLayerSections> residual_;  // [rows, H]
+  Buffer q_, k_, v_;                             // [rows, N D], [rows, G D], [rows, G D]
+  Buffer attended_;                              // [rows, N D]
+  Buffer gate_, up_;                             // [rows, I]
+  Buffer low_rank_, low_rank_scaled_;            // [rows, rank] of the adapter
 };
 
 }  // namespace sbd

@@ -30,10 +30,10 @@ def share(successes: int, n: int) -> Estimate:
     """successes / n with Wilson's score interval. n > 0."""
     p = successes / n
     centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
+    reach = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
     # The ends are exact where nothing, or everything, succeeded: there rounding would miss them.
-    low = 0.0 if successes == 0 else centre - half
-    high = 1.0 if successes == n else centre + half
+    low = 0.0 if successes == 0 else centre - reach
+    high = 1.0 if successes == n else centre + reach
     return Estimate(p, low, high)
 
 
@@ -56,14 +56,14 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> Estimate
             excess = max(excess - n / 2, 0.0)
         phi = excess / math.sqrt(margins)
 
-    def half(a: float, b: float) -> float:
+    def reach(a: float, b: float) -> float:
         return math.sqrt(max(a**2 - 2 * phi * a * b + b**2, 0))
 
     difference = p.value - q.value
     return Estimate(
         difference,
-        difference - half(p.value - p.low, q.high - q.value),
-        difference + half(p.high - p.value, q.value - q.low),
+        difference - reach(p.value - p.low, q.high - q.value),
+        difference + reach(p.high - p.value, q.value - q.low),
     )
 
 

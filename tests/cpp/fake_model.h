@@ -56,7 +56,7 @@ inline RowStats agreeing_row(std::span<const TokenId> visible, int position, Att
 
 // Runs a decoder whose rows all go through all layers, and holds it to what a plan promises.
 inline Outcome run(Decoder& decoder, const DecodeTask& task, bool agreeing = false,
-                   int most_rows = 512) {
+                   int max_rows = 512) {
   Outcome outcome;
   Tokens cache;
   std::map<int, TokenId> revealed;  // the newest at each position
@@ -70,7 +70,7 @@ inline Outcome run(Decoder& decoder, const DecodeTask& task, bool agreeing = fal
   for (int forward = 0; forward < 1000; ++forward) {
     std::vector<RowStats> stats;
     const Budget budget{1 + static_cast<int>(combine(29, static_cast<std::uint64_t>(forward)) %
-                                             static_cast<std::uint64_t>(most_rows))};
+                                             static_cast<std::uint64_t>(max_rows))};
     const Demand demand = decoder.demand();
     const Plan plan = decoder.plan(budget);
     CHECK(plan.n_rows() <= std::max(budget.rows, demand.least_rows));

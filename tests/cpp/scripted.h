@@ -53,8 +53,8 @@ inline std::string text(const Plan& plan) {
     }
     if (segment.layers == Layers::refill) out += "refill ";
     if (segment.layers == Layers::skip) out += "skip ";
-    if (segment.encoded == 1 && segment.thought == 1) out += "e+h ";
-    if (segment.encoded == 1 && segment.thought == 0) out += "e ";
+    if (segment.e_factor == 1 && segment.h_factor == 1) out += "e+h ";
+    if (segment.e_factor == 1 && segment.h_factor == 0) out += "e ";
     if (segment.adapted) out += "adapted ";
     out += segment.attention == Attention::causal ? "causal " : "block ";
     out += segment.kv == Kv::commit ? "commit" : "scratch";
@@ -67,7 +67,7 @@ inline std::string text(const Plan& plan) {
   return out;
 }
 
-// "0:4 2:6 | 4 | stop": revealed, committed, finished; then "accepted 2" and "thought".
+// "0:4 2:6 | 4 | stop": revealed, committed, finished; then "accepted 2" and "thinking".
 inline std::string text(const Events& events) {
   std::string out;
   for (const Reveal& reveal : events.revealed) {
@@ -82,7 +82,7 @@ inline std::string text(const Events& events) {
     out += *events.finished == FinishReason::stop ? " stop" : " length";
   }
   if (events.accepted) out += " accepted " + std::to_string(*events.accepted);
-  if (events.thought) out += " thought";
+  if (events.ran_thinking) out += " thinking";
   return out;
 }
 

@@ -446,8 +446,8 @@ TEST(defaults_tell_what_the_model_has) {
 
 TEST(layers_are_cut_for_direct_multi_token_decoding) {
   using Integers = std::vector<std::int64_t>;
-  CHECK_EQ(read().layer_runs, (std::array<int, 3>{0, 0, 2}));
-  CHECK_EQ(read({{"sbd.dmtd.layers", Integers{0, 1, 1}}}).layer_runs,
+  CHECK_EQ(read().layer_sections, (std::array<int, 3>{0, 0, 2}));
+  CHECK_EQ(read({{"sbd.dmtd.layers", Integers{0, 1, 1}}}).layer_sections,
            (std::array<int, 3>{0, 1, 1}));
   for (const Integers& bad :
        {Integers{1, 1}, Integers{0, 1, 2}, Integers{0, 0, 2}, Integers{1, 1, 0}, Integers{},

@@ -62,7 +62,7 @@ class Model {
   static ModelConfig make_config() {
     ModelConfig config = tiny_config("qwen3");
     config.num_hidden_layers = 3;
-    config.layer_runs = {1, 1, 1};
+    config.layer_sections = {1, 1, 1};
     config.mask_token_id = kMaskToken;
     return config;
   }
@@ -382,7 +382,7 @@ TEST(forward_costs_lie_on_lines_between_what_was_measured) {
   CHECK_EQ(costs.ms(1), 10.0);
   CHECK_EQ(costs.ms(6), 15.0);
   CHECK_EQ(costs.ms(31), 40.0);
-  CHECK_EQ(costs.most_rows(), 16);
+  CHECK_EQ(costs.max_rows(), 16);
   for (int i = 0; i < 60; ++i) costs.record(16, 40);  // another state of the machine
   CHECK(std::abs(costs.ms(16) - 40) < 0.1);
 }

@@ -97,7 +97,7 @@ class MemoryTensors : public TensorSource {
   Random random_;
 };
 
-// Of one row where runs of layers join: what it reads is a e + b h.
+// Of one row where sections of layers join: what it reads is a e + b h.
 struct Coefficients {
   double a, b;
 };
@@ -109,8 +109,8 @@ class Float64Model {
     for (const auto& [name, tensor] : source.tensors) weights_[name] = values_of(tensor);
   }
 
-  // With coefficients of each row, layers are cut as config.layer_runs says: e leaves the first
-  // run, h = the second of e, and the third reads a e + b h.
+  // With coefficients of each row, layers are cut as config.layer_sections says: e leaves the first
+  // section, h = the second of e, and the third reads a e + b h.
   Matrix logits(const Tokens& tokens, const std::vector<int>& kv_end,
                 const std::vector<Coefficients>& coefficients = {}) const {
     const int n = static_cast<int>(tokens.size());
@@ -122,8 +122,9 @@ class Float64Model {
     }
     Matrix e;
     for (int i = 0; i < c_.num_hidden_layers; ++i) {
-      if (i == c_.layer_runs[0]) e = x;
-      for (std::size_t j = 0; i == c_.layer_runs[0] + c_.layer_runs[1] && j < x.size(); ++j) {
+      if (i == c_.layer_sections[0]) e = x;
+      for (std::size_t j = 0; i == c_.layer_sections[0] + c_.layer_sections[1] && j < x.size();
+           ++j) {
         if (coefficients.empty()) break;
         const auto [a, b] = coefficients[j / static_cast<std::size_t>(hidden)];
         x[j] = a * e[j] + b * x[j];

@@ -135,9 +135,9 @@ TEST(cuda_transformer_fills_the_cache_without_outputs) {
   CHECK(identical(last, {whole.end() - kVocab, whole.end()}));
 }
 
-TEST(cuda_layers_in_runs_agree_with_float64) {
+TEST(cuda_layers_in_sections_agree_with_float64) {
   ModelConfig config = tiny_config("qwen2");
-  config.layer_runs = {1, 1, 1};
+  config.layer_sections = {1, 1, 1};
   config.num_hidden_layers = 3;
   MemoryTensors source(config, DType::f32, /*tied=*/false);
   const Float64Model reference(config, source);
@@ -150,8 +150,8 @@ TEST(cuda_layers_in_runs_agree_with_float64) {
     factors.push_back({1, i % 3 == 0 ? 1.0 : 0.0});
     plan.segments.push_back({.tokens = {tokens[i]},
                              .outputs = {0},
-                             .encoded = 1,
-                             .thought = static_cast<float>(factors.back().b)});
+                             .e_factor = 1,
+                             .h_factor = static_cast<float>(factors.back().b)});
   }
   KvCache kv = model.make_kv(40, DType::f32);
   std::vector<int> kv_end(tokens.size());

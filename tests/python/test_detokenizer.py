@@ -147,7 +147,7 @@ class Committed:
     revealed: list[tuple[int, int]] = field(default_factory=list)
     prompt_rows: int = 0
     accepted: int | None = None
-    thought: bool = False
+    ran_thinking: bool = False
 
 
 def ended(text: str, stop: Sequence[str], by: int = 1) -> tuple[str, int, str | None]:

@@ -307,7 +307,7 @@ class Event:
     finished: str | None = None
     prompt_rows: int = 0
     accepted: int | None = None
-    thought: bool = False
+    ran_thinking: bool = False
 
 
 class TestSession:

@@ -119,7 +119,7 @@ class CachedRuns:
         )
         self.keys: list[list[Array]] = [[] for _ in model.layers]
         self.values: list[list[Array]] = [[] for _ in model.layers]
-        self.thought: list[int] = []  # rows of each run of T
+        self.thinking_rows: list[int] = []  # rows of each pass of T
 
     def run(self, layers: range, x: Array) -> Array:
         """`x` [rows, hidden] at the positions behind those these layers have."""
@@ -150,7 +150,7 @@ class CachedRuns:
             e = self.run(self.encoding, self.model.embedding[new])
             if position is None:
                 z = self.run(self.thinking, e)
-                self.thought.append(len(e))
+                self.thinking_rows.append(len(e))
                 if rule == "all_heads":
                     z = z + e
                 elif rule == "train":
@@ -158,7 +158,7 @@ class CachedRuns:
             elif (position - (0 if rule == "train" else len(prompt))) % horizon == 0:
                 missing = np.concatenate([skipped, e])
                 z = e + self.run(self.thinking, missing)[-1:]
-                self.thought.append(len(missing))
+                self.thinking_rows.append(len(missing))
                 skipped = skipped[:0]
             else:
                 z, skipped = e, np.concatenate([skipped, e])
@@ -181,8 +181,8 @@ def test_dmtd_is_cyclical_refilling(rule: str, split: tuple[int, int, int]) -> N
             )
             cached = CachedRuns(reference, split)
             assert cached.decode(prompt, 11, horizon, rule, model.mask_id) == result.decoded.tokens
-            assert len(cached.thought) == result.thinking_forwards
-            assert max(cached.thought[1:]) <= horizon
+            assert len(cached.thinking_rows) == result.thinking_forwards
+            assert max(cached.thinking_rows[1:]) <= horizon
             assert result.decoding_forwards == result.decoded.nfe == 11
             if rule != "train":
                 assert result.thinking_forwards == 1 + ceil(10 / horizon)

@@ -132,7 +132,7 @@ def picture(text: str) -> list[list[bool]]:
 
 def test_attention_by_hand() -> None:
     """Blocks of two. A document of three tokens: its second block has a row past the end. One of
-    a prompt of two and an answer of one. Padding: a column of the clean half, two of the noisy."""
+    a prompt of two and an answer of one. Padding: a column of the clean copy, two of the noisy."""
     sequence = [Example([5, 6, 7]), Example([8, 9, 10], prompt_length=2, ends=False)]
     batch = double([sequence], 7, 2, MASK_ID, generators(1), multiple=8)
     expected = picture("""
@@ -217,7 +217,7 @@ def test_a_draw_does_not_depend_on_the_batch_around_it() -> None:
     assert torch.equal(together.tokens[1, :width], alone.tokens[0])
 
 
-def test_next_token_training_has_no_noisy_half() -> None:
+def test_next_token_training_has_no_noisy_copy() -> None:
     sequences = [random_examples([(12, 0), (7, 3)])]
     batch = double(sequences, 24, None, MASK_ID, generators(1))
     assert batch.tokens.shape == (1, 24)

@@ -13,8 +13,8 @@ namespace {
 // Queries that share a task, and with it the conversion of its keys and values, which costs about
 // as much as five of them. Results do not depend on it: where it would leave threads without a
 // task it is halved, down to the lower one.
-constexpr int kMostQueries = 128;
-constexpr int kLeastQueries = 16;
+constexpr int kMaxQueries = 128;
+constexpr int kMinQueries = 16;
 
 // Rows of a head that one task writes to the cache: as many positions share a line of its keys.
 constexpr int kCacheRows = kLanes;
@@ -63,10 +63,10 @@ void CpuBackend::rotate_and_cache(int layer, const HeadShape& heads, const float
   for (const SequenceRows& sequence : rows_.sequences) {
     const auto& kv = static_cast<const CpuKv&>(*sequence.kv);
     const int u = kv.interleave();
-    const int runs = (sequence.n_rows + kCacheRows - 1) / kCacheRows;
-    pool_.run(runs * kv_heads, [&](int task, int) {
-      const int head = task / runs;
-      const int begin = task % runs * kCacheRows;
+    const int blocks = (sequence.n_rows + kCacheRows - 1) / kCacheRows;
+    pool_.run(blocks * kv_heads, [&](int task, int) {
+      const int head = task / blocks;
+      const int begin = task % blocks * kCacheRows;
       const int end = std::min(begin + kCacheRows, sequence.n_rows);
       for (Index row = sequence.first_row + begin; row < sequence.first_row + end; ++row) {
         const float* cos = cos_.data() + row * dim / 2;
@@ -103,7 +103,7 @@ void CpuBackend::attention(int layer, const HeadShape& heads, const float* q, fl
   const int group = heads.num_attention_heads / kv_heads;
   const Index padded = static_cast<const CpuKv&>(*rows_.sequences[0].kv).padded_dim();
 
-  int rows_per_tile = std::max(1, kMostQueries / group);
+  int rows_per_tile = std::max(1, kMaxQueries / group);
   const auto n_tasks = [&] {
     Index n = 0;
     for (const SequenceRows& sequence : rows_.sequences) {
@@ -112,7 +112,7 @@ void CpuBackend::attention(int layer, const HeadShape& heads, const float* q, fl
     }
     return n;
   };
-  while (n_tasks() < 2 * pool_.size() && rows_per_tile * group >= 2 * kLeastQueries &&
+  while (n_tasks() < 2 * pool_.size() && rows_per_tile * group >= 2 * kMinQueries &&
          rows_per_tile > 1) {
     rows_per_tile /= 2;
   }

@@ -67,7 +67,7 @@ static inline void convert_step(const std::uint8_t* elements, Index n, std::uint
 }
 
 template <typename Products, DType kCache>
-struct AttentionRun {
+struct AttentionWork {
   static constexpr int kElement = kCache == DType::f32 ? 4 : 2;
   static constexpr bool kConverts = kCache != Products::kType;
   using Cached = Converted<Products, kCache>;
@@ -236,8 +236,8 @@ struct AttentionRun {
 
   void run() const {
     start();
-    constexpr int kHalfTile = kVectorTile > 1 ? kVectorTile / 2 : 1;
-    constexpr int kMoreQueries = kQueryTile * kVectorTile / kHalfTile;
+    constexpr int kNarrowTile = kVectorTile > 1 ? kVectorTile / 2 : 1;
+    constexpr int kMoreQueries = kQueryTile * kVectorTile / kNarrowTile;
     for (int key = t.key_begin; key < t.key_end; key += kKeysPerStep) {
       const int n_keys = t.key_end - key < kKeysPerStep ? t.key_end - key : kKeysPerStep;
       const auto* keys =
@@ -249,7 +249,7 @@ struct AttentionRun {
           if (n_queries <= kQueryTile) {
             converted_step<kQueryTile, kVectorTile>(keys, values, key);
           } else {
-            converted_step<kMoreQueries, kHalfTile>(keys, values, key);
+            converted_step<kMoreQueries, kNarrowTile>(keys, values, key);
           }
           continue;
         }
@@ -287,9 +287,9 @@ struct AttentionRun {
 
 static void attention(const AttentionTask& t) {
   switch (t.kv_dtype) {
-    case DType::f16: return AttentionRun<ShortProducts, DType::f16>{t}.run();
-    case DType::bf16: return AttentionRun<ShortProducts, DType::bf16>{t}.run();
-    default: return AttentionRun<FloatProducts, DType::f32>{t}.run();
+    case DType::f16: return AttentionWork<ShortProducts, DType::f16>{t}.run();
+    case DType::bf16: return AttentionWork<ShortProducts, DType::bf16>{t}.run();
+    default: return AttentionWork<FloatProducts, DType::f32>{t}.run();
   }
 }
 

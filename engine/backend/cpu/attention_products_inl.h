@@ -83,7 +83,7 @@ using ShortProducts = FloatProducts;
 #endif
 
 // Where vectors come from. Words: a cache that holds what is multiplied, or scratch; what the next
-// half step reads is prefetched in even portions, one at each word.
+// product reads is prefetched in even portions, one at each word.
 template <typename Products>
 struct Words {
   static constexpr int kBytes = 64;  // of a vector

@@ -56,17 +56,17 @@ void CpuKv::copy(const KvStorage& from, int n_positions) {
   const auto& other = static_cast<const CpuKv&>(from);
   const Index positions = round_up(n_positions, kKeysPerStep);
   for (int i = 0; i < n_layers_ * n_heads_; ++i) {
-    std::memcpy(run(i), other.run(i), static_cast<std::size_t>(positions * key_bytes_));
-    std::memcpy(run(i) + keys_bytes_, other.run(i) + other.keys_bytes_,
+    std::memcpy(plane(i), other.plane(i), static_cast<std::size_t>(positions * key_bytes_));
+    std::memcpy(plane(i) + keys_bytes_, other.plane(i) + other.keys_bytes_,
                 static_cast<std::size_t>(positions * value_bytes_));
   }
 }
 
-std::uint8_t* CpuKv::run(int index) const {
+std::uint8_t* CpuKv::plane(int index) const {
   return pages_.data() + index * (keys_bytes_ + values_bytes_);
 }
 
-std::uint8_t* CpuKv::keys(int layer, int head) const { return run(layer * n_heads_ + head); }
+std::uint8_t* CpuKv::keys(int layer, int head) const { return plane(layer * n_heads_ + head); }
 
 std::uint8_t* CpuKv::values(int layer, int head) const { return keys(layer, head) + keys_bytes_; }
 

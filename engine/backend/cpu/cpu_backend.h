@@ -34,7 +34,7 @@ class CpuKv : public KvStorage {
   int interleave() const { return interleave_; }
 
  private:
-  std::uint8_t* run(int index) const;  // keys and values of one head in one layer
+  std::uint8_t* plane(int index) const;  // keys and values of one head in one layer
 
   DType dtype_;
   int n_layers_;

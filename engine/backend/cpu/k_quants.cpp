@@ -10,14 +10,14 @@ namespace {
 
 // Where a feature's byte with input i as low (below 16) or high nibble lies in a step of Q4_K.
 Index nibble_at(int i, int feature) {
-  return feature / kLanes * Q4KLayout::kHalfNibbles + (i % 16 / 4 * kLanes + feature % kLanes) * 4 +
-         i % 4;
+  return feature / kLanes * Q4KLayout::kStripNibbles +
+         (i % 16 / 4 * kLanes + feature % kLanes) * 4 + i % 4;
 }
 
 // Where in a step of Q6_K a feature's first four bytes for inputs 0-15 or 16-31 lie; the others
 // follow at strides of kLanes * 4.
-Index sixes_at(int half, int feature) {
-  return (feature / kLanes * 2 + half) * Q6KLayout::kVectors + feature % kLanes * 4;
+Index sixes_at(int part, int feature) {
+  return (feature / kLanes * 2 + part) * Q6KLayout::kVectors + feature % kLanes * 4;
 }
 
 struct SixBits {
@@ -78,14 +78,14 @@ bool pack_q6_k(const std::byte* source, int cols, int feature, std::uint8_t* pan
         return (load_as<std::uint32_t>(lows) >> (quarter / 2 * 4) & 0x0f0f0f0fu) |
                (load_as<std::uint32_t>(highs) >> (quarter * 2) & 0x03030303u) << 4;
       };
-      for (int half = 0; half < 2; ++half) {
-        const std::uint32_t last = four(half * 16 + 12);
+      for (int part = 0; part < 2; ++part) {
+        const std::uint32_t last = four(part * 16 + 12);
         for (int j = 0; j < 3; ++j) {
-          const std::uint32_t bytes = four(half * 16 + j * 4) | (last >> (2 * j) & 0x03030303u)
+          const std::uint32_t bytes = four(part * 16 + j * 4) | (last >> (2 * j) & 0x03030303u)
                                                                     << 6;
-          std::memcpy(step + sixes_at(half, feature) + j * kLanes * 4, &bytes, 4);
+          std::memcpy(step + sixes_at(part, feature) + j * kLanes * 4, &bytes, 4);
         }
-        std::memcpy(step + Layout::kScales + half * kPanel + feature, &block.scales[2 * g + half],
+        std::memcpy(step + Layout::kScales + part * kPanel + feature, &block.scales[2 * g + part],
                     1);
       }
     }

@@ -13,8 +13,8 @@ inline constexpr int kSuperSteps = kSuperGroupSize / kGroupSize;
 // A step: nibbles as in q4_0, then uint8 scales [2][16] and mins [2][16].
 // Behind eight: halves [2][16] that multiply the scales and [2][16] that multiply the mins.
 struct Q4KLayout {
-  static constexpr int kHalfNibbles = kLanes * kGroupSize / 2;  // of 16 features
-  static constexpr int kScales = 2 * kHalfNibbles;
+  static constexpr int kStripNibbles = kLanes * kGroupSize / 2;  // of 16 features
+  static constexpr int kScales = 2 * kStripNibbles;
   static constexpr int kMins = kScales + kPanel;
   static constexpr int kStep = kMins + kPanel;
   static constexpr int kSuperScales = kSuperSteps * kStep;
@@ -23,7 +23,7 @@ struct Q4KLayout {
 };
 static_assert(Q4KLayout::kStep % 64 == 0 && Q4KLayout::kSuper % 64 == 0);
 
-// A step: quants [2][2][3][16][4] of six bits, for each half of the features inputs 0-15 and 16-31.
+// A step: quants [2][2][3][16][4] of six bits, for each strip of features inputs 0-15 and 16-31.
 // Their three vectors hold inputs 0-3, 4-7 and 8-11, and in the top bits, two each, lowest first,
 // inputs 12-15. Then int8 scales [2][16] of inputs 0-15 and [2][16] of 16-31.
 // Behind eight: halves [2][16] that multiply the scales.

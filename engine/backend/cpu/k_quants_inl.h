@@ -19,9 +19,9 @@ struct Q4KFormat {
       for (int r = 0; r < R; ++r) {
         for (int p = 0; p < P; ++p) dots[r][p] = set1_int(0);
       }
-      Q4Quants::multiply<R, P>(step + tile.half * Layout::kHalfNibbles, x, groups, dots);
+      Q4Quants::multiply<R, P>(step + tile.strip * Layout::kStripNibbles, x, groups, dots);
       for (int p = 0; p < P; ++p) {
-        const int feature = (tile.half + p) * 16;
+        const int feature = (tile.strip + p) * 16;
         const F scale = mul(load_halves(super + Layout::kSuperScales + feature * 2),
                             load_bytes(step + Layout::kScales + feature));
         const F min = mul(load_halves(super + Layout::kSuperMins + feature * 2),
@@ -50,23 +50,23 @@ struct Q6KFormat {
       stream.step();
       const std::uint8_t* super = tile.panel + static_cast<Index>(g / kSuperSteps) * Layout::kSuper;
       const std::uint8_t* step = super + g % kSuperSteps * Layout::kStep;
-      half<0, R, P>(tile, super, step, x, groups, sums);
-      half<1, R, P>(tile, super, step, x, groups, sums);
+      add_part<0, R, P>(tile, super, step, x, groups, sums);
+      add_part<1, R, P>(tile, super, step, x, groups, sums);
     }
   }
 
   // Inputs 0-15 or 16-31 of a step.
-  template <int H, int R, int P>
-  static inline void half(const Tile& tile, const std::uint8_t* super, const std::uint8_t* step,
-                          const QuantizedGroup* x, Index groups, F (&sums)[R][P]) {
+  template <int Part, int R, int P>
+  static inline void add_part(const Tile& tile, const std::uint8_t* super, const std::uint8_t* step,
+                              const QuantizedGroup* x, Index groups, F (&sums)[R][P]) {
     I dots[R][P];
     for (int r = 0; r < R; ++r) {
-      const I start = set1_int(-32 * x[r * groups].sums[H]);
+      const I start = set1_int(-32 * x[r * groups].sums[Part]);
       for (int p = 0; p < P; ++p) dots[r][p] = start;
     }
     W w[4][P];
     for (int p = 0; p < P; ++p) {
-      const std::uint8_t* sixes = step + ((tile.half + p) * 2 + H) * Layout::kVectors;
+      const std::uint8_t* sixes = step + ((tile.strip + p) * 2 + Part) * Layout::kVectors;
       const W a = load_weights(sixes);
       const W b = load_weights(sixes + 64);
       const W c = load_weights(sixes + 128);
@@ -77,14 +77,14 @@ struct Q6KFormat {
     }
     for (int j = 0; j < 4; ++j) {
       for (int r = 0; r < R; ++r) {
-        const I xr = set1_int(load_int(x[r * groups].quants + H * 16 + j * 4));
+        const I xr = set1_int(load_int(x[r * groups].quants + Part * 16 + j * 4));
         for (int p = 0; p < P; ++p) dots[r][p] = dot_bytes(dots[r][p], w[j][p], xr);
       }
     }
     for (int p = 0; p < P; ++p) {
-      const int feature = (tile.half + p) * 16;
+      const int feature = (tile.strip + p) * 16;
       const F scale = mul(load_halves(super + Layout::kSuperScales + feature * 2),
-                          load_signed_bytes(step + Layout::kScales + H * kPanel + feature));
+                          load_signed_bytes(step + Layout::kScales + Part * kPanel + feature));
       for (int r = 0; r < R; ++r) {
         const F both = mul(scale, set1(x[r * groups].scale));
         sums[r][p] = fma(to_float(dots[r][p]), both, sums[r][p]);

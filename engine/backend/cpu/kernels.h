@@ -18,8 +18,8 @@ inline constexpr int kKeysPerStep = 64;    // keys between two rescalings of the
 inline constexpr int kKeysPerSplit = 512;  // keys of one attention task
 inline constexpr float kMinusInfinity = -1e30f;  // finite: differences with it stay numbers
 
-// Weights in panels of 32 output features, two halves of 16, inputs interleaved so that one load
-// holds a step of a half. A panel is one stream of memory, read from end to end:
+// Weights in panels of 32 output features, two strips of 16, inputs interleaved so that one load
+// holds a step of a strip. A panel is one stream of memory, read from end to end:
 //   f32, f16  [cols][2][16]
 //   bf16      [cols / 2][2][16][2]
 //   q8_0      [groups] of quants [2][8][16][4] as value + 128 and scales [2][16]

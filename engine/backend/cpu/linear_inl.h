@@ -1,4 +1,4 @@
-// Matrix times a few rows. A tile is kHalves vectors of 16 outputs times up to kRowTile rows, its
+// Matrix times a few rows. A tile is kStrips vectors of 16 outputs times up to kRowTile rows, its
 // accumulators in registers; more rows take even passes over the panel, while what is read next
 // from memory comes into L2 in even portions. Whatever the tiles, an output's products are summed
 // in one order, so a row's result never depends on the other rows.
@@ -13,11 +13,11 @@ struct PrefetchStream {
   }
 };
 
-// What a tile works on: rows from `row` on, outputs from half `half` of a panel on, steps
+// What a tile works on: rows from `row` on, outputs from strip `strip` of a panel on, steps
 // [begin, end) of its inputs.
 struct Tile {
   const std::uint8_t* panel;
-  int half;
+  int strip;
   int row;
   int begin;
   int end;
@@ -41,7 +41,7 @@ static inline const QuantizedGroup* first_group(const LinearTask& t, const Tile&
 
 static inline int lowest(int a, int b) { return a < b ? a : b; }
 
-// Each format adds a tile's products for R rows and P halves. kStepBytes: what a step of a whole
+// Each format adds a tile's products for R rows and P strips. kStepBytes: what a step of a whole
 // panel takes.
 template <typename Vector>
 struct FloatFormat {
@@ -52,7 +52,7 @@ struct FloatFormat {
                          F (&sums)[R][P]) {
     const int cols = t.weight.cols;
     const float* x = t.x.values + static_cast<Index>(t.x.first_row + tile.row) * cols;
-    const std::uint8_t* weights = tile.panel + tile.half * Vector::kBytes;
+    const std::uint8_t* weights = tile.panel + tile.strip * Vector::kBytes;
     const int end = lowest(tile.end * kStep, cols);
     for (int k = tile.begin * kStep; k < end; ++k) {
       if (k % kStep == 0) stream.step();
@@ -88,7 +88,7 @@ struct BF16Format {
                          F (&sums)[R][P]) {
     const int pairs = (t.weight.cols + 1) / 2;
     const std::uint16_t* x = t.x.bf16 + static_cast<Index>(t.x.first_row + tile.row) * pairs * 2;
-    const std::uint8_t* weights = tile.panel + tile.half * 64;
+    const std::uint8_t* weights = tile.panel + tile.strip * 64;
     const int end = lowest(tile.end * kStep / 2, pairs);
     for (int k = tile.begin * kStep / 2; k < end; ++k) {
       if (k % (kStep / 2) == 0) stream.step();
@@ -126,8 +126,8 @@ struct QuantFormat {
         const I start = set1_int(kHasMins ? 0 : Quants::start(x[r * groups]));
         for (int p = 0; p < P; ++p) dots[r][p] = start;
       }
-      Quants::template multiply<R, P>(group + tile.half * Quants::kBytes, x, groups, dots);
-      const std::uint8_t* scales = group + kScalesAt + tile.half * 32;
+      Quants::template multiply<R, P>(group + tile.strip * Quants::kBytes, x, groups, dots);
+      const std::uint8_t* scales = group + kScalesAt + tile.strip * 32;
       for (int p = 0; p < P; ++p) {
         const F w_scale = load_halves(scales + p * 32);
         for (int r = 0; r < R; ++r) {
@@ -136,7 +136,7 @@ struct QuantFormat {
         }
       }
       for (int p = 0; kHasMins && p < P; ++p) {
-        const F w_min = load_halves(group + kMinsAt + (tile.half + p) * 32);
+        const F w_min = load_halves(group + kMinsAt + (tile.strip + p) * 32);
         for (int r = 0; r < R; ++r) {
           sums[r][p] = fma(w_min, set1(x[r * groups].minus_sum), sums[r][p]);
         }
@@ -146,7 +146,7 @@ struct QuantFormat {
 };
 
 struct Q8Quants {
-  static constexpr int kBytes = 512;  // of one half's group
+  static constexpr int kBytes = 512;  // of one strip's group
   static inline std::int32_t start(const QuantizedGroup& x) {
     return kQ8Offset == 0 ? 0 : x.minus_128_sum;
   }
@@ -215,19 +215,19 @@ static inline void store_some(float* p, F x, int n) {
   __builtin_memcpy(p, lanes, static_cast<std::size_t>(n) * sizeof(float));
 }
 
-// A panel at work: sums wait in `partial` between two runs of steps.
+// A panel at work: sums wait in `partial` between two pieces of its steps.
 struct PanelTask {
   const LinearTask& task;
   int first_feature;
   float* out;      // row 0 at the panel's first feature
-  float* partial;  // [rows][2][16], where the steps are taken in more than one run
+  float* partial;  // [rows][2][16], where the steps are taken in more than one piece
 };
 
 template <typename Format, int R, int P>
 static void linear_tile(const PanelTask& at, const Tile& tile, PrefetchStream& stream) {
   const LinearTask& t = at.task;
   const auto partial = [&](int r, int p) {
-    return at.partial + ((tile.row + r) * 2 + tile.half + p) * 16;
+    return at.partial + ((tile.row + r) * 2 + tile.strip + p) * 16;
   };
   F sums[R][P];
   for (int r = 0; r < R; ++r) {
@@ -241,7 +241,7 @@ static void linear_tile(const PanelTask& at, const Tile& tile, PrefetchStream& s
     return;
   }
   for (int p = 0; p < P; ++p) {
-    const int offset = (tile.half + p) * 16;
+    const int offset = (tile.strip + p) * 16;
     const int n = t.weight.rows - at.first_feature - offset;
     if (n <= 0) return;
     for (int r = 0; r < R; ++r) {
@@ -257,8 +257,8 @@ static void linear_tile(const PanelTask& at, const Tile& tile, PrefetchStream& s
 template <typename Format, int R>
 static void linear_rows(const PanelTask& at, Tile tile, int n_rows, PrefetchStream& stream) {
   if (n_rows == R) {
-    for (tile.half = 0; tile.half < 2; tile.half += kHalves) {
-      linear_tile<Format, R, kHalves>(at, tile, stream);
+    for (tile.strip = 0; tile.strip < 2; tile.strip += kStrips) {
+      linear_tile<Format, R, kStrips>(at, tile, stream);
     }
   } else if constexpr (R > 1) {
     linear_rows<Format, R - 1>(at, tile, n_rows, stream);
@@ -266,28 +266,28 @@ static void linear_rows(const PanelTask& at, Tile tile, int n_rows, PrefetchStre
 }
 
 // A lone pass streams along, prefetching a little ahead. A few are bound by memory, too: they share
-// runs of steps, which stay in L1, while the next run, of the same length or nearly so, is
+// pieces of the steps, which stay in L1, while the next piece, of the same length or nearly so, is
 // prefetched. More passes are bound by arithmetic: each takes all steps, while the next panel is
 // prefetched.
 template <typename Format>
 static void linear_panel(const LinearTask& t, int panel, const std::uint8_t* next, float* out) {
-  constexpr int kRun = 9216 / Format::kStepBytes;
-  constexpr int kAhead = kRun / 2;
+  constexpr int kPiece = 9216 / Format::kStepBytes;
+  constexpr int kAhead = kPiece / 2;
   alignas(64) float partial[kFewPasses * kRowTile * 2 * 16];
   const int passes = (t.n_rows + kRowTile - 1) / kRowTile;
   const int steps = (t.weight.cols + kStep - 1) / kStep;
-  const int tile_passes = passes * 2 / kHalves;
+  const int tile_passes = passes * 2 / kStrips;
   const bool alone = tile_passes == 1 && steps > kAhead;
   const bool few = tile_passes > 1 && passes <= kFewPasses;
-  const int runs = alone ? 2 : few ? (steps + kRun - 1) / kRun : 1;
-  const auto bound = [&](int run) {  // the second run of a lone pass prefetches what comes next
-    return alone && run == 1 ? steps - kAhead : steps * run / runs;
+  const int pieces = alone ? 2 : few ? (steps + kPiece - 1) / kPiece : 1;
+  const auto bound = [&](int piece) {  // the second piece of a lone pass prefetches what comes next
+    return alone && piece == 1 ? steps - kAhead : steps * piece / pieces;
   };
   const std::uint8_t* data = t.weight.data + panel * t.weight.panel_bytes;
   const PanelTask at{t, panel * kPanel, out, partial};
   PrefetchStream stream{nullptr, ((Format::kStepBytes + 63) / 64 + tile_passes - 1) / tile_passes};
-  for (int run = 0; run < runs; ++run) {
-    const int begin = bound(run), end = bound(run + 1);
+  for (int piece = 0; piece < pieces; ++piece) {
+    const int begin = bound(piece), end = bound(piece + 1);
     const int from = alone ? begin + kAhead : end;
     stream.next = from < steps ? data + static_cast<Index>(from) * Format::kStepBytes : next;
     for (int pass = 0; pass < passes; ++pass) {

@@ -42,11 +42,11 @@ static void swiglu(const float* gate, const float* up, int n, float* out) {
 }
 
 static void rotate(float* x, const float* cos, const float* sin, int dim, bool interleaved) {
-  const int half = dim / 2;
+  const int n_pairs = dim / 2;
   int i = 0;
-  for (; i + 16 <= half; i += 16) {
+  for (; i + 16 <= n_pairs; i += 16) {
     float* first = interleaved ? x + 2 * i : x + i;
-    float* second = interleaved ? first + 16 : first + half;
+    float* second = interleaved ? first + 16 : first + n_pairs;
     F a = load(first);
     F b = load(second);
     if (interleaved) unzip(a, b, &a, &b);
@@ -58,9 +58,9 @@ static void rotate(float* x, const float* cos, const float* sin, int dim, bool i
     store(first, turned_a);
     store(second, turned_b);
   }
-  for (; i < half; ++i) {
+  for (; i < n_pairs; ++i) {
     float& first = x[interleaved ? 2 * i : i];
-    float& second = x[interleaved ? 2 * i + 1 : i + half];
+    float& second = x[interleaved ? 2 * i + 1 : i + n_pairs];
     const float a = first;
     const float b = second;
     first = a * cos[i] - b * sin[i];

@@ -12,7 +12,7 @@ namespace sbd::cpu {
 
 namespace {
 
-// Bytes of a panel's quantisation group: quants of both halves, then scales, then q4_1's minima.
+// Bytes of a panel's quantisation group: quants of both strips, then scales, then q4_1's minima.
 constexpr int kQ8Quants = kPanel * kGroupSize;
 constexpr int kQ4Quants = kPanel * kGroupSize / 2;
 constexpr int kQ8Group = kQ8Quants + kPanel * 2;

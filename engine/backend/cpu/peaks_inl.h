@@ -20,7 +20,7 @@ static std::uint64_t peak_read(const std::uint8_t* p, Index n) {
   return total;
 }
 
-static constexpr int kChains = kHalves * kRowTile;
+static constexpr int kChains = kStrips * kRowTile;
 static constexpr int kDots = 64;  // of each chain, a round
 
 // Rows are different constants and the weights are hidden, so that no product is shared or hoisted.
@@ -32,8 +32,8 @@ static void dot_chains(Index rounds, Sum (&result)[kChains], Weights w, const X 
   for (Index i = 0; i < rounds * kDots; ++i) {
     hide(w);
     for (int r = 0; r < kRowTile; ++r) {
-      for (int p = 0; p < kHalves; ++p) {
-        sums[r * kHalves + p] = dot(sums[r * kHalves + p], w, x[r]);
+      for (int p = 0; p < kStrips; ++p) {
+        sums[r * kStrips + p] = dot(sums[r * kStrips + p], w, x[r]);
       }
     }
   }

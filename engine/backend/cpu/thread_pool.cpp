@@ -34,7 +34,7 @@ void pause(int spin) {
 }  // namespace
 
 ThreadPool::ThreadPool(int n_threads)
-    : runs_(static_cast<std::size_t>(n_threads)),
+    : shares_(static_cast<std::size_t>(n_threads)),
       at_fork_([] {}, [] {}, [this] { forget_workers(); }) {
   start_workers();
 }
@@ -78,8 +78,8 @@ void ThreadPool::forget_workers() {
 void ThreadPool::start(const Job& job) {
   job_ = job;
   for (int i = 0; i < size(); ++i) {
-    runs_[i].next = first_task(i, job.n_tasks);
-    runs_[i].end = first_task(i + 1, job.n_tasks);
+    shares_[i].next = first_task(i, job.n_tasks);
+    shares_[i].end = first_task(i + 1, job.n_tasks);
   }
   open_ = true;
   ++epoch_;
@@ -91,11 +91,11 @@ void ThreadPool::start(const Job& job) {
 
 void ThreadPool::work(int thread) {
   const Job job = job_;
-  const int n = static_cast<int>(runs_.size());
+  const int n = static_cast<int>(shares_.size());
   for (int i = 0; i < n; ++i) {
-    Run& run = runs_[(thread + i) % n];
-    if (run.next.load(std::memory_order_relaxed) >= run.end) continue;
-    for (int task = run.next++; task < run.end; task = run.next++) {
+    Share& share = shares_[(thread + i) % n];
+    if (share.next.load(std::memory_order_relaxed) >= share.end) continue;
+    for (int task = share.next++; task < share.end; task = share.next++) {
       job.call(job.body, task, thread);
     }
   }

@@ -20,17 +20,17 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  int size() const { return static_cast<int>(runs_.size()); }
+  int size() const { return static_cast<int>(shares_.size()); }
 
-  // Where the run of consecutive tasks begins that is a thread's own; thread size(): n_tasks.
+  // Where the consecutive tasks begin that are a thread's own; thread size(): n_tasks.
   int first_task(int thread, int n_tasks) const {
     return static_cast<int>(std::int64_t{n_tasks} * thread / size());
   }
 
   // Calls fn(task, thread) for every task in [0, n_tasks), thread in [0, size()), and returns when
-  // all have ended. Every thread has a run of consecutive tasks, which it takes one at a time, so
+  // all have ended. Every thread has a share of consecutive tasks, which it takes one at a time, so
   // that what a task prefetches for its successor is used by the same core; a thread that is done
-  // takes from the others' runs, so one that the system has put aside delays only the task it
+  // takes from the others' shares, so one that the system has put aside delays only the task it
   // holds. fn must not throw.
   template <typename Fn>
   void run(int n_tasks, Fn&& fn) {
@@ -52,7 +52,7 @@ class ThreadPool {
     const void* body;
     int n_tasks;
   };
-  struct alignas(64) Run {
+  struct alignas(64) Share {
     std::atomic<int> next{0};
     int end = 0;
   };
@@ -65,7 +65,7 @@ class ThreadPool {
   void worker_loop(int thread, std::uint32_t seen);
 
   Job job_{};
-  std::vector<Run> runs_;                            // one a thread
+  std::vector<Share> shares_;                        // one a thread
   alignas(64) std::atomic<std::uint32_t> epoch_{0};  // grows by one with every job
   alignas(64) std::atomic<bool> open_{false};        // workers may enter the job
   alignas(64) std::atomic<int> inside_{0};           // workers that may be touching it

@@ -17,10 +17,10 @@ struct W {  // 64 bytes of packed weights, 4 for each lane
   __m256i a, b;
 };
 
-// 16 registers carry 2 x 3 integer and 2 x 3 float accumulators of half a panel.
-constexpr int kHalves = 1;
+// 16 registers carry 2 x 3 integer and 2 x 3 float accumulators of a strip.
+constexpr int kStrips = 1;
 constexpr int kRowTile = 3;
-constexpr int kFewPasses = 3;  // that share runs of steps in L1 (linear_inl.h)
+constexpr int kFewPasses = 3;  // that share pieces of a panel in L1 (linear_inl.h)
 // Queries and vectors of keys or values an attention tile holds in registers.
 constexpr int kQueryTile = 6;
 constexpr int kVectorTile = 1;
@@ -36,12 +36,12 @@ static inline F load_half(const std::uint16_t* p) {
   const auto* q = reinterpret_cast<const __m128i*>(p);
   return {_mm256_cvtph_ps(_mm_loadu_si128(q)), _mm256_cvtph_ps(_mm_loadu_si128(q + 1))};
 }
-static inline __m256 load_bf16_half(const std::uint16_t* p) {
+static inline __m256 load_eight_bf16(const std::uint16_t* p) {
   const __m128i words = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(words), 16));
 }
 static inline F load_bf16(const std::uint16_t* p) {
-  return {load_bf16_half(p), load_bf16_half(p + 8)};
+  return {load_eight_bf16(p), load_eight_bf16(p + 8)};
 }
 static inline F load_bytes(const std::uint8_t* p) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
@@ -103,7 +103,7 @@ static inline F first_lanes(F x, int n, F y) {
   return {_mm256_blendv_ps(y.a, x.a, _mm256_castsi256_ps(a)),
           _mm256_blendv_ps(y.b, x.b, _mm256_castsi256_ps(b))};
 }
-// Halves are added to halves, down to one lane.
+// The upper lanes are added to the lower ones, down to one.
 static inline float reduce_add(F x) {
   const __m256 a = _mm256_add_ps(x.a, x.b);
   const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -118,22 +118,22 @@ static inline float reduce_max(F x) {
 }
 // Of 32 neighbours, those at even and at odd places; and back.
 static inline void unzip(F low, F high, F* even, F* odd) {
-  const auto halves = [](__m256 x, __m256 y, auto pick) {
+  const auto picked = [](__m256 x, __m256 y, auto pick) {
     return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(pick(x, y)), 0xd8));
   };
   const auto even_places = [](__m256 x, __m256 y) { return _mm256_shuffle_ps(x, y, 0x88); };
   const auto odd_places = [](__m256 x, __m256 y) { return _mm256_shuffle_ps(x, y, 0xdd); };
-  *even = {halves(low.a, low.b, even_places), halves(high.a, high.b, even_places)};
-  *odd = {halves(low.a, low.b, odd_places), halves(high.a, high.b, odd_places)};
+  *even = {picked(low.a, low.b, even_places), picked(high.a, high.b, even_places)};
+  *odd = {picked(low.a, low.b, odd_places), picked(high.a, high.b, odd_places)};
 }
-static inline void zip_half(__m256 even, __m256 odd, F* out) {
+static inline void zip_eight(__m256 even, __m256 odd, F* out) {
   const __m256 a = _mm256_unpacklo_ps(even, odd);
   const __m256 b = _mm256_unpackhi_ps(even, odd);
   *out = {_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31)};
 }
 static inline void zip(F even, F odd, F* low, F* high) {
-  zip_half(even.a, odd.a, low);
-  zip_half(even.b, odd.b, high);
+  zip_eight(even.a, odd.a, low);
+  zip_eight(even.b, odd.b, high);
 }
 
 static inline I set1_int(std::int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
@@ -156,14 +156,14 @@ static inline W low_sixes(W w) {
   return {_mm256_and_si256(w.a, mask), _mm256_and_si256(w.b, mask)};
 }
 // The top two bits of a, b and c, a's lowest.
-static inline __m256i top_bits_half(__m256i a, __m256i b, __m256i c) {
+static inline __m256i top_bits_of_eight(__m256i a, __m256i b, __m256i c) {
   a = _mm256_and_si256(_mm256_srli_epi16(a, 6), _mm256_set1_epi8(3));
   b = _mm256_and_si256(_mm256_srli_epi16(b, 4), _mm256_set1_epi8(12));
   c = _mm256_and_si256(_mm256_srli_epi16(c, 2), _mm256_set1_epi8(48));
   return _mm256_or_si256(_mm256_or_si256(a, b), c);
 }
 static inline W top_bits(W a, W b, W c) {
-  return {top_bits_half(a.a, b.a, c.a), top_bits_half(a.b, b.b, c.b)};
+  return {top_bits_of_eight(a.a, b.a, c.a), top_bits_of_eight(a.b, b.b, c.b)};
 }
 static inline W low_nibbles(W w) {
   const __m256i mask = _mm256_set1_epi8(15);
@@ -184,13 +184,13 @@ constexpr int kQ8Offset = 128;
 static inline W q8_weights(W w) { return w; }
 static inline I dot_q8(I sum, W w, I x) { return dot_bytes(sum, w, x); }
 #else
-static inline __m256i dot_half(__m256i sum, __m256i w, __m256i x) {
+static inline __m256i dot_eight(__m256i sum, __m256i w, __m256i x) {
   const __m256i pairs = _mm256_maddubs_epi16(w, x);  // saturates at 32767
   return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 // sum += unsigned weight bytes, 128 at most, times signed activation bytes, four products a lane
 static inline I dot_bytes(I sum, W w, I x) {
-  return {dot_half(sum.a, w.a, x.a), dot_half(sum.b, w.b, x.b)};
+  return {dot_eight(sum.a, w.a, x.a), dot_eight(sum.b, w.b, x.b)};
 }
 // The same for q8_0 weights, stored as value + 128: made signed here, and multiplied by their
 // magnitudes with the activations under their signs.
@@ -206,7 +206,7 @@ static inline I dot_q8(I sum, W w, I x) {
 #endif
 
 // sum += two bf16 weights times two bf16 activations a lane
-static inline __m256 dot_bf16_half(__m256 sum, __m256i w, __m256i x) {
+static inline __m256 dot_eight_bf16(__m256 sum, __m256i w, __m256i x) {
   const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
   sum = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(w, 16)),
                         _mm256_castsi256_ps(_mm256_slli_epi32(x, 16)), sum);
@@ -214,7 +214,7 @@ static inline __m256 dot_bf16_half(__m256 sum, __m256i w, __m256i x) {
                          _mm256_castsi256_ps(_mm256_and_si256(x, high)), sum);
 }
 static inline F dot_bf16(F sum, W w, I x) {
-  return {dot_bf16_half(sum.a, w.a, x.a), dot_bf16_half(sum.b, w.b, x.b)};
+  return {dot_eight_bf16(sum.a, w.a, x.a), dot_eight_bf16(sum.b, w.b, x.b)};
 }
 
 // The compiler forgets what it knows of a value.

@@ -11,11 +11,11 @@ using F = __m512;   // 16 floats
 using I = __m512i;  // 16 int32
 using W = __m512i;  // 64 bytes of packed weights, 4 for each lane
 
-// Halves of a panel and activation rows a matmul tile holds in registers: 32 registers carry
+// Strips of a panel and activation rows a matmul tile holds in registers: 32 registers carry
 // 2 x 6 integer and 2 x 6 float accumulators.
-constexpr int kHalves = 2;
+constexpr int kStrips = 2;
 constexpr int kRowTile = 6;
-constexpr int kFewPasses = 2;  // that share runs of steps in L1 (linear_inl.h)
+constexpr int kFewPasses = 2;  // that share pieces of a panel in L1 (linear_inl.h)
 // Queries and vectors of keys or values an attention tile holds in registers.
 constexpr int kQueryTile = 4;
 constexpr int kVectorTile = 4;
@@ -66,7 +66,7 @@ static inline F first_lanes(F a, int n, F b) {
   const unsigned mask = n >= 16 ? 0xffffu : n <= 0 ? 0u : (1u << n) - 1u;
   return _mm512_mask_mov_ps(b, static_cast<__mmask16>(mask), a);
 }
-// Halves are added to halves, down to one lane.
+// The upper lanes are added to the lower ones, down to one.
 static inline float reduce_add(F x) {
   const __m256 a = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
   const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));

@@ -18,11 +18,11 @@ struct W {  // 64 bytes of packed weights, 4 for each lane
   uint8x16_t a, b, c, d;
 };
 
-// Of 32 registers, the products of a half and 4 rows take 16 and its weights 4. A quantised group
+// Of 32 registers, the products of a strip and 4 rows take 16 and its weights 4. A quantised group
 // has 16 float sums besides: some wait in memory, as they are needed once in its 8 steps.
-constexpr int kHalves = 1;
+constexpr int kStrips = 1;
 constexpr int kRowTile = 4;
-constexpr int kFewPasses = 3;  // that share runs of steps in L1 (linear_inl.h)
+constexpr int kFewPasses = 3;  // that share pieces of a panel in L1 (linear_inl.h)
 // Queries and vectors of keys or values an attention tile holds in registers: 24 sums, 4 of keys.
 constexpr int kQueryTile = 6;
 constexpr int kVectorTile = 1;
@@ -159,7 +159,7 @@ static inline F first_lanes(F x, int n, F y) {
   };
   return {pick(0, x.a, y.a), pick(4, x.b, y.b), pick(8, x.c, y.c), pick(12, x.d, y.d)};
 }
-// Halves are added to halves, down to one lane.
+// The upper lanes are added to the lower ones, down to one.
 static inline float reduce_add(F x) {
   const float32x4_t a = vaddq_f32(vaddq_f32(x.a, x.c), vaddq_f32(x.b, x.d));
   return vpadds_f32(vadd_f32(vget_low_f32(a), vget_high_f32(a)));

@@ -16,9 +16,9 @@ struct W {  // 64 bytes of packed weights, 4 for each lane
   std::uint8_t v[64];
 };
 
-constexpr int kHalves = 1;
+constexpr int kStrips = 1;
 constexpr int kRowTile = 2;
-constexpr int kFewPasses = 3;  // that share runs of steps in L1 (linear_inl.h)
+constexpr int kFewPasses = 3;  // that share pieces of a panel in L1 (linear_inl.h)
 // Queries and vectors of keys or values an attention tile holds in registers.
 constexpr int kQueryTile = 2;
 constexpr int kVectorTile = 1;
@@ -137,7 +137,7 @@ static inline std::uint32_t equal_mask(const F& a, const F& b) {
 static inline F first_lanes(const F& a, int n, const F& b) {
   return lanes([&](int i) { return i < n ? a.v[i] : b.v[i]; });
 }
-// Halves are added to halves, down to one lane.
+// The upper lanes are added to the lower ones, down to one.
 static inline float reduce_add(F x) {
   for (int width = 8; width > 0; width /= 2) {
     for (int i = 0; i < width; ++i) x.v[i] += x.v[i + width];

@@ -282,7 +282,7 @@ __global__ void __launch_bounds__(kThreads)
     if (tile.key_begin >= key_end) continue;
     const float* q = a.q + (Index{row} * a.heads + head) * a.head_dim;
     Running running;
-    float out[kMostHeadDim / kWarp] = {};
+    float out[kMaxHeadDim / kWarp] = {};
     for (int first = tile.key_begin; first < key_end; first += kWarp) {
       const int key = first + lane;
       float score = -INFINITY;
@@ -300,23 +300,23 @@ __global__ void __launch_bounds__(kThreads)
       running.highest = highest;
       const int n_keys = key_end - first < kWarp ? key_end - first : kWarp;
 #pragma unroll
-      for (int j = 0; j < kMostHeadDim / kWarp; ++j) out[j] *= factor;
+      for (int j = 0; j < kMaxHeadDim / kWarp; ++j) out[j] *= factor;
       for (int n = 0; n < n_keys; ++n) {
         const float weight = __shfl_sync(kAllLanes, p, n);
         const float* v = values + Index{first - tile.page_begin + n} * a.stride;
 #pragma unroll
-        for (int j = 0; j < kMostHeadDim / kWarp; ++j) {
+        for (int j = 0; j < kMaxHeadDim / kWarp; ++j) {
           const int d = lane + j * kWarp;
           if (d < a.head_dim) out[j] = fmaf(weight, v[d], out[j]);
         }
       }
     }
-    float* partial = partial_at(a, kMostHeadDim, tile.split, row, head);
+    float* partial = partial_at(a, kMaxHeadDim, tile.split, row, head);
 #pragma unroll
-    for (int j = 0; j < kMostHeadDim / kWarp; ++j) partial[lane + j * kWarp] = out[j];
+    for (int j = 0; j < kMaxHeadDim / kWarp; ++j) partial[lane + j * kWarp] = out[j];
     if (lane == 0) {
-      partial[kMostHeadDim] = running.highest;
-      partial[kMostHeadDim + 1] = running.sum;
+      partial[kMaxHeadDim] = running.highest;
+      partial[kMaxHeadDim + 1] = running.sum;
     }
   }
 }
@@ -402,7 +402,7 @@ void attention(Tape& tape, const AttentionArgs& args, double cache_bytes) {
   if (args.kv_dtype == DType::bf16) return add_launches_for_dim<BF16>(tape, args, work, merge);
   tape.add(work, attention_f32_kernel,
            {.x = args.n_tiles * args.kv_heads, .y = args.n_splits, .threads = kThreads}, args);
-  tape.add(kMerge, merge_kernel<kMostHeadDim>, merge, args);
+  tape.add(kMerge, merge_kernel<kMaxHeadDim>, merge, args);
 }
 
 }  // namespace sbd::cuda

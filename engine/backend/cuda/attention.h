@@ -7,7 +7,7 @@
 
 namespace sbd::cuda {
 
-inline constexpr int kMostHeadDim = 256;
+inline constexpr int kMaxHeadDim = 256;
 
 // The cache of a sequence is pages of kPagePositions positions, the last page of n_ctx as well, or
 // one page of n_ctx where that is less. A page: [layers][keys, values][kv_heads][capacity][stride]
@@ -100,7 +100,7 @@ struct AttentionArgs {
 void attention(Tape& tape, const AttentionArgs& args, double cache_bytes);
 
 // Keys are cut at fixed places, whatever rows or sequences share the forward, so that a row's
-// result is always summed in the same order: in runs of 64 up to 2048 keys, so that one row of a
+// result is always summed in the same order: in pieces of 64 up to 2048 keys, so that one row of a
 // short context is work for many blocks, then of 1024, so that the partial results of a long one
 // stay few. A split lies in one page.
 inline constexpr int kShortSplit = 64;

@@ -47,8 +47,8 @@ CudaKv::CudaKv(CudaBackend& backend, int n_layers, const HeadShape& heads, int n
       dtype_(dtype),
       n_ctx_(n_ctx),
       page_positions_(std::min(n_ctx, kPagePositions)),
-      n_runs_(static_cast<std::size_t>(n_layers) * 2 *
-              static_cast<std::size_t>(heads.num_key_value_heads)),
+      n_planes_(static_cast<std::size_t>(n_layers) * 2 *
+                static_cast<std::size_t>(heads.num_key_value_heads)),
       padded_(stride(heads, dtype) != heads.head_dim) {
   page_bytes_ = bytes(n_layers, heads, n_ctx, dtype, 1);
   reserve(1);
@@ -64,8 +64,8 @@ void CudaKv::reserve(int n_positions) {
 // Whole pages.
 std::size_t CudaKv::bytes(int n_layers, const HeadShape& heads, int n_ctx, DType dtype,
                           int n_positions) {
-  const int n_runs = n_layers * 2 * heads.num_key_value_heads;
-  const std::size_t page = static_cast<std::size_t>(n_runs) *
+  const int n_planes = n_layers * 2 * heads.num_key_value_heads;
+  const std::size_t page = static_cast<std::size_t>(n_planes) *
                            static_cast<std::size_t>(std::min(n_ctx, kPagePositions)) *
                            static_cast<std::size_t>(stride(heads, dtype)) * bytes_per_block(dtype);
   return static_cast<std::size_t>(ceil_div(n_positions, kPagePositions)) * page;
@@ -80,12 +80,12 @@ void CudaKv::copy(const KvStorage& from, int n_positions) {
   const auto& other = static_cast<const CudaKv&>(from);
   backend_.flush();  // what is on the tape may write to either
   reserve(n_positions);
-  const std::size_t pitch = page_bytes_ / n_runs_;
+  const std::size_t pitch = page_bytes_ / n_planes_;
   for (int first = 0; first < n_positions; first += kPagePositions) {
     const auto page = static_cast<std::size_t>(first / kPagePositions);
     const auto n = static_cast<std::size_t>(std::min(n_positions - first, page_positions_));
     check(cudaMemcpy2DAsync(pages_[page].data(), pitch, other.pages_[page].data(), pitch,
-                            n * pitch / static_cast<std::size_t>(page_positions_), n_runs_,
+                            n * pitch / static_cast<std::size_t>(page_positions_), n_planes_,
                             cudaMemcpyDeviceToDevice, backend_.stream()),
           "copying a KV cache");
   }
@@ -200,8 +200,8 @@ void CudaBackend::attention(int layer, const HeadShape& heads, const float* q, f
   for (const int end : kv_end_) key_end = std::max(key_end, end);
   args.n_splits = rounded_splits(splits_of(key_end));
   const std::size_t row_floats = static_cast<std::size_t>(args.n_splits) *
-                                 static_cast<std::size_t>(args.heads) * (kMostHeadDim + 2);
-  const std::size_t most_rows =
+                                 static_cast<std::size_t>(args.heads) * (kMaxHeadDim + 2);
+  const std::size_t max_rows =
       std::max(kPartialBytes / (row_floats * 4), static_cast<std::size_t>(tile_rows));
   // As many tiles at a time as their partial results have room.
   for (std::size_t tile = 0; tile < tile_infos_.size();) {
@@ -210,7 +210,7 @@ void CudaBackend::attention(int layer, const HeadShape& heads, const float* q, f
     int end_row = first_row;
     while (end < tile_infos_.size()) {
       const int next = first_row_of(end) + tile_infos_[end].n_queries / group;
-      if (end > tile && static_cast<std::size_t>(next - first_row) > most_rows) break;
+      if (end > tile && static_cast<std::size_t>(next - first_row) > max_rows) break;
       end_row = next;
       ++end;
     }

@@ -7,7 +7,7 @@ namespace sbd::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kLanePairs = kMostHeadDim / 2 / kWarp;
+constexpr int kLanePairs = kMaxHeadDim / 2 / kWarp;
 
 __global__ void angles_kernel(AnglesArgs a) {
   let_next_kernel_start();
@@ -37,16 +37,16 @@ __global__ void cache_kernel(const __grid_constant__ CacheArgs a) {
       is_query ? query : (is_value ? a.v : a.k) + (row * a.kv_heads + kv_head) * a.head_dim;
 
   // A lane's pairs are those that RoPE turns.
-  const int half = a.head_dim / 2;
+  const int n_pairs = a.head_dim / 2;
   const bool apart = !is_value && a.interleaved == 0;
   const auto low_at = [&](int i) { return apart ? i : 2 * i; };
-  const auto high_at = [&](int i) { return apart ? i + half : 2 * i + 1; };
+  const auto high_at = [&](int i) { return apart ? i + n_pairs : 2 * i + 1; };
   float low[kLanePairs], high[kLanePairs];
 #pragma unroll
   for (int j = 0; j < kLanePairs; ++j) {
     const int i = lane + j * kWarp;
-    low[j] = i < half ? source[low_at(i)] : 0.0f;
-    high[j] = i < half ? source[high_at(i)] : 0.0f;
+    low[j] = i < n_pairs ? source[low_at(i)] : 0.0f;
+    high[j] = i < n_pairs ? source[high_at(i)] : 0.0f;
   }
   const float* norm = is_query ? a.q_norm : is_value ? nullptr : a.k_norm;
   if (norm != nullptr) {
@@ -58,7 +58,7 @@ __global__ void cache_kernel(const __grid_constant__ CacheArgs a) {
 #pragma unroll
     for (int j = 0; j < kLanePairs; ++j) {
       const int i = lane + j * kWarp;
-      if (i >= half) continue;
+      if (i >= n_pairs) continue;
       low[j] *= factor * norm[low_at(i)];
       high[j] *= factor * norm[high_at(i)];
     }
@@ -66,8 +66,8 @@ __global__ void cache_kernel(const __grid_constant__ CacheArgs a) {
   const float scale = is_query && a.query_scale != nullptr ? a.query_scale[row] : 1.0f;
   const int sequence = a.row_sequence[row], position = a.positions[row];
   const Index element = a.kv_dtype == DType::f32 ? 4 : 2;
-  const Index run = (Index{a.layer} * 2 + is_value) * a.kv_heads + kv_head;
-  const Index place = run * a.sequences[sequence].capacity + position % kPagePositions;
+  const Index plane = (Index{a.layer} * 2 + is_value) * a.kv_heads + kv_head;
+  const Index place = plane * a.sequences[sequence].capacity + position % kPagePositions;
   std::uint8_t* cached = a.table.page(sequence, position) + place * a.stride * element;
   const auto store = [&](int at, float x) {
     if (is_query) {
@@ -82,11 +82,11 @@ __global__ void cache_kernel(const __grid_constant__ CacheArgs a) {
 #pragma unroll
   for (int j = 0; j < kLanePairs; ++j) {
     const int i = lane + j * kWarp;
-    if (i >= half) continue;
+    if (i >= n_pairs) continue;
     float x = low[j], y = high[j];
     if (!is_value) {
-      const float cosine = a.angles[2 * (row * half + i)],
-                  sine = a.angles[2 * (row * half + i) + 1];
+      const float cosine = a.angles[2 * (row * n_pairs + i)],
+                  sine = a.angles[2 * (row * n_pairs + i) + 1];
       const float turned = x * cosine - y * sine;
       y = x * sine + y * cosine;
       x = turned;

@@ -12,7 +12,7 @@ namespace sbd::cuda {
 namespace {
 
 // Rows up to which a forward's graph is kept: decoding's. A prompt's shapes hardly come twice.
-constexpr int kMostGraphRows = 128;
+constexpr int kMaxGraphRows = 128;
 constexpr std::size_t kRowMetadataBytes = 512;  // with room to spare
 
 __global__ void code_probe() {}
@@ -164,9 +164,9 @@ std::vector<float> CudaBackend::download(const float* values, std::size_t n) {
 std::unique_ptr<KvStorage> CudaBackend::allocate_kv(int n_layers, const HeadShape& heads, int n_ctx,
                                                     DType dtype) {
   use_device();
-  SBD_CHECK(heads.head_dim <= kMostHeadDim && heads.head_dim % 2 == 0,
+  SBD_CHECK(heads.head_dim <= kMaxHeadDim && heads.head_dim % 2 == 0,
             "head_dim {}: the CUDA backend computes even ones up to {}; use device cpu",
-            heads.head_dim, kMostHeadDim);
+            heads.head_dim, kMaxHeadDim);
   const int group = heads.num_attention_heads / heads.num_key_value_heads;
   SBD_CHECK(group <= kTileQueries,
             "{} attention heads share a key-value head: the CUDA backend computes up to {}; use "
@@ -226,7 +226,7 @@ void CudaBackend::begin(const ForwardRows& rows, std::span<const float> inverse_
   use_device();
   flush();
   n_rows_ = static_cast<int>(rows.tokens.size());
-  keep_graph_ = n_rows_ <= kMostGraphRows;
+  keep_graph_ = n_rows_ <= kMaxGraphRows;
   rope_interleaved_ = rope_interleaved;
   sequence_rows_.assign(rows.sequences.begin(), rows.sequences.end());
   kv_end_.assign(rows.kv_end.begin(), rows.kv_end.end());
@@ -235,7 +235,7 @@ void CudaBackend::begin(const ForwardRows& rows, std::span<const float> inverse_
   tiles_ = nullptr;
 
   std::vector<SequenceInfo> sequences;
-  int most_pages = 0;
+  int max_pages = 0;
   std::vector<int> row_sequence(static_cast<std::size_t>(n_rows_));
   for (const SequenceRows& sequence : rows.sequences) {
     auto& kv = static_cast<CudaKv&>(*sequence.kv);
@@ -245,15 +245,15 @@ void CudaBackend::begin(const ForwardRows& rows, std::span<const float> inverse_
       n_positions = std::max({n_positions, rows.kv_end[at], rows.positions[at] + 1});
     }
     kv.reserve(n_positions);
-    most_pages = std::max(most_pages, kv.most_pages());
+    max_pages = std::max(max_pages, kv.max_pages());
     std::fill_n(row_sequence.begin() + sequence.first_row, sequence.n_rows,
                 static_cast<int>(sequences.size()));
     sequences.push_back(kv.info(sequence.first_row));
   }
-  std::vector<std::uint8_t*> pages(sequences.size() * static_cast<std::size_t>(most_pages));
+  std::vector<std::uint8_t*> pages(sequences.size() * static_cast<std::size_t>(max_pages));
   for (std::size_t i = 0; i < rows.sequences.size(); ++i) {
     const auto& kv = static_cast<const CudaKv&>(*rows.sequences[i].kv);
-    std::ranges::transform(kv.pages(), pages.begin() + static_cast<std::ptrdiff_t>(i) * most_pages,
+    std::ranges::transform(kv.pages(), pages.begin() + static_cast<std::ptrdiff_t>(i) * max_pages,
                            [](const DeviceMemory& page) { return page.as<std::uint8_t>(); });
   }
   const std::size_t metadata_bytes = (rows.tokens.size() + 16) * kRowMetadataBytes +
@@ -265,7 +265,7 @@ void CudaBackend::begin(const ForwardRows& rows, std::span<const float> inverse_
   row_kv_end_ = metadata_.add(rows.kv_end);
   row_sequence_ = metadata_.add(std::span<const int>(row_sequence));
   sequences_ = metadata_.add(std::span<const SequenceInfo>(sequences));
-  page_table_ = {metadata_.add(std::span<std::uint8_t* const>(pages)), most_pages};
+  page_table_ = {metadata_.add(std::span<std::uint8_t* const>(pages)), max_pages};
   query_scale_ = rows.query_scale.empty() ? nullptr : metadata_.add(rows.query_scale);
   frequencies_ = metadata_.add(inverse_frequencies);
   const int n_frequencies = static_cast<int>(inverse_frequencies.size());
@@ -353,7 +353,7 @@ void CudaBackend::multiply_type(DType dtype, const Activations& x, std::span<con
   for (const Linear& l : linears) {
     const PackedWeight& weight = PackedWeight::of(*l.weight);
     if (weight.dtype() != dtype) continue;
-    if (args.n_parts == kMostParts) launch_parts(dtype, args);
+    if (args.n_parts == kMaxParts) launch_parts(dtype, args);
     args.parts[args.n_parts++] = {weight.data(), l.bias, l.out, weight.rows(), args.n_blocks};
     args.n_blocks += weight.n_blocks();
     args.n_chunks = weight.n_chunks();

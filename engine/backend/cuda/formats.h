@@ -22,7 +22,7 @@ inline constexpr int kQuantScaleBytes = kBlockFeatures * kChunkSteps * 2;
 
 // Where in a stage an element lies.
 struct Place {
-  int tile, half, lane, step, j;  // j: of the lane's eight inputs
+  int tile, eight, lane, step, j;  // eight: of the tile's features; j: of the lane's inputs
 };
 
 __host__ __device__ inline Place place_of(int feature, int k) {
@@ -34,15 +34,15 @@ __host__ __device__ inline Place place_of(int feature, int k) {
 // The operand of two steps of a product, of one tile.
 using TileOperand = std::uint32_t[2][4];
 
-// f16 and bf16: [8 tiles][2 steps][2 products][32 lanes][2 pairs of inputs][2 halves][2], so that
+// f16 and bf16: [8 tiles][2 steps][2 products][32 lanes][2 pairs of inputs][2 eights][2], so that
 // an operand is four registers of one load.
-struct HalfLayout {
+struct ShortLayout {
   static constexpr int kStageBytes = kBlockFeatures * kChunk * 2;
   static constexpr bool kScaled = false;
 
   __device__ static int offset(const Place& p) {
     return ((p.tile * kChunkSteps + p.step) * 2 + p.j / 4) * 512 + p.lane * 16 + p.j / 2 % 2 * 8 +
-           p.half * 4 + p.j % 2 * 2;
+           p.eight * 4 + p.j % 2 * 2;
   }
 
   __device__ static void load(const std::uint8_t* stage, int tile, int step, int lane,
@@ -55,7 +55,7 @@ struct HalfLayout {
   }
 };
 
-struct F16Format : HalfLayout {
+struct F16Format : ShortLayout {
   __device__ static void multiply(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
                                   std::uint32_t b1) {
     multiply_halves(d, a, b0, b1);
@@ -65,7 +65,7 @@ struct F16Format : HalfLayout {
   }
 };
 
-struct BF16Format : HalfLayout {
+struct BF16Format : ShortLayout {
   __device__ static void multiply(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
                                   std::uint32_t b1) {
     multiply_bf16(d, a, b0, b1);
@@ -77,7 +77,7 @@ struct BF16Format : HalfLayout {
 
 // Quants become halves without rounding, and are multiplied as such; the scale of a feature's 32
 // inputs is applied to their sum in float32. So only activations are rounded.
-// Behind the quants: scales [8 tiles][8 g][2 steps][2 halves]
+// Behind the quants: scales [8 tiles][8 g][2 steps][2 eights]
 template <int kQuantBytes>
 struct QuantLayout {
   static constexpr int kStageBytes = kQuantBytes + kQuantScaleBytes;
@@ -95,15 +95,15 @@ struct QuantLayout {
   }
   __device__ static float scale(const std::uint8_t* stage, const Place& p) {
     const std::uint32_t pair = scales(stage, p.tile, p.step, p.lane);
-    return half_to_float(static_cast<std::uint16_t>(p.half ? pair >> 16 : pair));
+    return half_to_float(static_cast<std::uint16_t>(p.eight ? pair >> 16 : pair));
   }
 };
 
-// [8 tiles][2 steps][32 lanes][2 halves][8] as quant + 128: a byte under that of the half 1024 is
+// [8 tiles][2 steps][32 lanes][2 eights][8] as quant + 128: a byte under that of the half 1024 is
 // 1024 + byte, and 1152 less is the quant.
 struct Q8Format : QuantLayout<kBlockFeatures * kChunk> {
   __device__ static int offset(const Place& p) {
-    return (p.tile * kChunkSteps + p.step) * 512 + p.lane * 16 + p.half * 8 + p.j;
+    return (p.tile * kChunkSteps + p.step) * 512 + p.lane * 16 + p.eight * 8 + p.j;
   }
 
   __device__ static std::uint32_t halves(std::uint32_t bytes, unsigned selector) {
@@ -129,12 +129,12 @@ struct Q8Format : QuantLayout<kBlockFeatures * kChunk> {
   }
 };
 
-// [8 tiles][2 steps][32 lanes][2 halves] words of eight nibbles: those of inputs j and j + 1, j
+// [8 tiles][2 steps][32 lanes][2 eights] words of eight nibbles: those of inputs j and j + 1, j
 // even, are j / 2 and j / 2 + 4, so that one mask gives a pair, one in the low bits of each half of
 // the word. Under the exponent of 1024 that is 1024 + nibble, or 1024 + 16 nibble.
 struct Q4Format : QuantLayout<kBlockFeatures * kChunk / 2> {
   __device__ static int offset(const Place& p) {
-    return (p.tile * kChunkSteps + p.step) * 256 + p.lane * 8 + p.half * 4;
+    return (p.tile * kChunkSteps + p.step) * 256 + p.lane * 8 + p.eight * 4;
   }
   __device__ static int shift(int j) { return (j / 2 + j % 2 * 4) * 4; }
 

@@ -41,7 +41,7 @@ class CudaKv : public KvStorage {
 
   SequenceInfo info(int first_row) const { return {page_positions_, first_row}; }
   const std::vector<DeviceMemory>& pages() const { return pages_; }
-  int most_pages() const { return ceil_div(n_ctx_, kPagePositions); }
+  int max_pages() const { return ceil_div(n_ctx_, kPagePositions); }
   DType dtype() const { return dtype_; }
   static int stride(const HeadShape& heads, DType dtype) {
     return round_up(heads.head_dim, 16 / static_cast<int>(bytes_per_block(dtype)));
@@ -52,7 +52,7 @@ class CudaKv : public KvStorage {
   DType dtype_;
   int n_ctx_;
   int page_positions_;
-  std::size_t n_runs_;  // of positions, in a page
+  std::size_t n_planes_;  // of a page: the positions of a layer's keys or values in a head
   std::size_t page_bytes_;
   bool padded_;  // zeros behind head_dim
   std::vector<DeviceMemory> pages_;

@@ -9,7 +9,7 @@ namespace sbd::cuda {
 
 struct RunStats;  // run_stats.h
 
-inline constexpr int kMostParts = 3;  // weights on one input that share a launch
+inline constexpr int kMaxParts = 3;  // weights on one input that share a launch
 
 struct LinearPart {
   const std::uint8_t* weight;
@@ -28,7 +28,7 @@ struct HeadRuns {
 };
 
 struct LinearArgs {
-  LinearPart parts[kMostParts];
+  LinearPart parts[kMaxParts];
   const void* x;           // [rows, padded cols] of halves or bf16, or [rows, cols] of floats
   const float* row_scale;  // [rows], or null: 1
   HeadRuns head;

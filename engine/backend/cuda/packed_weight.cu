@@ -18,7 +18,7 @@ std::size_t block_bytes(DType dtype, int cols) {  // of 128 features
   const auto chunks = static_cast<std::size_t>(ceil_div(cols, kChunk));
   switch (dtype) {
     case DType::f16:
-    case DType::bf16: return chunks * HalfLayout::kStageBytes;
+    case DType::bf16: return chunks * ShortLayout::kStageBytes;
     case DType::q8_0: return chunks * Q8Format::kStageBytes;
     case DType::q4_0: return chunks * Q4Format::kStageBytes;
     default: return static_cast<std::size_t>(cols) * kBlockFeatures * sizeof(float);
@@ -59,8 +59,8 @@ __global__ void pack_f32(PackArgs a) {  // a thread: a value
 
 __device__ void store_half(const PackArgs& a, int row, int k, std::uint32_t bits) {
   const Index stage = Index{row / kBlockFeatures} * ceil_div(a.cols, kChunk) + k / kChunk;
-  std::uint8_t* out = a.out + stage * HalfLayout::kStageBytes;
-  *reinterpret_cast<std::uint16_t*>(out + HalfLayout::offset(place_of(row, k))) =
+  std::uint8_t* out = a.out + stage * ShortLayout::kStageBytes;
+  *reinterpret_cast<std::uint16_t*>(out + ShortLayout::offset(place_of(row, k))) =
       static_cast<std::uint16_t>(bits);
 }
 
@@ -97,11 +97,11 @@ __device__ float q4_k_value(const std::uint8_t* block, int i) {
 }
 
 __device__ float q6_k_value(const std::uint8_t* block, int i) {
-  const int half = i / 128, j = i % 128;
-  const int low = block[offsetof(BlockQ6_K, lows) + half * 64 + j % 64] >> (j < 64 ? 0 : 4) & 15;
-  const int high = block[offsetof(BlockQ6_K, highs) + half * 32 + j % 32] >> (j / 32 * 2) & 3;
+  const int part = i / 128, j = i % 128;
+  const int low = block[offsetof(BlockQ6_K, lows) + part * 64 + j % 64] >> (j < 64 ? 0 : 4) & 15;
+  const int high = block[offsetof(BlockQ6_K, highs) + part * 32 + j % 32] >> (j / 32 * 2) & 3;
   const auto scale =
-      static_cast<std::int8_t>(block[offsetof(BlockQ6_K, scales) + i / kHalfGroupSize]);
+      static_cast<std::int8_t>(block[offsetof(BlockQ6_K, scales) + i / kSmallGroupSize]);
   return half_at(block + offsetof(BlockQ6_K, scale)) *
          static_cast<float>(scale * ((low | high << 4) - 32));
 }
@@ -138,7 +138,7 @@ __global__ void pack_quants(PackArgs a) {  // a thread: a group
   const Place first = place_of(row, k);
   constexpr int kScalesAt = Format::kStageBytes - kQuantScaleBytes;
   const int scale_at = ((first.tile * 8 + first.lane / 4) * kChunkSteps + first.step) * 2;
-  reinterpret_cast<std::uint16_t*>(out + kScalesAt)[scale_at + first.half] =
+  reinterpret_cast<std::uint16_t*>(out + kScalesAt)[scale_at + first.eight] =
       static_cast<std::uint16_t>(scale);
 
   const std::uint8_t* quants = group + 2;

@@ -30,7 +30,7 @@ namespace sbd::cuda {
 namespace {
 
 constexpr int kFewRows = 64;
-constexpr int kMostStages = 4;
+constexpr int kMaxStages = 4;
 constexpr int kBandTiles = 8;  // of rows, which blocks go down before the next features
 
 template <int kRowWarps>
@@ -59,7 +59,7 @@ __device__ void wait_stages(int n) {
   switch (n) {
     case 0: return wait_copies<0>();
     case 1: return wait_copies<1>();
-    default: return wait_copies<kMostStages - 2>();
+    default: return wait_copies<kMaxStages - 2>();
   }
 }
 
@@ -109,7 +109,7 @@ void add_launch(Tape& tape, DType dtype, const LinearArgs& args, int shared_byte
   constexpr int kStageBytes = kTileStageBytes<Format, Shape>;
   static_assert(2 * kStageBytes <= 96 * 1024);
   static_assert(Shape::kWarpRows * kLogitPitch * sizeof(float) <= 2 * kStageBytes);
-  const int n_stages = std::clamp(shared_bytes / kStageBytes, 2, kMostStages);
+  const int n_stages = std::clamp(shared_bytes / kStageBytes, 2, kMaxStages);
   const int n_row_tiles = ceil_div(args.n_rows, Shape::kRows);
   tape.add(matmul_work(dtype, args, Format::kStageBytes), prefill_kernel<Format, Shape>,
            {.x = args.n_blocks * n_row_tiles,

@@ -11,7 +11,7 @@ namespace sbd::cuda {
 namespace {
 
 constexpr int kMixThreads = 256;
-constexpr int kMostThreads = 1024;
+constexpr int kMaxThreads = 1024;
 // Pairs of neighbouring columns that a thread reads before it uses any: memory's latency is met
 // once for all, where a loop that stores each value before it reads the next meets it every time.
 constexpr int kPairs = 4;
@@ -71,7 +71,7 @@ struct RowPart {
   }
 };
 
-__global__ void __launch_bounds__(kMostThreads)
+__global__ void __launch_bounds__(kMaxThreads)
     prepare_kernel(const __grid_constant__ PrepareArgs a) {
   let_next_kernel_start();
   if (a.norm_weight != nullptr) {  // long gone from the caches: a forward reads gigabytes
@@ -142,7 +142,7 @@ __global__ void mix_kernel(MixArgs a) {  // a block: some columns of a row
 void prepare(Tape& tape, const PrepareArgs& args, int n_rows) {
   const bool whole_rows = args.norm_weight != nullptr || args.halves != nullptr;
   const int wanted = round_up(ceil_div(args.padded_cols, 2 * kPairs), kWarp);
-  const int threads = std::min(wanted, whole_rows ? kMostThreads : 256);
+  const int threads = std::min(wanted, whole_rows ? kMaxThreads : 256);
   const char* what = args.norm_weight != nullptr ? "norm" : args.up != nullptr ? "swiglu" : "round";
   tape.add({what}, prepare_kernel,
            {.x = n_rows,

@@ -112,7 +112,7 @@ __device__ inline void multiply_bf16(float (&d)[4], const std::uint32_t (&a)[4],
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Two floats rounded to nearest even, the first in the low half.
+// Two floats rounded to nearest even, the first in the low bits.
 __device__ inline std::uint32_t to_halves(float low, float high) {
   std::uint32_t pair;
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));

@@ -8,7 +8,7 @@ namespace {
 
 // A graph of an 8B model is some 350 kernels, below a megabyte on either side. Sequences of
 // different row counts and context lengths meet a few dozen shapes.
-constexpr std::size_t kMostGraphs = 64;
+constexpr std::size_t kMaxGraphs = 64;
 
 }  // namespace
 
@@ -53,7 +53,7 @@ void GraphCache::run(const Tape& tape, cudaStream_t stream, bool overlap) {
       std::ranges::find_if(known_, [&](const Known& known) { return known.tape.same(tape); });
   if (found == known_.end()) {
     tape.run(stream, overlap);
-    if (known_.size() == kMostGraphs) {
+    if (known_.size() == kMaxGraphs) {
       known_.erase(std::ranges::min_element(known_, {}, &Known::last_use));
     }
     known_.push_back({tape, nullptr, now_});

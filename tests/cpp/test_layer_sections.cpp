@@ -1,5 +1,5 @@
-// Layers in runs, as Direct Multi-Token Decoding needs them: rows that leave one out, behind a
-// cache whose length differs by run.
+// Layers in sections, as Direct Multi-Token Decoding needs them: rows that leave one out, behind a
+// cache whose length differs by section.
 #include <numeric>
 
 #include "backend/cpu/cpu_backend.h"
@@ -17,10 +17,10 @@ using namespace test;
 constexpr int kPrompt = 7;
 constexpr int kNew = 12;
 
-ModelConfig cut_config(const std::string& architecture, const std::array<int, 3>& runs) {
+ModelConfig cut_config(const std::string& architecture, const std::array<int, 3>& sections) {
   ModelConfig config = tiny_config(architecture);
-  config.layer_runs = runs;
-  config.num_hidden_layers = runs[0] + runs[1] + runs[2];
+  config.layer_sections = sections;
+  config.num_hidden_layers = sections[0] + sections[1] + sections[2];
   return config;
 }
 
@@ -64,9 +64,10 @@ Coefficients coefficients(int position, const DmtdMethod& method) {
 }
 
 TEST(dmtd_rows_are_those_of_one_full_forward) {
-  for (const auto& [architecture, runs] : std::vector<std::pair<std::string, std::array<int, 3>>>{
+  for (const auto& [architecture, sections] :
+       std::vector<std::pair<std::string, std::array<int, 3>>>{
            {"llama", {0, 2, 1}}, {"qwen2", {1, 1, 1}}, {"qwen3", {2, 2, 1}}}) {
-    const ModelConfig config = cut_config(architecture, runs);
+    const ModelConfig config = cut_config(architecture, sections);
     MemoryTensors source(config, DType::f32, /*tied=*/false);
     const Float64Model reference(config, source);
     cpu::CpuBackend backend(2);
@@ -76,7 +77,7 @@ TEST(dmtd_rows_are_those_of_one_full_forward) {
       for (int horizon = 1; horizon <= 5; ++horizon) {
         const DmtdMethod method{.horizon = horizon, .prompt_rule = rule};
         const Decoded decoded = decode(model, method);
-        const int n = kPrompt + kNew - 1;  // the last token's row never runs
+        const int n = kPrompt + kNew - 1;  // the last token's row never sections
         const Tokens rows(decoded.text.begin(), decoded.text.begin() + n);
 
         // The engine's own forward over all of it at once: the same bits.
@@ -85,8 +86,8 @@ TEST(dmtd_rows_are_those_of_one_full_forward) {
         for (int i = 0; i < n; ++i) {
           factors.push_back(coefficients(i, method));
           plan.segments.push_back({.tokens = {rows[static_cast<std::size_t>(i)]},
-                                   .encoded = static_cast<float>(factors.back().a),
-                                   .thought = static_cast<float>(factors.back().b)});
+                                   .e_factor = static_cast<float>(factors.back().a),
+                                   .h_factor = static_cast<float>(factors.back().b)});
           if (i >= kPrompt - 1) plan.segments.back().outputs = {0};
         }
         KvCache kv = model.make_kv(40, DType::f32);
@@ -110,7 +111,7 @@ TEST(dmtd_rows_are_those_of_one_full_forward) {
 }
 
 // A sequence whose rows skip layers, and one whose rows do not.
-TEST(different_runs_share_a_forward) {
+TEST(different_sections_share_a_forward) {
   const ModelConfig config = cut_config("qwen3", {1, 1, 1});
   MemoryTensors source(config, DType::f32, /*tied=*/true);
   cpu::CpuBackend backend(1);
@@ -123,7 +124,7 @@ TEST(different_runs_share_a_forward) {
   const Plan prompt{.segments = {{.tokens = {1, 2, 3}}}};
   const Plan skip{
       .segments = {
-          {.tokens = {4}, .outputs = {0}, .layers = Layers::skip, .encoded = 1, .thought = 0}}};
+          {.tokens = {4}, .outputs = {0}, .layers = Layers::skip, .e_factor = 1, .h_factor = 0}}};
   const Plan block{
       .segments = {
           {.tokens = {5, 6}, .attention = Attention::block, .kv = Kv::scratch, .outputs = {0, 1}}}};
@@ -140,7 +141,7 @@ TEST(different_runs_share_a_forward) {
   CHECK_EQ(b.lengths(), (std::array<int, 3>{3, 3, 3}));
 }
 
-TEST(rows_must_continue_what_each_run_has_cached) {
+TEST(rows_must_continue_what_each_section_has_cached) {
   const ModelConfig config = cut_config("llama", {0, 1, 1});
   MemoryTensors source(config, DType::f32, /*tied=*/true);
   cpu::CpuBackend backend(1);
