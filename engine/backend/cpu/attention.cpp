@@ -4,7 +4,6 @@
 #include <cstring>
 
 #include "backend/cpu/cpu_backend.h"
-#include "core/bytes.h"
 
 namespace sbd::cpu {
 
@@ -101,7 +100,7 @@ void CpuBackend::rotate_and_cache(int layer, const HeadShape& heads, const float
 void CpuBackend::attention(int layer, const HeadShape& heads, const float* q, float* out) {
   const int kv_heads = heads.num_key_value_heads;
   const int group = heads.num_attention_heads / kv_heads;
-  const Index padded = static_cast<const CpuKv&>(*rows_.sequences[0].kv).padded_dim();
+  const int padded = static_cast<const CpuKv&>(*rows_.sequences[0].kv).padded_dim();
 
   int rows_per_tile = std::max(1, kMaxQueries / group);
   const auto n_tasks = [&] {
@@ -117,11 +116,10 @@ void CpuBackend::attention(int layer, const HeadShape& heads, const float* q, fl
     rows_per_tile /= 2;
   }
 
-  const Index queries = Index{rows_per_tile} * group;
-  const Index partial_floats = queries * padded + 2 * round_up(queries, kLanes);
-  const Index scratch_floats = partial_floats + kKeysPerStep * (padded + queries) +
-                               3 * round_up(queries, kLanes) +
-                               round_up(queries * heads.head_dim, kLanes);
+  const AttentionLayout layout =
+      attention_layout(Index{rows_per_tile} * group, heads.head_dim, padded);
+  const Index partial_floats = layout.partial_floats;
+  const Index scratch_floats = partial_floats + layout.scratch_floats;
   if (attention_scratch_floats_ < scratch_floats) {
     attention_scratch_ = allocate(static_cast<std::size_t>(scratch_floats * pool_.size()));
     attention_scratch_floats_ = scratch_floats;

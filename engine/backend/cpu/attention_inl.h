@@ -10,8 +10,6 @@
 // A call per tile would cost a tenth of its time.
 #define SBD_INLINE __attribute__((always_inline))
 
-static inline int round_up(int n) { return (n + 15) / 16 * 16; }
-
 // 2^x with a relative error below 2e-7, exactly 1 at 0; 2^-126 below -126. NaN stays NaN.
 static inline F exp2(F x) {
   x = max(set1(-126.0f), x);
@@ -74,20 +72,19 @@ struct AttentionWork {
 
   const AttentionTask& t;
   int n_queries = t.n_rows * t.group;
-  int query_slots = round_up(n_queries);
+  AttentionLayout at = attention_layout(n_queries, t.head_dim, t.padded_dim);
   int key_words = t.head_dim / Products::kPerWord;
   int dim_vectors = t.padded_dim / 16;
   Index query_bytes = Index{4} * key_words;
   float* out = t.partial;
-  float* shifts = out + Index{n_queries} * t.padded_dim;  // minus the highest scaled score
-  float* sums = shifts + query_slots;
-  // scratch
+  float* shifts = t.partial + at.shifts;  // minus the highest scaled score
+  float* sums = t.partial + at.sums;
   std::uint8_t* step = reinterpret_cast<std::uint8_t*>(t.scratch);
-  float* scores = t.scratch + Index{kKeysPerStep} * t.padded_dim;
-  float* factors = scores + Index{kKeysPerStep} * n_queries;
-  float* step_sums = factors + query_slots;
-  int* kv_end = reinterpret_cast<int*>(step_sums + query_slots);
-  std::uint8_t* queries = reinterpret_cast<std::uint8_t*>(kv_end + query_slots);
+  float* scores = t.scratch + at.scores;
+  float* factors = t.scratch + at.factors;
+  float* step_sums = t.scratch + at.step_sums;
+  int* kv_end = reinterpret_cast<int*>(t.scratch + at.kv_end);
+  std::uint8_t* queries = reinterpret_cast<std::uint8_t*>(t.scratch + at.queries);
 
   // Keys of the step at `key` that the one of n queries that sees most sees.
   int seen(int query, int n, int key) const {
@@ -296,11 +293,12 @@ static void attention(const AttentionTask& t) {
 // out = sum over splits s of 2^(shift - shift_s) out_s, divided by the same sum of the sums
 static void merge_attention(const MergeTask& t) {
   const int n_queries = t.n_rows * t.group;
+  const AttentionLayout layout = attention_layout(n_queries, t.head_dim, t.padded_dim);
   for (int i = 0; i < n_queries; ++i) {
     const int row = i / t.group;
     const int splits = (t.kv_end[row] + kKeysPerSplit - 1) / kKeysPerSplit;
-    float* shifts = t.partials + Index{n_queries} * t.padded_dim + i;
-    const float* sums = shifts + round_up(n_queries);
+    float* shifts = t.partials + layout.shifts + i;
+    const float* sums = t.partials + layout.sums + i;
     float shift = shifts[0];
     for (int s = 1; s < splits; ++s) {
       const float other = shifts[s * t.partial_stride];

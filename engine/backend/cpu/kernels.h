@@ -83,12 +83,43 @@ struct AttentionTask {
   int key_begin;  // a multiple of kKeysPerStep
   int key_end;
   float scale;
-  // With n = n_rows * group queries, and m that rounded up to 16: [n][padded_dim] of
-  // sum_k 2^(s_k + shift) v_k, then [m] shifts, then [m] sums of 2^(s_k + shift), where
-  // s = scale q.k / ln(2) and shift = -max s
+  // Results, as AttentionLayout says: of each query the sum_k 2^(s_k + shift) v_k, the shift and
+  // the sum of 2^(s_k + shift), where s = scale q.k / ln(2) and shift = -max s
   float* partial;
-  float* scratch;  // kKeysPerStep * (padded_dim + n) + 3 * m + n * head_dim, 64-byte aligned
+  float* scratch;  // 64-byte aligned
 };
+
+// Where the numbers of n = n_rows * group queries lie, in floats, m being n rounded up to 16.
+struct AttentionLayout {
+  // In `partial`, behind the sums of values [n][padded_dim]:
+  Index shifts;  // [m]
+  Index sums;    // [m]
+  Index partial_floats;
+  // In `scratch`, behind a converted step of the cache [kKeysPerStep][padded_dim]:
+  Index scores;     // [n][kKeysPerStep]
+  Index factors;    // [m]
+  Index step_sums;  // [m]
+  Index kv_end;     // [m]
+  Index queries;    // [n][head_dim]
+  Index scratch_floats;
+};
+
+// A static function: every unit has its own.
+static constexpr AttentionLayout attention_layout(Index n_queries, int head_dim, int padded_dim) {
+  const auto padded = [](Index n) { return (n + kLanes - 1) / kLanes * kLanes; };
+  const Index slots = padded(n_queries);
+  AttentionLayout at{};
+  at.shifts = n_queries * padded_dim;
+  at.sums = at.shifts + slots;
+  at.partial_floats = at.sums + slots;
+  at.scores = Index{kKeysPerStep} * padded_dim;
+  at.factors = at.scores + Index{kKeysPerStep} * n_queries;
+  at.step_sums = at.factors + slots;
+  at.kv_end = at.step_sums + slots;
+  at.queries = at.kv_end + slots;
+  at.scratch_floats = at.queries + padded(n_queries * head_dim);
+  return at;
+}
 
 // Partial results of splits of kKeysPerSplit keys each, to one.
 struct MergeTask {

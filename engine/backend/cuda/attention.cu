@@ -19,11 +19,10 @@ constexpr int kStepKeys = 64;
 constexpr Work kMerge{"attention merge"};
 constexpr float kLog2E = 1.44269504f;
 
-// Where a query's share of a split lies: [padded dim] of sum 2^(s - m) v, then m and the sum of
-// 2^(s - m), s = q.k / sqrt(head_dim) / ln(2).
+// Where a query's share of a split lies.
 __device__ float* partial_at(const AttentionArgs& a, int padded_dim, int split, int row, int head) {
   const Index query = (Index{split} * a.n_rows + (row - a.first_row)) * a.heads + head;
-  return a.partials + query * (padded_dim + 2);
+  return a.partials + query * partial_floats(padded_dim);
 }
 
 struct Tile {
@@ -333,7 +332,7 @@ __global__ void __launch_bounds__(kMergeThreads)
   const int row = a.first_row + static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
   const int n_splits = splits_of(a.kv_end[row]);
   const float* first = partial_at(a, kDim, 0, row, head);
-  const Index pitch = Index{a.n_rows} * a.heads * (kDim + 2);  // from a split to the next
+  const Index pitch = Index{a.n_rows} * a.heads * partial_floats(kDim);  // from a split to the next
   const int thread = static_cast<int>(threadIdx.x);
   float highest = -INFINITY;
   for (int split = thread; split < n_splits; split += kMergeThreads) {

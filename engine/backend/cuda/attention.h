@@ -74,6 +74,10 @@ struct AnglesArgs {
 };
 void angles(Tape& tape, const AnglesArgs& args);
 
+// A query's share of a split: [padded dim] of sum 2^(s - m) v, then m and the sum of 2^(s - m),
+// s = q.k / sqrt(head_dim) / ln(2).
+__host__ __device__ constexpr int partial_floats(int padded_dim) { return padded_dim + 2; }
+
 struct AttentionArgs {
   PageTable table;
   const SequenceInfo* sequences;
@@ -82,7 +86,7 @@ struct AttentionArgs {
   const int* kv_end;        // [rows]
   const float* q;           // [rows, heads * head_dim]
   float* out;               // likewise
-  float* partials;          // [splits][rows of this launch][heads][padded dim + 2]
+  float* partials;          // [splits][rows of this launch][heads][partial_floats]
   int first_tile;
   int n_tiles;
   int first_row;  // of the launch

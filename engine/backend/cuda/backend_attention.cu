@@ -200,7 +200,8 @@ void CudaBackend::attention(int layer, const HeadShape& heads, const float* q, f
   for (const int end : kv_end_) key_end = std::max(key_end, end);
   args.n_splits = rounded_splits(splits_of(key_end));
   const std::size_t row_floats = static_cast<std::size_t>(args.n_splits) *
-                                 static_cast<std::size_t>(args.heads) * (kMaxHeadDim + 2);
+                                 static_cast<std::size_t>(args.heads) *
+                                 static_cast<std::size_t>(partial_floats(kMaxHeadDim));
   const std::size_t max_rows =
       std::max(kPartialBytes / (row_floats * 4), static_cast<std::size_t>(tile_rows));
   // As many tiles at a time as their partial results have room.
