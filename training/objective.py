@@ -88,9 +88,7 @@ def double(
     ]
     longest = max(sum(part.shape[1] for part in parts) for parts in noisy)
     width = -(-longest // multiple) * multiple
-    rows = [
-        torch.cat([x, _stack(parts, width)], 1) for x, parts in zip(clean, noisy, strict=True)
-    ]
+    rows = [torch.cat([x, _stack(parts, width)], 1) for x, parts in zip(clean, noisy, strict=True)]
     return Batch(length, *torch.stack(rows).unbind(1))
 
 

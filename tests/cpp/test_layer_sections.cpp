@@ -77,7 +77,7 @@ TEST(dmtd_rows_are_those_of_one_full_forward) {
       for (int horizon = 1; horizon <= 5; ++horizon) {
         const DmtdMethod method{.horizon = horizon, .prompt_rule = rule};
         const Decoded decoded = decode(model, method);
-        const int n = kPrompt + kNew - 1;  // the last token's row never sections
+        const int n = kPrompt + kNew - 1;  // the last token's row never runs
         const Tokens rows(decoded.text.begin(), decoded.text.begin() + n);
 
         // The engine's own forward over all of it at once: the same bits.
