@@ -20,9 +20,10 @@ import numpy as np
 from lineup import CLASSES, OURS, PEERS, Entry, entries
 from model_files import TYPES, checkpoint, gguf_file, shapes
 from options import DOCS, Parser, integers, run, some_of
+from page import write_docs
 from peers.process import PeerError, Process
 from peers.worker import Missing
-from report import docs_section, print_report, save_plot, write_docs
+from report import docs_section, print_report, save_plot
 
 from sbd_engine import SbdError, _core
 from sbd_engine.roofline import Work, floor_ms, work

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from report import Table, markdown
+from page import Table, page
 
 Cells = list[dict[str, Any]]
 
@@ -257,20 +257,17 @@ def _torch(cells: Cells) -> Table:
     return Table(title, ["shape", "sbd-engine", "PyTorch", "ratio"], lines)
 
 
-def page(cells: Cells) -> str:
+def gpu_page(cells: Cells) -> str:
     about = next(
         (c for c in cells if "gpu" in c), {"gpu": "a GPU that was not asked", "commit": "?"}
     )
-    parts = [
+    parts: list[str | Table] = [
         "# Results on a GPU",
         f"{about['gpu']}; commit {about['commit']}. `benchmarks/cuda_quick.sh` measured this.",
         _ABOUT,
+        *tables(cells),
     ]
-    for table in tables(cells):
-        parts.append(f"## {table.title}")
-        if table.lines:
-            parts.append(markdown(table))
-    return "\n\n".join(parts) + "\n"
+    return page(parts, "## {}") + "\n"
 
 
 _ABOUT = """\
@@ -300,7 +297,7 @@ def main() -> None:
     if len(paths) != 1 or not Path(paths[0]).is_file():
         print(f"error: expected one results.jsonl of cuda_quick.sh, got {paths}", file=sys.stderr)
         raise SystemExit(2)
-    text = page(read(Path(paths[0])))
+    text = gpu_page(read(Path(paths[0])))
     if docs:
         (Path(__file__).parent.parent / "docs" / "results-gpu.md").write_text(text)
     else:

@@ -75,7 +75,7 @@ def main() -> None:
             print(f"{name}: {ended}, {seconds:.1f} s", flush=True)
     import cuda_page
 
-    text = cuda_page.page(cuda_page.read(results))
+    text = cuda_page.gpu_page(cuda_page.read(results))
     (args.out / "results.md").write_text(text)
     print(f"\n{text}\nwrote {results} and results.md", flush=True)
 

@@ -10,7 +10,7 @@ from statistics import median
 
 from model_files import read_shape
 from options import DOCS, Parser, at_least, integers, run
-from report import Table, markdown, print_table, write_docs
+from page import Table, page, print_table, write_docs
 
 from sbd_engine import _core
 from sbd_engine.engine import engine_options
@@ -57,7 +57,7 @@ def main() -> None:
     )
     print_table(table)
     if args.write_docs:
-        write_docs(DOCS / "performance.md", "dmtd", markdown(table))
+        write_docs(DOCS / "performance.md", "dmtd", page([table]))
 
 
 def per_token(core: _core.Engine, horizon: int | None, tokens: int) -> float:

@@ -15,10 +15,10 @@ from typing import Any
 
 from model_files import gguf_file, shapes
 from options import DOCS, Parser, at_least, integers, run, some_of
+from page import Table, page, print_table, write_docs
 from peers.process import PeerError, Process
 from peers.worker import Missing
 from replay import Phase, phases, seconds_of_phase, tokens_per_forward
-from report import Table, markdown, print_table, write_docs
 
 REDUCTIONS = (2.2, 3.0, 3.4, 3.9)  # forwards saved by published models: 2.2x to 3.9x
 Generated = dict[str, Any]
@@ -200,9 +200,8 @@ _HEADER = ["decoder", "block size", "tokens per forward", "tok/s", "x llama.cpp"
 
 
 def docs_section(report: dict[str, Any]) -> str:
-    parts = [f"{report['threads']} threads, medians of {report['rounds']} rounds."]
-    parts += [f"**{table.title}**\n\n{markdown(table)}" for table in tables(report)]
-    return "\n\n".join(parts)
+    about = f"{report['threads']} threads, medians of {report['rounds']} rounds."
+    return page([about, *tables(report)], "**{}**")
 
 
 def _speed(tok_s: float | None, base: float | None) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sbd_engine import SbdError
+from sbd_engine.convert.comma_list import ascending, parsed
 
 WORK_DIR = Path(__file__).parent.parent / "build" / "benchmarks"
 DOCS = Path(__file__).parent.parent / "docs"
@@ -76,7 +77,7 @@ def at_least(low: int) -> Callable[[str], int]:
 
 def integers(low: int) -> Callable[[str], list[int]]:
     def parse(text: str) -> list[int]:
-        return sorted({at_least(low)(part) for part in text.split(",")})
+        return list(ascending(text, at_least(low), low))
 
     return parse
 
@@ -85,7 +86,7 @@ def some_of(names: Sequence[str]) -> Callable[[str], list[str]]:
     """In the order of `names`."""
 
     def parse(text: str) -> list[str]:
-        wanted = text.split(",")
+        wanted = parsed(text, str)
         for name in wanted:
             if name not in names:
                 expected = ", ".join(names)

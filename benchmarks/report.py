@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lineup import CLASSES, OURS
+from page import Table, page, print_table
 
 _COLOURS = {
     "sbd-engine": "#0b6e4f",
@@ -15,12 +16,6 @@ _COLOURS = {
     "onnxruntime": "#7d3c98",
     "PyTorch": "#e08e0b",
 }
-
-
-class Table(NamedTuple):
-    title: str
-    header: list[str]
-    lines: list[list[str]]
 
 
 def tables(report: dict[str, Any]) -> Iterator[Table]:
@@ -67,20 +62,6 @@ def print_report(report: dict[str, Any]) -> None:
         print(f"not measured: {name}: {why}")
 
 
-def print_table(table: Table) -> None:
-    from rich.console import Console
-    from rich.table import Table as RichTable
-
-    rich = RichTable(*table.header, box=None, padding=(0, 2, 0, 0))
-    for column in rich.columns[1:]:
-        column.justify = "right"
-    for line in table.lines:
-        rich.add_row(*line, style="bold" if line[0].startswith(OURS) else None)
-    print(f"{table.title}")
-    Console(highlight=False).print(rich)
-    print()
-
-
 def machine_line(report: dict[str, Any]) -> str:
     machine = report["machine"]
     return (
@@ -92,38 +73,16 @@ def machine_line(report: dict[str, Any]) -> str:
 
 def docs_section(report: dict[str, Any]) -> str:
     about = "; ".join(report["about"].values())
-    parts = [
-        f"{report['shape']}, random weights, medians of {report['rounds']} rounds. "
-        f"{machine_line(report)}. Versions: {about}.",
-        "![Milliseconds per forward against rows per forward](performance.png)",
-    ]
-    for table in tables(report):
-        parts.append(f"**{table.title}**\n\n{markdown(table)}")
-    for name, why in report["missing"].items():
-        parts.append(f"Not measured: {name}: {why}.")
-    return "\n\n".join(parts)
-
-
-def markdown(table: Table) -> str:
-    def line(cells: list[str]) -> str:
-        return f"| {' | '.join(cells)} |"
-
-    rule = ["---", *("---:" for _ in table.header[1:])]
-    bold = [
-        [f"**{c}**" if c and row[0].startswith(OURS) else c for c in row] for row in table.lines
-    ]
-    return "\n".join(line(cells) for cells in [table.header, rule, *bold])
-
-
-def write_docs(path: Path, name: str, section: str) -> None:
-    """Replaces what stands between the comments `name` and `/name` of a document."""
-    text = path.read_text()
-    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    if begin not in text or end not in text:
-        raise SystemExit(f"error: {path}: expected the comments {begin} and {end}")
-    head, rest = text.split(begin, 1)
-    tail = rest.split(end, 1)[1]
-    path.write_text(f"{head}{begin}\n\n{section}\n\n{end}{tail}")
+    return page(
+        [
+            f"{report['shape']}, random weights, medians of {report['rounds']} rounds. "
+            f"{machine_line(report)}. Versions: {about}.",
+            "![Milliseconds per forward against rows per forward](performance.png)",
+            *tables(report),
+            *(f"Not measured: {name}: {why}." for name, why in report["missing"].items()),
+        ],
+        "**{}**",
+    )
 
 
 def save_plot(report: dict[str, Any], path: Path) -> None:

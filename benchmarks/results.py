@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 from options import DOCS, Parser, at_least, run
-from report import write_docs
+from page import write_docs
 from results_page import save_plot, sections
 
 from sbd_engine import Engine, _core

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from report import Table, markdown
+from page import Table, page
 
 from sbd_engine.evaluation import plots
 from sbd_engine.evaluation.intervals import forwards, gain
@@ -22,18 +22,12 @@ def sections(report: dict[str, Any]) -> dict[str, str]:
     """Markdown by the name of the comment it stands behind."""
     return {
         "setup": setup(report),
-        "tuning": "\n\n".join(
-            [
-                markdown(tuning_table(report)),
-                markdown(speed_table(report)),
-                tuning_text(report),
-            ]
-        ),
-        "gamma": markdown(gamma_table(report)) + "\n\n" + gamma_text(report),
-        "rules": markdown(rules_table(report)) + "\n\n" + rules_text(report),
-        "blocks": markdown(blocks_table(report)),
-        "types": markdown(types_table(report)),
-        "forwards": markdown(forwards_table(report)) + "\n\n" + forwards_text(report),
+        "tuning": page([tuning_table(report), speed_table(report), tuning_text(report)]),
+        "gamma": page([gamma_table(report), gamma_text(report)]),
+        "rules": page([rules_table(report), rules_text(report)]),
+        "blocks": page([blocks_table(report)]),
+        "types": page([types_table(report)]),
+        "forwards": page([forwards_table(report), forwards_text(report)]),
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .checkpoint import Checkpoint
+from .comma_list import parsed
 from .decoders import D2F_THRESHOLDS, DECODERS, PROMPT_RULES, PROXIES, RULES, SCHEDULES
 from .errors import ConvertError
 from .families import named_block_size
@@ -79,7 +80,7 @@ def _flag() -> Setting:
 
 def _integers(low: int, count: int | None = None) -> Setting:
     def parse(text: str) -> list[int]:
-        values = [int(part) for part in text.split(",")]
+        values = parsed(text, int)
         if min(values) < low or max(values) >= 2**31 or count not in (None, len(values)):
             raise ValueError
         return values
@@ -90,7 +91,7 @@ def _integers(low: int, count: int | None = None) -> Setting:
 
 def _choices(*names: str) -> Setting:
     def parse(text: str) -> list[str]:
-        values = text.split(",")
+        values = parsed(text, str)
         if len({*values} & {*names}) != len(values):  # each known, and none twice
             raise ValueError
         return values

@@ -17,6 +17,7 @@ from ..random_model import ShapeError, random_model
 from ..roofline import Work, bytes_read, floor_ms, implied_speedup, work
 from ..text_file import read_text
 from . import options
+from .lists import integers
 from .options import print_json
 
 if TYPE_CHECKING:
@@ -73,8 +74,8 @@ def bench(
     model = options.one_model(model, model_flag)
     repeats = integer("--repeats", repeats, 1)
     batch = integer("--batch", batch, 1)
-    row_counts = _integers("--rows", rows, 1)
-    contexts = _integers("--context", context, 0)
+    row_counts = integers("--rows", rows, 1)
+    contexts = integers("--context", context, 0)
     if not 0 < nfe_reduction < math.inf:  # NaN too
         raise SbdValueError(f"expected --nfe-reduction above 0, got {nfe_reduction}")
     engine_settings = engine_options(device, threads, None, kv_dtype)
@@ -172,17 +173,6 @@ def _from_config(path: Path, dtype: str, settings: dict[str, Any]) -> Subject:
     except ShapeError as error:
         raise SbdValueError(f"{path}: {error}") from None
     return Subject(f"{path.name} ({dtype}, random weights)", core, work)
-
-
-def _integers(name: str, text: str, low: int) -> list[int]:
-    try:
-        values = sorted({int(part) for part in text.split(",")})
-        values = [integer(name, value, low) for value in values]
-    except ValueError:
-        values = []
-    if not values or values[0] < low:
-        raise SbdValueError(f"expected {name} as integers >= {low} with commas, got {text!r}")
-    return values
 
 
 def _machine_text(report: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ import typer
 
 from ..errors import SbdFileError, SbdValueError
 from . import experiment, options
+from .lists import floats, integers
 from .options import print_json
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ def sweep(
     the text before them; "identical" is the share of texts equal to its whole
     text. Intervals are 95 %.
     """
+    from ..convert.comma_list import parsed
     from ..engine import Engine
     from ..evaluation.answering import Evaluation, identity, summary
     from ..evaluation.journal import Journal
@@ -130,11 +132,11 @@ def sweep(
         raise SbdValueError(f"expected --max-loss from 0 to 100 points, got {max_loss:g}")
     model = options.one_model(model, model_flag)
     batch = integer("--batch", batch, 1)
-    rules = list(RULES) if unmask == "all" else list(dict.fromkeys(unmask.split(",")))
+    rules = list(RULES) if unmask == "all" else list(dict.fromkeys(parsed(unmask, str)))
     if gammas is not None and "entropy_bounded" not in rules:
         raise SbdValueError("--gammas is of entropy_bounded, which --unmask leaves out")
-    values = GAMMAS if gammas is None else experiment.numbers("--gammas", gammas, 0)
-    sizes = None if block_sizes is None else _sizes(block_sizes)
+    values = GAMMAS if gammas is None else floats("--gammas", gammas, 0)
+    sizes = None if block_sizes is None else integers("--block-sizes", block_sizes, 1)
     grid(sizes or [1], rules, values)  # a misspelt rule is told before the model is loaded
     if prompts is None:
         read = read_tasks(tasks, experiment.score_named(score))
@@ -207,16 +209,6 @@ def _points(
         able = _core.read_gguf(path)["decoders"]
     points = grid(sizes, rules, gammas)
     return with_files_own(points, sizes, engine.auto_decoder, able, engine.defaults)
-
-
-def _sizes(text: str) -> list[int]:
-    try:
-        sizes = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        sizes = []
-    if not sizes or sizes[0] < 1:
-        raise SbdValueError(f"expected --block-sizes as integers >= 1 with commas, got {text!r}")
-    return sizes
 
 
 def _own_size(engine: Engine) -> int:

@@ -20,9 +20,10 @@ import cpu_peers  # noqa: E402
 import dmtd  # noqa: E402
 import end_to_end  # noqa: E402
 from lineup import OURS, Entry  # noqa: E402
+from page import write_docs  # noqa: E402
 from peers.process import PeerError  # noqa: E402
 from replay import Phase, phases, seconds_of_phase, tokens_per_forward  # noqa: E402
-from report import docs_section, tables, write_docs  # noqa: E402
+from report import docs_section, tables  # noqa: E402
 
 MACHINE = {
     "read_gb_s": 51.25,
