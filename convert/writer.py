@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from numpy.typing import NDArray
 
 from .errors import ConvertError
 from .quantize import stored_bytes
+from .replacing import replacing
 from .values import Value
 
 ALIGNMENT = 64
@@ -55,7 +53,7 @@ def write_files(
         raise ConvertError(
             f"{files[0].path}: the disk has {free:,} bytes free, {needed:,} are needed"
         )
-    with _replacing([file.path for file in files]) as temporaries:
+    with replacing([file.path for file in files]) as temporaries:
         for temporary, file in zip(temporaries, files, strict=True):
             _write(temporary, file, on_bytes)
 
@@ -89,8 +87,6 @@ def _write(path: Path, contents: OutputFile, on_bytes: Callable[[int], None]) ->
                 file.write(chunk.data)
                 on_bytes(chunk.nbytes)
             writer.write_padding(file, tensor.nbytes)
-        file.flush()
-        os.fsync(file.fileno())
     finally:
         writer.close()
 
@@ -101,28 +97,3 @@ def _value_type(value: Value) -> GGUFValueType:
     if isinstance(value, int):
         return GGUFValueType.UINT32
     return GGUFValueType.get_type(value)
-
-
-@contextmanager
-def _replacing(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    """Files beside `paths`, in one folder, that take their places, with usual rights, once the body
-    has ended well: until then all that stood there stands."""
-    folder, temporaries = paths[0].parent, list[Path]()
-    try:
-        for path in paths:
-            # A name that nobody can foresee, and known before the file is there to be removed.
-            part = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.part")
-            temporaries.append(part)
-            os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-        yield temporaries
-        for temporary, path in zip(temporaries, paths, strict=True):
-            temporary.replace(path)
-    except BaseException:  # Ctrl-C too
-        for temporary in temporaries:
-            temporary.unlink(missing_ok=True)
-        raise
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)  # the new names are on the disk as well
-    finally:
-        os.close(descriptor)

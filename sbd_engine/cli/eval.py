@@ -158,14 +158,7 @@ def _print_report(report: dict[str, Any]) -> None:
     from .console import Console, Table, print_table
 
     console = Console(markup=False)
-    how = "one at a time" if report["batch"] == 1 else f"in batches of {report['batch']}"
-    console.print(
-        one_line(
-            f"{report['model']} on {report['device']}, {report['n_threads']} threads, "
-            f"{report['answered']} questions {how}"
-        ),
-        soft_wrap=True,
-    )
+    experiment.print_heading(console, report)
     if not report["results"]:
         return
     table = Table(

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import SbdValueError
 from . import options
+from .options import one_line
 
 if TYPE_CHECKING:
     from ..evaluation.answering import Evaluation
     from ..evaluation.journal import Journal
     from ..evaluation.questions import Question
+    from .console import Console
 
 QUESTIONS = "Questions"
 
@@ -52,10 +53,11 @@ Chat = Annotated[
 
 
 def chosen(questions: list[Question], families: str | None, limit: int | None) -> list[Question]:
+    from ..convert.comma_list import parsed
     from ..evaluation.questions import select
     from ..parameters import integer
 
-    names = [name.strip() for name in families.split(",")] if families is not None else None
+    names = parsed(families, str.strip) if families is not None else None
     return select(questions, names, None if limit is None else integer("--limit", limit, 1))
 
 
@@ -98,17 +100,18 @@ def note_interruption(count: int, total: int, out: Path | None) -> None:
     options.note(f"interrupted after {count} of {total} questions; {kept}")
 
 
+def print_heading(console: Console, report: dict[str, Any]) -> None:
+    """What was asked of which engine."""
+    how = "one at a time" if report["batch"] == 1 else f"in batches of {report['batch']}"
+    console.print(
+        one_line(
+            f"{report['model']} on {report['device']}, {report['n_threads']} threads, "
+            f"{report['answered']} questions {how}"
+        ),
+        soft_wrap=True,
+    )
+
+
 def span(estimate: dict[str, float], scale: float, form: str, between: str = " to ") -> str:
     """The interval, as text."""
     return f"{scale * estimate['low']:{form}}{between}{scale * estimate['high']:{form}}"
-
-
-def numbers(name: str, text: str, low: float) -> list[float]:
-    """Of a list with commas; ascending, each once."""
-    try:
-        values = sorted({float(part) for part in text.split(",")})
-    except ValueError:
-        values = []
-    if not values or not all(value >= low for value in values):  # NaN too
-        raise SbdValueError(f"expected {name} as numbers >= {low:g} with commas, got {text!r}")
-    return values

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import experiment
-from .options import one_line
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -48,14 +47,7 @@ def print_report(report: dict[str, Any]) -> None:
     from .console import Console, Table, print_table
 
     console = Console(markup=False)
-    how = "one at a time" if report["batch"] == 1 else f"in batches of {report['batch']}"
-    console.print(
-        one_line(
-            f"{report['model']} on {report['device']}, {report['n_threads']} threads, "
-            f"{report['answered']} questions {how}"
-        ),
-        soft_wrap=True,
-    )
+    experiment.print_heading(console, report)
     if not report["results"]:
         return
     agreement = report["quality"] != "right answers"
