@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <numeric>
 #include <optional>
 #include <thread>
 #include <utility>
@@ -89,6 +90,20 @@ int choose_n_ctx(const ModelConfig& config, int wanted) {
   return wanted > 0 ? wanted : window;
 }
 
+void check_fits(int n, int n_ctx, const ModelConfig& config) {
+  SBD_CHECK(n <= n_ctx, "expected token ids within the context of {}, got {}: {}", n_ctx, n,
+            how_to_fit(n_ctx, n_ctx_limit(config), limiting_window(config)));
+}
+
+// tokens [begin, end), every row wanted
+Segment wanted_rows(const std::vector<TokenId>& tokens, int begin, int end) {
+  Segment segment;
+  segment.tokens.assign(tokens.begin() + begin, tokens.begin() + end);
+  segment.outputs.resize(segment.tokens.size());
+  std::iota(segment.outputs.begin(), segment.outputs.end(), 0);
+  return segment;
+}
+
 }  // namespace
 
 Engine::Engine(const std::filesystem::path& path, const EngineOptions& options)
@@ -170,8 +185,7 @@ std::vector<SequenceEvents> Engine::step() { return scheduler_->step(); }
 std::vector<float> Engine::forward(const std::vector<TokenId>& tokens, int block) {
   const int n = static_cast<int>(tokens.size());
   SBD_CHECK(n >= 1, "forward needs at least one token id");
-  SBD_CHECK(n <= n_ctx_, "expected token ids within the context of {}, got {}: {}", n_ctx_, n,
-            how_to_fit(n_ctx_, n_ctx_limit(config_), limiting_window(config_)));
+  check_fits(n, n_ctx_, config_);
   SBD_CHECK(block >= 0 && block <= n, "block must be between 0 and the {} token ids, got {}", n,
             block);
   KvCache kv = model_->make_kv(n_ctx_, kv_dtype_);
@@ -181,10 +195,8 @@ std::vector<float> Engine::forward(const std::vector<TokenId>& tokens, int block
     const int causal_end = n - block;
     const bool causal = begin < causal_end;
     const int end = causal ? std::min(begin + kMaxRows, causal_end) : n;
-    Segment segment;
-    segment.tokens.assign(tokens.begin() + begin, tokens.begin() + end);
+    Segment segment = wanted_rows(tokens, begin, end);
     segment.attention = causal ? Attention::causal : Attention::block;
-    for (int i = 0; i < end - begin; ++i) segment.outputs.push_back(i);
     const std::vector<float> part = model_->forward_logits({{{&kv, {{segment}}}}});
     logits.insert(logits.end(), part.begin(), part.end());
     begin = end;
@@ -197,19 +209,16 @@ std::vector<RowScores> Engine::score(const std::vector<TokenId>& tokens, int top
   const int n = static_cast<int>(tokens.size());
   SBD_CHECK(n >= 2, "a score needs at least two token ids: nothing stands before the first, got {}",
             n);
-  SBD_CHECK(n <= n_ctx_, "expected token ids within the context of {}, got {}: {}", n_ctx_, n,
-            how_to_fit(n_ctx_, n_ctx_limit(config_), limiting_window(config_)));
+  check_fits(n, n_ctx_, config_);
   SBD_CHECK(top >= 0 && top <= config_.vocab_size,
             "expected top from 0 to the vocabulary of {}, got {}", config_.vocab_size, top);
   KvCache kv = model_->make_kv(n_ctx_, kv_dtype_);
   std::vector<RowScores> scores;
   for (int begin = 0; begin < n - 1; begin += kMaxRows) {
     const int end = std::min(begin + kMaxRows, n - 1);
-    Segment segment;
-    segment.tokens.assign(tokens.begin() + begin, tokens.begin() + end);
-    for (int i = 0; i < end - begin; ++i) {
-      segment.outputs.push_back(i);
-      segment.asks.push_back({.n_best = top, .given = tokens[begin + i + 1]});
+    Segment segment = wanted_rows(tokens, begin, end);
+    for (int i = begin; i < end; ++i) {
+      segment.asks.push_back({.n_best = top, .given = tokens[i + 1]});
     }
     for (const RowStats& row : model_->forward({{{&kv, {{segment}}}}})) {
       scores.push_back(*row.scores);
