@@ -140,19 +140,31 @@ class Engine:
         Options, of which None is the default, and that the model file's where it has one:
           max_tokens=256, stop=() (a string or several), ignore_eos=False;
           decoder="auto" | "ntp" | "sbd" | "sbd_lossless" | "dmtd" | "d2f" | a family's own name;
-          blocks: block_size=None, unmask=None ("entropy_bounded" | "factor" | "confidence" |
-          "top_n"), gamma=None (nats), proxy=None ("entropy" | "confidence" | "margin" |
-          "position"), factor=None, confidence_threshold=None, top_n=None, steps=None (forwards per
-          block that top_n is spread over);
-          dmtd: horizon=None; d2f: block_add_threshold=None, decoded_token_threshold=None,
-          skip_threshold=None;
+          blocks: block_size=None (tokens), unmask=None ("entropy_bounded" | "factor" |
+          "confidence" | "top_n"), gamma=None (nats), proxy=None ("entropy" | "confidence" |
+          "margin" | "position"), factor=None, confidence_threshold=None (a probability),
+          top_n=None (tokens per forward), steps=None (forwards per block that top_n is spread
+          over);
+          dmtd: horizon=None (tokens per pass of all layers); d2f: block_add_threshold=None and
+          decoded_token_threshold=None (shares of a block), skip_threshold=None (a probability);
           temperature=0.0, top_p=1.0, top_k=0, seed=0, sample_index=0 (tells samples of one seed
           apart).
+        "sbd" is Set Block Decoding (arXiv 2509.04185, Algorithms 2 and 3): each forward decides
+        some of a block's masked positions, at least one. Which, `unmask` says: "entropy_bounded",
+        in the order of entropy, the most whose entropies but the last sum up to at most gamma (eq.
+        8; in the order of another proxy, but the largest: eq. 18); "factor", the n most confident
+        ones, n the largest with (n + 1)(1 - confidence) < factor; "confidence", those above
+        confidence_threshold, and no fewer than top_n; "top_n", so many. "dmtd" is of arXiv
+        2510.11958, "d2f" of 2508.09192.
         A file without a tokenizer takes token ids and gives no text.
 
-        Raises SbdTypeError for an unknown argument and SbdValueError for a bad value, or for an
-        option that has no effect with the decoder, its unmasking rule or temperature 0. A seed is
-        always welcome.
+        Raises SbdTypeError for an unknown argument or one of another type. SbdValueError: a bad
+        value; an option that has no effect with the decoder, its unmasking rule or temperature 0
+        (a seed is always welcome); a prompt that is empty, or leaves no room in the context; a
+        decoder that the file cannot run; stop strings or text without a tokenizer; logits that are
+        not finite; an engine that is closed, or was in a forward when its process was forked.
+        SbdMemoryError: no memory for the KV cache. SbdDeviceError: the GPU failed, and every
+        engine of the process on it. Each is an SbdError.
         """
         with self.stream(prompt, **options) as stream:
             for _ in stream:
