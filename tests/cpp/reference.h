@@ -35,6 +35,17 @@ inline double rounded(double x, int mantissa_bits, int lowest, int highest) {
 inline double rounded_to_half(double x) { return rounded(x, 10, -14, 15); }
 inline double rounded_to_bf16(double x) { return rounded(x, 7, -126, 127); }
 
+inline constexpr DType kCacheTypes[] = {DType::f32, DType::f16, DType::bf16};
+
+// To a type of caches; a float stays what it is.
+inline double rounded_to(DType dtype, double x) {
+  return dtype == DType::f16 ? rounded_to_half(x) : dtype == DType::bf16 ? rounded_to_bf16(x) : x;
+}
+// What that is off by at most, as a share of it.
+inline double rounding(DType dtype) {
+  return dtype == DType::f16 ? 0x1p-11 : dtype == DType::bf16 ? 0x1p-8 : 0;
+}
+
 // The value of stored bits: sign, exponent, mantissa.
 inline double bits_value(std::uint32_t bits, int mantissa_bits, int exponent_bits) {
   const int bias = (1 << (exponent_bits - 1)) - 1;

@@ -10,7 +10,6 @@
 namespace sbd::cuda {
 
 inline constexpr DType kTypes[] = {DType::f32, DType::f16, DType::bf16, DType::q8_0, DType::q4_0};
-inline constexpr DType kCacheTypes[] = {DType::f32, DType::f16, DType::bf16};
 
 // A GPU's logarithms and exponentials are not the host's in the last bit, so what is drawn may
 // differ where two scores are that near: few draws, which are reported. In software they are the
