@@ -33,15 +33,20 @@ def run(*arguments: object, stdin: bytes = b"", **environment: str) -> Any:
     )
 
 
-def run_here(capsys: pytest.CaptureFixture[str], *arguments: object) -> Any:
-    """The same without a process, which would take most of the time."""
+def call_here(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a command without a process, which would
+    take most of the time."""
     code = main.run(
         [a.decode(errors="surrogateescape") if isinstance(a, bytes) else str(a) for a in arguments]
     )
     captured = capsys.readouterr()
-    return subprocess.CompletedProcess(
-        arguments, code, captured.out.encode(), captured.err.encode()
-    )
+    return code, captured.out, captured.err
+
+
+def run_here(capsys: pytest.CaptureFixture[str], *arguments: object) -> Any:
+    """The same, as `run` gives it."""
+    code, out, err = call_here(capsys, *arguments)
+    return subprocess.CompletedProcess(arguments, code, out.encode(), err.encode())
 
 
 def on_a_terminal(*arguments: object, columns: int = 300, lines: int = 50) -> str:
@@ -70,8 +75,13 @@ def on_a_terminal(*arguments: object, columns: int = 300, lines: int = 50) -> st
 
 def check_error(done: Any, complaint: str) -> None:
     """Exit code 2, and one line on standard error that holds the complaint."""
-    output, errors = done.stdout.decode(), done.stderr.decode()
-    assert done.returncode == 2, errors
+    check_refused((done.returncode, done.stdout.decode(), done.stderr.decode()), complaint)
+
+
+def check_refused(done: tuple[int, str, str], complaint: str) -> None:
+    """The same, of `call_here`."""
+    code, output, errors = done
+    assert code == 2, errors
     assert errors.startswith("error: ")
     assert complaint in errors
     assert errors.count("\n") == 1

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from sbd_engine import Engine
+from sbd_engine import Completion, Engine
 
 from .checkpoints import write_checkpoint
+from .evaluating import OPTIONS, PROMPTS, write
 from .real_model import find_real_model
 from .tiny_model import write_tiny_model
 
@@ -34,6 +35,31 @@ def plain_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(model: Path) -> Iterator[Engine]:
     with Engine(model) as engine:
         yield engine
+
+
+@pytest.fixture(scope="session")
+def by_decoder() -> dict[str, list[Completion]]:
+    """What the demo model gives to the prompts of tests of `eval`."""
+    with Engine() as engine:
+        return {
+            "ntp": [engine.generate(p, max_tokens=24, decoder="ntp") for p in PROMPTS],
+            "sbd": [engine.generate(p, decoder="sbd", **OPTIONS) for p in PROMPTS],
+        }
+
+
+@pytest.fixture(scope="session")
+def tasks(
+    by_decoder: dict[str, list[Completion]], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Two families: of the first, the answers are SBD's; of the second, NTP's and one of nobody."""
+    answers = [done.text for done in by_decoder["sbd"][:3]]
+    answers += [by_decoder["ntp"][3].text, "nobody's answer"]
+    path = tmp_path_factory.mktemp("tasks") / "tasks.jsonl"
+    write(path, [
+        {"family": "first" if i < 3 else "second", "prompt": prompt, "answer": f"\n{answer} "}
+        for i, (prompt, answer) in enumerate(zip(PROMPTS, answers, strict=True))
+    ])  # fmt: skip
+    return path
 
 
 @pytest.fixture(scope="session")

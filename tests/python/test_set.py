@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf import GGUFReader
+from python.command import call_here, check_refused
 from python.full_disk import full_disk
 from python.tiny_model import write_tiny_model
 
@@ -44,9 +45,7 @@ def model(original: Path, tmp_path: Path) -> Path:
 
 
 def set_keys(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    code = main.run(["set", *map(str, arguments)])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+    return call_here(capsys, "set", *arguments)
 
 
 def keys(path: Path) -> dict[str, tuple[Any, Any]]:
@@ -174,7 +173,7 @@ def test_bad_input(
     arguments: list[str], complaint: str, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before, content = model.stat(), model.read_bytes()
-    check(set_keys(capsys, model, *arguments), complaint)
+    check_refused(set_keys(capsys, model, *arguments), complaint)
     assert (model.stat().st_ino, model.read_bytes()) == (before.st_ino, content)
     assert [*model.parent.iterdir()] == [model]
 
@@ -192,7 +191,7 @@ def test_bad_files(original: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         (link, f"got a symbolic link to {original}"),
         (cut, "cut.bin"),
     ):
-        check(set_keys(capsys, path, "gamma=1"), complaint)
+        check_refused(set_keys(capsys, path, "gamma=1"), complaint)
     assert original.read_bytes() == before
     assert cut.read_bytes() == before[:-1]
 
@@ -200,7 +199,9 @@ def test_bad_files(original: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 def test_a_disk_that_is_full(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = model.read_bytes()
     with full_disk(len(before) // 2):
-        check(set_keys(capsys, model, "gamma=1"), "model.bin: cannot be written: File too large")
+        check_refused(
+            set_keys(capsys, model, "gamma=1"), "model.bin: cannot be written: File too large"
+        )
     assert model.read_bytes() == before
     assert [*model.parent.iterdir()] == [model]
 
@@ -252,10 +253,3 @@ def test_copying(folder: str | None, tmp_path: Path) -> None:
     finally:
         source.unlink()
     assert target.read_bytes() == bytes(7) + data[1000:290_000]
-
-
-def check(done: tuple[int, str, str], complaint: str) -> None:
-    code, out, err = done
-    assert (code, out) == (2, ""), err
-    assert err.startswith("error: ") and err.count("\n") == 1
-    assert complaint in err
