@@ -5,31 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from .completion import Chunk, Completion, FinishReason, Reveal, Stats
 from .detokenizer import Detokenizer
 from .stop_strings import StopStrings
 
 if TYPE_CHECKING:
+    from . import _core
     from .tokenizer import Tokenizer
-
-
-class Event(Protocol):
-    """What one forward did to one sequence."""
-
-    @property
-    def committed(self) -> list[int]: ...
-    @property
-    def revealed(self) -> list[tuple[int, int, float, float]]: ...
-    @property
-    def finished(self) -> str | None: ...
-    @property
-    def prompt_rows(self) -> int: ...
-    @property
-    def accepted(self) -> int | None: ...
-    @property
-    def ran_thinking(self) -> bool: ...
 
 
 class Session:
@@ -63,7 +47,7 @@ class Session:
         self._thinking_forwards = 0
         self._decided_in_prefill = 0
 
-    def absorb(self, event: Event) -> Chunk:
+    def absorb(self, event: _core.Event) -> Chunk:
         """What the event adds. After the chunk with a finish_reason no event may follow."""
         if event.finished == "cancelled":  # text that was held back is let out
             self.finish_reason = "cancelled"

@@ -57,13 +57,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(model: Path, code: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", HEAD + textwrap.dedent(code), model],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd="/",
-    )
+    run_python("-c", HEAD + textwrap.dedent(code), model)
+
+
+def run_python(*arguments: str | Path) -> None:
+    """It ends well and has nothing to complain of."""
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd="/")
     assert done.stderr == ""
     assert done.returncode == 0
 
@@ -220,12 +220,4 @@ def test_multiprocessing(method: str, model: Path, tmp_path: Path) -> None:
             assert process.exitcode == 0
         """)
     )
-    done = subprocess.run(
-        [sys.executable, script, method, model],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd="/",
-    )
-    assert done.stderr == ""
-    assert done.returncode == 0
+    run_python(script, method, model)
