@@ -113,7 +113,7 @@ inline std::string load_stage(const std::string& image) {
     constexpr const char* kRules[] = {"entropy_bounded", "factor", "confidence", "top_n"};
     const std::vector<std::string> names = sbd::decoder_names();
     request.decoder = names[image.size() % names.size()];
-    request.unmask = kRules[image.size() / names.size() % std::size(kRules)];
+    request.options["unmask"] = kRules[image.size() / names.size() % std::size(kRules)];
     request.temperature = 0.8f;
     request.top_k = 5;
     request.top_p = 0.9f;

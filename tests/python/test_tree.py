@@ -42,7 +42,8 @@ DOORS = {
     "engine/request.": ["core/", "format/", "decode/", "request.h"],
     "engine/decode_defaults.": ["core/", "format/", "decode/", "decode_defaults.h"],
     "bindings/": [
-        *("core/", "format/", "decode/", "decode_defaults.h", "engine.h", "loop.h", "metadata.h")
+        *("core/", "format/", "decode/", "decode_defaults.h", "engine.h", "loop.h", "metadata.h"),
+        "request.h",
     ],
 }
 # What no Python file of a folder may import.
