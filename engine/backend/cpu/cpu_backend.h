@@ -58,6 +58,12 @@ struct QueryTile {
   int first_split;  // index of the first partial result
 };
 
+// Of a run of the vocabulary in a row that is scored.
+struct RunScores {
+  RunStats stats;
+  int before;  // tokens more probable than the given one
+};
+
 class CpuBackend : public Backend {
  public:
   explicit CpuBackend(int n_threads);
@@ -104,6 +110,7 @@ class CpuBackend : public Backend {
                 std::span<const Linear> then);
   void head_stats_part(const Input& input, const Weight& head, std::span<const OutputRow> outputs,
                        TokenId mask_token, std::span<RowStats> stats);
+  void place_rows(std::span<const OutputRow> outputs, Index vocab, Index n_runs);
   void attend(int layer, const HeadShape& heads, const float* q, float* out, Index partial_floats);
 
   ThreadPool pool_;
@@ -121,19 +128,15 @@ class CpuBackend : public Backend {
   std::vector<std::uint16_t> bf16_;
   std::vector<QuantizedGroup> groups_;
   std::vector<QueryTile> query_tiles_;
-  std::vector<int> split_tiles_;           // per split: its tile
-  std::vector<float> partials_;            // of attention, one for each split
-  Buffer attention_scratch_;               // one for each thread
-  Index attention_scratch_floats_ = 0;     // of one thread
-  std::vector<RunStats> run_stats_;        // [vocabulary runs][rows]
-  std::vector<std::vector<float>> tiles_;  // per thread: logits of one run
-  std::vector<Index> kept_;                // per row: where its logits are, or -1
-  // Of a run of the vocabulary in a row that is scored.
-  struct RunScores {
-    RunStats stats;
-    int before;  // tokens more probable than the given one
-  };
+  std::vector<int> split_tiles_;                 // per split: its tile
+  std::vector<float> partials_;                  // of attention, one for each split
+  Buffer attention_scratch_;                     // one for each thread
+  Index attention_scratch_floats_ = 0;           // of one thread
+  std::vector<RunStats> run_stats_;              // [vocabulary runs][rows]
+  std::vector<std::vector<float>> tiles_;        // per thread: logits of one run
+  std::vector<Index> kept_;                      // per row: where its logits are, or -1
   std::vector<Index> scored_;                    // per row: which of the scored ones, or -1
+  Index n_best_ = 0;                             // the most of any row
   std::vector<RunScores> run_scores_;            // [scored rows][vocabulary runs]
   std::vector<TokenScore> best_;                 // [scored rows][vocabulary runs][best tokens]
   std::vector<float> token_logits_;              // [scored rows], of the token that is scored

@@ -58,10 +58,6 @@ RowStats merge(int n_runs, const At& at) {
   return stats;
 }
 
-}  // namespace
-
-namespace {
-
 // The tokens [first, first + n) under the rules; `logits` are theirs.
 void apply(const LogitRules& rules, int first, int n, float* logits) {
   const auto begin = std::ranges::lower_bound(rules.adjustments, first, {}, &Adjustment::token);
@@ -98,6 +94,40 @@ void best_of_run(const float* logits, int first, int n, std::span<TokenScore> be
   }
 }
 
+// A run's logits as the model says, padded with minus infinity: of a row that is scored.
+void score_run(const Kernels& kernels, std::span<const float> logits, int first, int n,
+               TokenScore given, RunScores& scores, std::span<TokenScore> best) {
+  kernels.run_stats(logits.data(), static_cast<int>(logits.size()), &scores.stats);
+  best_of_run(logits.data(), first, n, best);
+  scores.before = 0;
+  for (int i = 0; i < n && given.token >= 0; ++i) {
+    scores.before += MoreProbable{}({first + i, logits[i]}, given) ? 1 : 0;
+  }
+}
+
+// `token`: which the row's score is of, with its logit; `best`: of the runs, n_best apart.
+RowScores merge_scores(const RowAsk& ask, TokenScore token, std::span<const RunScores> runs,
+                       const TokenScore* best, Index n_best) {
+  const float log_z = merge(static_cast<int>(runs.size()), [&](int run) -> const RunStats& {
+                        return runs[run].stats;
+                      }).log_z;
+  RowScores scores{{token.token, token.logprob - log_z}, -1, {}};
+  if (ask.given >= 0) {
+    scores.rank = 0;
+    for (const RunScores& run : runs) scores.rank += run.before;
+  }
+  for (std::size_t run = 0; run < runs.size(); ++run, best += n_best) {
+    scores.best.insert(scores.best.end(), best, best + ask.n_best);
+  }
+  std::erase_if(scores.best, [](const TokenScore& one) { return one.token < 0; });
+  const auto n = std::min(scores.best.size(), static_cast<std::size_t>(ask.n_best));
+  const auto middle = scores.best.begin() + static_cast<std::ptrdiff_t>(n);
+  std::partial_sort(scores.best.begin(), middle, scores.best.end(), MoreProbable{});
+  scores.best.erase(middle, scores.best.end());
+  for (TokenScore& one : scores.best) one.logprob -= log_z;
+  return scores;
+}
+
 }  // namespace
 
 // Parts of the rows, whose logits to sample from and best tokens fit into kHeadFloats.
@@ -118,6 +148,27 @@ void CpuBackend::head_stats(const Input& input, const Weight& head,
   check_finite(stats);
 }
 
+// Which rows keep logits and which are scored, and room for that.
+void CpuBackend::place_rows(std::span<const OutputRow> outputs, Index vocab, Index n_runs) {
+  kept_.assign(outputs.size(), -1);
+  scored_.assign(outputs.size(), -1);
+  Index n_kept = 0, n_scored = 0;
+  n_best_ = 0;
+  for (std::size_t row = 0; row < outputs.size(); ++row) {
+    if (outputs[row].sampling.temperature > 0) kept_[row] = n_kept++ * vocab;
+    if (outputs[row].ask.n_best < 0) continue;
+    scored_[row] = n_scored++;
+    n_best_ = std::max(n_best_, static_cast<Index>(outputs[row].ask.n_best));
+  }
+  grown(logits_, n_kept * vocab);
+  if (n_kept > 0) {
+    for (auto& ids : token_ids_) ids.resize(static_cast<std::size_t>(vocab));
+  }
+  grown(run_scores_, n_scored * n_runs);
+  grown(best_, n_scored * n_runs * n_best_);
+  grown(token_logits_, n_scored);
+}
+
 void CpuBackend::head_stats_part(const Input& input, const Weight& head,
                                  std::span<const OutputRow> outputs, TokenId mask_token,
                                  std::span<RowStats> stats) {
@@ -132,22 +183,8 @@ void CpuBackend::head_stats_part(const Input& input, const Weight& head,
   const std::size_t n_stats = outputs.size() * static_cast<std::size_t>(n_runs);
   if (run_stats_.size() < n_stats) run_stats_.resize(n_stats);
   for (auto& tile : tiles_) tile.resize(std::size_t{kRowBlock} * kRun);
-  kept_.assign(outputs.size(), -1);
-  scored_.assign(outputs.size(), -1);
-  Index n_kept = 0, n_scored = 0, n_best = 0;
-  for (int row = 0; row < n_rows; ++row) {
-    if (outputs[row].sampling.temperature > 0) kept_[row] = n_kept++ * vocab;
-    if (outputs[row].ask.n_best < 0) continue;
-    scored_[row] = n_scored++;
-    n_best = std::max(n_best, static_cast<Index>(outputs[row].ask.n_best));
-  }
-  grown(logits_, n_kept * vocab);
-  if (n_kept > 0) {
-    for (auto& ids : token_ids_) ids.resize(static_cast<std::size_t>(vocab));
-  }
-  grown(run_scores_, n_scored * n_runs);
-  grown(best_, n_scored * n_runs * n_best);
-  grown(token_logits_, n_scored);
+  place_rows(outputs, vocab, n_runs);
+  const bool scored = std::ranges::any_of(scored_, [](Index at) { return at >= 0; });
 
   const auto task_of = [&](int first_row, int n, int thread, int end_panel) {
     LinearTask t{weight.matrix(),
@@ -169,7 +206,7 @@ void CpuBackend::head_stats_part(const Input& input, const Weight& head,
     kernels_.linear(t, panel, panel + 1);
     return t.out[token % kPanel];
   };
-  if (n_scored > 0) {
+  if (scored) {
     pool_.run(n_rows, [&](int row, int thread) {
       if (scored_[row] < 0 || outputs[row].ask.given < 0) return;
       token_logits_[scored_[row]] = logit_of(row, outputs[row].ask.given, thread);
@@ -194,15 +231,9 @@ void CpuBackend::head_stats_part(const Input& input, const Weight& head,
       std::fill(logits + n_tokens, logits + padded, kMinusInfinity);
       if (scored_[row] >= 0) {
         const Index at = scored_[row] * n_runs + run;
-        kernels_.run_stats(logits, padded, &run_scores_[at].stats);
-        best_of_run(logits, first_token, n_tokens,
-                    std::span(best_.data() + at * n_best, static_cast<std::size_t>(ask.n_best)));
-        const TokenScore given{ask.given, token_logits_[scored_[row]]};
-        int before = 0;
-        for (int token = 0; token < n_tokens && ask.given >= 0; ++token) {
-          before += MoreProbable{}({first_token + token, logits[token]}, given) ? 1 : 0;
-        }
-        run_scores_[at].before = before;
+        score_run(kernels_, std::span(logits, static_cast<std::size_t>(padded)), first_token,
+                  n_tokens, {ask.given, token_logits_[scored_[row]]}, run_scores_[at],
+                  std::span(best_.data() + at * n_best_, static_cast<std::size_t>(ask.n_best)));
       }
       if (mask < n_tokens) logits[mask] = kMinusInfinity;
       if (ask.rules) apply(*ask.rules, first_token, n_tokens, logits);
@@ -234,28 +265,12 @@ void CpuBackend::head_stats_part(const Input& input, const Weight& head,
   for (int row = 0; row < n_rows; ++row) {
     if (scored_[row] < 0) continue;
     const RowAsk& ask = outputs[row].ask;
-    const RunScores* runs = run_scores_.data() + scored_[row] * n_runs;
-    const float log_z =
-        merge(n_runs, [&](int run) -> const RunStats& { return runs[run].stats; }).log_z;
-    auto scores = std::make_shared<RowScores>();
     const TokenId own = kept_[row] >= 0 ? stats[row].sampled : stats[row].argmax;
-    scores->token = {ask.given < 0 ? own : ask.given, token_logits_[scored_[row]] - log_z};
-    scores->rank = -1;
-    if (ask.given >= 0) {
-      scores->rank = 0;
-      for (int run = 0; run < n_runs; ++run) scores->rank += runs[run].before;
-    }
-    for (int run = 0; run < n_runs; ++run) {
-      const TokenScore* best = best_.data() + (scored_[row] * n_runs + run) * n_best;
-      scores->best.insert(scores->best.end(), best, best + ask.n_best);
-    }
-    std::erase_if(scores->best, [](const TokenScore& one) { return one.token < 0; });
-    const auto n = std::min(scores->best.size(), static_cast<std::size_t>(ask.n_best));
-    const auto middle = scores->best.begin() + static_cast<std::ptrdiff_t>(n);
-    std::partial_sort(scores->best.begin(), middle, scores->best.end(), MoreProbable{});
-    scores->best.erase(middle, scores->best.end());
-    for (TokenScore& one : scores->best) one.logprob -= log_z;
-    stats[row].scores = std::move(scores);
+    const Index first = scored_[row] * n_runs;
+    stats[row].scores = std::make_shared<RowScores>(
+        merge_scores(ask, {ask.given < 0 ? own : ask.given, token_logits_[scored_[row]]},
+                     std::span(run_scores_.data() + first, static_cast<std::size_t>(n_runs)),
+                     best_.data() + first * n_best_, n_best_));
   }
 }
 
