@@ -192,14 +192,19 @@ void Transformer::gather_rows(const Batch& batch) {
 
 namespace {
 
-void check_rules(const LogitRules& rules, int vocab_size) {
+void check_rules(const LogitRules& rules, int vocab_size, TokenId mask) {
   const std::size_t words = (static_cast<std::size_t>(vocab_size) + 31) / 32;
   SBD_CHECK(rules.allowed.empty() || rules.allowed.size() == words,
             "expected a set of allowed tokens of {} words, one bit for each of {} tokens, got {}",
             words, vocab_size, rules.allowed.size());
-  SBD_CHECK(rules.allowed.empty() ||
-                std::ranges::any_of(rules.allowed, [](std::uint32_t word) { return word != 0; }),
-            "no token is allowed here");
+  bool any = rules.allowed.empty();
+  for (int first = 0; first < vocab_size && !any; first += 32) {
+    std::uint32_t tokens = rules.allowed[first / 32];
+    if (vocab_size - first < 32) tokens &= (1u << (vocab_size - first)) - 1;
+    if (mask >= first && mask - first < 32) tokens &= ~(1u << (mask - first));
+    any = tokens != 0;
+  }
+  SBD_CHECK(any, "no token is allowed here");
   TokenId last = -1;
   for (const Adjustment& one : rules.adjustments) {
     SBD_CHECK(one.token > last && one.token < vocab_size,
@@ -287,7 +292,9 @@ void Transformer::gather_sequence(const SequencePlan& sequence) {
       SBD_CHECK(decodes && output >= 0 && output < n, "output row {} of a segment of {} rows",
                 output, decodes ? n : 0);
       const RowAsk ask = segment.asks.empty() ? RowAsk{} : segment.asks[i];
-      if (ask.rules) check_rules(*ask.rules, config_.vocab_size);
+      if (ask.rules) {
+        check_rules(*ask.rules, config_.vocab_size, config_.mask_token_id.value_or(-1));
+      }
       SBD_CHECK(ask.given < config_.vocab_size && ask.n_best <= config_.vocab_size,
                 "token {} or {} best tokens are beyond the vocabulary of {}", ask.given, ask.n_best,
                 config_.vocab_size);

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <numeric>
 #include <random>
 #include <span>
 #include <string>
@@ -14,6 +15,7 @@
 
 #include "backend/cpu/kernels.h"
 #include "check.h"
+#include "core/batch.h"
 #include "core/dtype.h"
 #include "core/tensor.h"
 
@@ -236,6 +238,32 @@ inline std::string mismatch(std::span<const float> actual, std::span<const doubl
     }
   }
   return "";
+}
+
+// Probabilities after temperature, top-k, top-p and min-p, by sorting and cutting.
+template <typename T>
+std::vector<double> filtered(const std::vector<T>& logits, const Sampling& sampling) {
+  const std::size_t n = logits.size();
+  std::vector<std::size_t> order(n);
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(),
+                   [&](std::size_t a, std::size_t b) { return logits[a] > logits[b]; });
+  std::vector<double> p(n);
+  for (std::size_t i = 0; i < n; ++i) {
+    p[i] = std::exp((static_cast<double>(logits[i]) - logits[order[0]]) / sampling.temperature);
+  }
+  const auto keep = [&](std::size_t count) {
+    for (std::size_t i = count; i < n; ++i) p[order[i]] = 0;
+    const double sum = std::accumulate(p.begin(), p.end(), 0.0);
+    for (double& x : p) x /= sum;
+  };
+  keep(sampling.top_k > 0 ? std::min(n, static_cast<std::size_t>(sampling.top_k)) : n);
+  double mass = 0;
+  std::size_t count = 0;
+  while (count < n && (count == 0 || mass < sampling.top_p)) mass += p[order[count++]];
+  while (count > 1 && p[order[count - 1]] < sampling.min_p * p[order[0]]) --count;
+  keep(count);
+  return p;
 }
 
 inline bool same_bits(const float* a, const float* b, std::size_t n) {

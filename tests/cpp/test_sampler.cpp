@@ -1,4 +1,4 @@
-// Sampling against the exact distribution: temperature, then top-k, then top-p.
+// Sampling against the exact distribution: temperature, then top-k, then top-p, then min-p.
 
 #include <cmath>
 #include <map>
@@ -13,30 +13,6 @@ namespace sbd::cpu {
 namespace {
 
 using namespace test;
-
-// Probabilities after the filters, by sorting and cutting.
-std::vector<double> filtered(const std::vector<float>& logits, const Sampling& sampling) {
-  const std::size_t n = logits.size();
-  std::vector<std::size_t> order(n);
-  std::iota(order.begin(), order.end(), std::size_t{0});
-  std::stable_sort(order.begin(), order.end(),
-                   [&](std::size_t a, std::size_t b) { return logits[a] > logits[b]; });
-  std::vector<double> p(n);
-  for (std::size_t i = 0; i < n; ++i) {
-    p[i] = std::exp((static_cast<double>(logits[i]) - logits[order[0]]) / sampling.temperature);
-  }
-  const auto keep = [&](std::size_t count) {
-    for (std::size_t i = count; i < n; ++i) p[order[i]] = 0;
-    const double sum = std::accumulate(p.begin(), p.end(), 0.0);
-    for (double& x : p) x /= sum;
-  };
-  keep(sampling.top_k > 0 ? std::min(n, static_cast<std::size_t>(sampling.top_k)) : n);
-  double mass = 0;
-  std::size_t count = 0;
-  while (count < n && (count == 0 || mass < sampling.top_p)) mass += p[order[count++]];
-  keep(count);
-  return p;
-}
 
 // Pearson's statistic beyond its mean in standard deviations; infinite where a token was drawn that
 // cannot be.
@@ -63,7 +39,11 @@ TEST(sampler_draws_from_the_filtered_distribution) {
   for (const float temperature : {0.5f, 1.0f, 2.0f}) {
     for (const int top_k : {0, 1, 4, 9, 50}) {
       for (const float top_p : {1.0f, 0.95f, 0.6f, 1e-6f}) {
-        Sampling sampling{.temperature = temperature, .top_k = top_k, .top_p = top_p, .seed = 42};
+        Sampling sampling{.temperature = temperature,
+                          .top_k = top_k,
+                          .top_p = top_p,
+                          .min_p = top_k % 4 == 0 && top_p > 0.9f ? 0.3f : 0.0f,
+                          .seed = 42};
         const std::vector<double> p = filtered(kLogits, sampling);
         std::vector<int> counts(kLogits.size());
         for (int draw = 0; draw < 20000; ++draw) {
@@ -81,6 +61,7 @@ TEST(sampler_draws_from_the_filtered_distribution) {
         // Enough draws to tell this distribution from a warmer one on the same tokens.
         sampling.temperature *= 2.0f;
         sampling.top_p = 1.0f;
+        sampling.min_p = 0.0f;
         sampling.top_k = static_cast<int>(std::ranges::count_if(p, [](double x) { return x > 0; }));
         if (sampling.top_k > 2) {
           CHECK_IN(where, !(chi_square_excess(counts, filtered(kLogits, sampling)) < 5));

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "backend/cuda/cuda_backend.h"
+#include "begin_rows.h"
 #include "check.h"
 #include "reference.h"
 
@@ -27,12 +28,6 @@ inline void check_draws(const char* file, int line, int same, int all, double le
   } else {
     test::remark(file, line, said);
   }
-}
-
-// n rows that are nothing in particular.
-inline void begin_rows(Backend& backend, int n) {
-  const std::vector<int> numbers(static_cast<std::size_t>(n));
-  backend.begin({numbers, numbers, numbers, {}}, {}, false);
 }
 
 // Features that make a forward of `rows` > 64 rows worth the kernels for many (linear.h), with some

@@ -15,6 +15,7 @@ using namespace test;
 
 struct Generated {
   std::vector<std::vector<TokenId>> texts;
+  std::vector<std::vector<RowScores>> scores;  // of texts that ask for them
   int n_forwards = 0;
 };
 
@@ -24,17 +25,37 @@ Generated generate(const std::string& path, const std::string& device,
   std::map<SequenceId, std::size_t> index;
   Generated generated;
   generated.texts.resize(requests.size());
+  generated.scores.resize(requests.size());
   for (std::size_t i = 0; i < requests.size(); ++i) index[engine.add(requests[i])] = i;
   for (std::size_t finished = 0; finished < requests.size();) {
     ++generated.n_forwards;
     for (const SequenceEvents& events : engine.step()) {
       CHECK_EQ(events.error, std::string());
       auto& text = generated.texts[index.at(events.id)];
+      for (const auto& one : events.events.scores) {
+        generated.scores[index.at(events.id)].push_back(*one);
+      }
       text.insert(text.end(), events.events.committed.begin(), events.events.committed.end());
       finished += events.events.finished || !events.error.empty();
     }
   }
   return generated;
+}
+
+void check_scores(const std::vector<RowScores>& got, const std::vector<RowScores>& expected) {
+  CHECK_EQ(got.size(), expected.size());
+  const auto check = [](const TokenScore& a, const TokenScore& b) {
+    CHECK_EQ(a.token, b.token);
+    CHECK_NEAR(a.logprob, b.logprob, 1e-4);
+  };
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    check(got[i].token, expected[i].token);
+    CHECK_EQ(got[i].rank, expected[i].rank);
+    CHECK_EQ(got[i].best.size(), expected[i].best.size());
+    for (std::size_t j = 0; j < got[i].best.size(); ++j) {
+      check(got[i].best[j], expected[i].best[j]);
+    }
+  }
 }
 
 TEST(cuda_generates_the_cpus_tokens) {
@@ -57,6 +78,14 @@ TEST(cuda_generates_the_cpus_tokens) {
         request.seed = 7;
         request.ignore_eos = true;
         requests.push_back(request);
+        if (std::string_view(decoder) != "ntp") continue;
+        request.logit_bias = {{3, 1.5f}, {5, -INFINITY}};
+        request.presence_penalty = 0.5f;
+        request.frequency_penalty = 0.25f;
+        request.repetition_penalty = 1.3f;
+        request.logprobs = 2;
+        if (temperature > 0) request.min_p = 0.05f;
+        requests.push_back(request);
       }
     }
     const Generated on_gpu = generate(file.path(), "cuda", requests);
@@ -64,6 +93,10 @@ TEST(cuda_generates_the_cpus_tokens) {
     bool as_expected = true;
     for (std::size_t i = 0; i < requests.size(); ++i) {
       CHECK_EQ(on_gpu.texts[i].size(), 20u);
+      CHECK_EQ(on_gpu.scores[i].size(), requests[i].logprobs < 0 ? 0u : 20u);
+      CHECK(std::ranges::find(on_gpu.texts[i], 5) == on_gpu.texts[i].end() ||
+            requests[i].logit_bias.empty());
+      if (on_gpu.texts[i] == on_cpu.texts[i]) check_scores(on_gpu.scores[i], on_cpu.scores[i]);
       if (requests[i].temperature > 0) {
         const bool equal = on_gpu.texts[i] == on_cpu.texts[i];
         as_expected = as_expected && equal;
@@ -74,6 +107,11 @@ TEST(cuda_generates_the_cpus_tokens) {
       }
     }
     if (as_expected) CHECK_EQ(on_gpu.n_forwards, on_cpu.n_forwards);
+    const auto score = [&](const char* device) {
+      Engine engine(file.path(), {.device = device, .n_threads = 1, .kv_dtype = DType::f32});
+      return engine.score({1, 2, 3, 4, 3, 2, 7, 7, 9}, 3);
+    };
+    check_scores(score("cuda"), score("cpu"));
   }
   cuda::check_draws(__FILE__, __LINE__, same, drawn, 0.5);  // texts, of 20 draws each
 }

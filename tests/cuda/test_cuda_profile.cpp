@@ -10,6 +10,15 @@ namespace {
 
 using namespace test;
 
+std::map<std::string, KernelTime> by_name(const ForwardProfile& profile) {
+  std::map<std::string, KernelTime> kernels;
+  for (const KernelTime& kernel : profile.kernels) {
+    CHECK(kernel.us > 0);
+    kernels[kernel.name] = kernel;
+  }
+  return kernels;
+}
+
 TEST(cuda_profile_counts_a_forwards_kernels_and_bytes) {
   ModelConfig config = tiny_config("qwen3", DType::bf16);
   MemoryTensors source(config, DType::bf16, /*tied=*/false);
@@ -22,11 +31,7 @@ TEST(cuda_profile_counts_a_forwards_kernels_and_bytes) {
   const Batch batch{{{&kv, {{block}}}}};
   const auto before = model.forward(batch);
   const ForwardProfile profile = backend.profile([&] { model.forward(batch); });
-  std::map<std::string, KernelTime> kernels;
-  for (const KernelTime& kernel : profile.kernels) {
-    CHECK(kernel.us > 0);
-    kernels[kernel.name] = kernel;
-  }
+  auto kernels = by_name(profile);
   // Hidden 64, four heads and two key-value heads of 16, intermediate 96, two layers. A stage of
   // weights is 128 outputs by 64 inputs.
   constexpr double kStage = 128 * 64 * 2;
@@ -47,8 +52,25 @@ TEST(cuda_profile_counts_a_forwards_kernels_and_bytes) {
   check_kernel("swiglu", 2, 0);
   check_kernel("head statistics", 1, 0);
   check_kernel("embed", 1, 0);
+  const std::size_t n_kinds = kernels.size();
   CHECK(profile.graph_us > 0 && profile.in_turn_us > 0 && profile.matmuls_us > 0);
   CHECK(profile.matmuls_us < profile.in_turn_us);
+
+  // What is asked of a row beyond statistics: rules alone take no kernel more, scores one, and a
+  // given token's rank the head's product once more.
+  block.asks = {{.rules = std::make_shared<LogitRules>(LogitRules{.adjustments = {{.token = 5}}})}};
+  const auto profile_of_block = [&] {
+    return by_name(backend.profile([&] { model.forward({{{&kv, {{block}}}}}); }));
+  };
+  kernels = profile_of_block();
+  CHECK_EQ(kernels.size(), n_kinds);
+  check_kernel("bf16 64 -> 75", 1, kStage);
+  block.asks[0].n_best = 3;
+  block.asks[0].given = 5;
+  kernels = profile_of_block();
+  CHECK_EQ(kernels.size(), n_kinds + 1);
+  check_kernel("scores", 1, 0);
+  check_kernel("bf16 64 -> 75", 2, 2 * kStage);
 
   const auto behind = model.forward(batch);  // which finds everything as it was
   CHECK_EQ(behind[0].log_z, before[0].log_z);

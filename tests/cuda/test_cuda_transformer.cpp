@@ -49,6 +49,37 @@ TEST(cuda_transformer_graph_serves_any_wanted_rows) {
   }
 }
 
+// Rows come with rules and without; the layers' graph serves both, and a row that asks for nothing
+// is what it was.
+TEST(cuda_transformer_graph_serves_rows_with_rules_and_without) {
+  const ModelConfig config = tiny_config("qwen3");
+  MemoryTensors source(config, DType::bf16, true);
+  CudaBackend backend(0);
+  Transformer model(config, source, backend);
+  KvCache kv = model.make_kv(32, DType::f16);
+  const Segment plain = segment(random_tokens(5, 9), Attention::block, Kv::scratch);
+  Segment asking = plain;
+  LogitRules rules{.allowed = std::vector<std::uint32_t>((kVocab + 31) / 32, 0x55555555u)};
+  for (TokenId token = 0; token < kVocab; ++token) rules.adjustments.push_back({token, -1.0f});
+  asking.asks.assign(5, {});
+  asking.asks[2] = {.rules = std::make_shared<LogitRules>(rules), .n_best = 4, .given = 7};
+  model.forward({{{&kv, {{plain}}}}});  // in parts, while memory grows
+  const auto before = model.forward({{{&kv, {{plain}}}}});
+  for (int replays = 1; replays < 6; replays += 2) {
+    const auto asked = model.forward({{{&kv, {{asking}}}}});
+    CHECK_EQ(backend.n_graph_replays(), replays);
+    CHECK_EQ(asked[2].argmax % 2, 0);
+    CHECK_EQ(asked[2].scores->best.size(), 4u);
+    const auto behind = model.forward({{{&kv, {{plain}}}}});
+    CHECK_EQ(backend.n_graph_replays(), replays + 1);
+    CHECK(behind == before);
+    for (const std::size_t row : {0u, 1u, 3u, 4u}) CHECK(asked[row] == before[row]);
+    // Lists of every length, and the room they take.
+    rules.adjustments.resize(rules.adjustments.size() / 2);
+    asking.asks[2].rules = std::make_shared<LogitRules>(rules);
+  }
+}
+
 // A prompt whose rows nobody wants leaves its kernels on the tape: they run before what follows.
 TEST(cuda_transformer_fills_the_cache_without_outputs) {
   const ModelConfig config = tiny_config("qwen3");

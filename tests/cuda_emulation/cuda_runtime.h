@@ -22,6 +22,7 @@
 #define __grid_constant__
 #define __launch_bounds__(...)
 #define __forceinline__ inline
+#define __noinline__
 
 // ---- the host's side ----
 
@@ -295,6 +296,9 @@ struct alignas(16) uint4 {
 };
 
 inline void __syncthreads() { emulation::block_barrier(); }
+inline void __syncwarp() {
+  emulation::meet_warp("barrier", nullptr, [](void* const*) {});
+}
 inline void __threadfence() {}
 
 namespace emulation {

@@ -65,6 +65,7 @@ void apply(const LogitRules& rules, int first, int n, float* logits) {
     float& logit = logits[one->token - first];
     logit += one->bias;
     logit = (logit > 0 ? logit / one->factor : logit * one->factor) - one->penalty;
+    logit = std::max(logit, kMinusInfinity);  // NaN stays
   }
   if (rules.allowed.empty()) return;
   for (int i = 0; i < n; ++i) {
@@ -271,6 +272,8 @@ void CpuBackend::head_stats_part(const Input& input, const Weight& head,
         merge_scores(ask, {ask.given < 0 ? own : ask.given, token_logits_[scored_[row]]},
                      std::span(run_scores_.data() + first, static_cast<std::size_t>(n_runs)),
                      best_.data() + first * n_best_, n_best_));
+    // A logit that is not finite may be one that the rules exclude.
+    if (std::isnan(stats[row].scores->token.logprob)) stats[row].entropy = std::nanf("");
   }
 }
 

@@ -179,6 +179,7 @@ void CudaBackend::flush() {
   if (tape_.empty()) return;
   use_device();
   metadata_.send(stream_);
+  asks_.send(stream_);
   const struct Emptied {  // even where it fails
     Tape& tape;
     ~Emptied() { tape.clear(); }

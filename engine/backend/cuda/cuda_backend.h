@@ -110,9 +110,14 @@ class CudaBackend : public Backend {
   void launch_parts(DType dtype, LinearArgs& args);
   void multiply_type(DType dtype, const Activations& x, std::span<const Linear> linears, int n_rows,
                      bool accumulate, const HeadRuns& runs);
-  // The head's product with the wanted rows, to its `out` and to `runs`, where they are not null.
+  // The head's product with the wanted rows, to its `out` and to `runs`, where they are not null;
+  // `ranks`: those of given tokens too.
   void head(const Input& input, const Linear& head, std::span<const OutputRow> outputs,
-            const HeadRuns& runs);
+            const HeadRuns& runs, bool ranks);
+  void head_stats_part(const Input& input, const Weight& head, std::span<const OutputRow> outputs,
+                       TokenId mask_token, std::span<RowStats> stats);
+  const AskedRow* add_asks(std::span<const OutputRow> outputs, std::size_t n_runs, RowScore* scores,
+                           TokenScore* best);
   float* room_for_logits(const Weight& head, std::size_t n_rows);
   void end_of_layers();
 
@@ -130,6 +135,7 @@ class CudaBackend : public Backend {
   GraphCache graphs_;
   Tape* recorded_ = nullptr;  // gets what runs, where it is wanted
   Metadata metadata_;
+  Metadata asks_;  // of an LM head's rows; of their own size, so that graphs keep their addresses
 
   // The rows at hand, on the host and on the device.
   int n_rows_ = 0;
@@ -162,8 +168,11 @@ class CudaBackend : public Backend {
   Scratch logits_{"logits"};
   Scratch head_runs_{"statistics"};
   Scratch head_highest_{"statistics"};
-  Scratch head_stats_{"statistics"};
-  PinnedMemory host_stats_;
+  Scratch head_results_{"statistics"};
+  Scratch head_own_runs_{"scores"};
+  Scratch head_run_best_{"scores"};
+  Scratch head_unadjusted_{"scores"};
+  PinnedMemory host_results_;
 };
 
 }  // namespace sbd::cuda

@@ -9,6 +9,8 @@
 
 namespace sbd::cuda {
 
+struct AskedRow;  // asked_rows.h
+struct RowScore;  // asked_rows.h
 struct RunStats;  // run_stats.h
 
 struct HeadRow {
@@ -31,7 +33,8 @@ struct HeadArgs {
   const RunStats* runs;  // [rows][runs]
   const float* logits;   // [rows, vocab], for rows that are sampled
   const HeadRow* rows;
-  float* highest;  // [rows]
+  const AskedRow* asks;  // [rows]; null: nothing is asked beyond statistics
+  float* highest;        // [rows]
   RowNumbers* stats;
   int n_runs;
   int vocab;
@@ -44,5 +47,8 @@ void head_stats(Tape& tape, const HeadArgs& args, int n_rows);
 
 // Tokens drawn at the rows that have a temperature (sampler.cu).
 void sample(Tape& tape, const HeadArgs& args, int n_rows);
+
+// Scores of the rows that ask for them, behind all else.
+void head_scores(Tape& tape, const HeadArgs& args, int n_rows);
 
 }  // namespace sbd::cuda

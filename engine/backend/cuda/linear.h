@@ -7,6 +7,7 @@
 
 namespace sbd::cuda {
 
+struct AskedRow;  // asked_rows.h
 struct RunStats;  // run_stats.h
 
 inline constexpr int kMaxParts = 3;  // weights on one input that share a launch
@@ -22,8 +23,10 @@ struct LinearPart {
 
 // Of an LM head: statistics of every block of 128 logits.
 struct HeadRuns {
-  RunStats* runs;  // [rows][blocks]; null of any other weight
-  int mask_token;  // -1: none
+  RunStats* runs;        // [rows][blocks]; null of any other weight
+  const AskedRow* asks;  // [rows]; null: nothing is asked beyond statistics
+  int mask_token;        // -1: none
+  int ranks;             // once more, for the ranks of given tokens alone
   bool operator==(const HeadRuns&) const = default;
 };
 

@@ -7,6 +7,7 @@
 // weights is (formats.h). So neither operand meets a bank twice, and ldmatrix would save nothing.
 #pragma once
 
+#include "backend/cuda/asked_rows.h"
 #include "backend/cuda/formats.h"
 #include "backend/cuda/linear.h"
 #include "backend/cuda/run_stats.h"
@@ -174,14 +175,23 @@ __device__ void multiply_stage(const std::uint8_t* stage, typename Shape::Sums& 
 }
 
 // The LM head's: of some of a tile's rows, whose logits lie in shared memory, the run of 128.
-__device__ inline void write_runs(const LinearArgs& a, const Tile& tile, const float* logits,
+__device__ inline void write_runs(const LinearArgs& a, const Tile& tile, float* logits,
                                   int first_row, int n_rows) {
-  const int first_id = tile.block * kBlockFeatures;
+  const int first_id = tile.block * kBlockFeatures, left = tile.part->features - first_id;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int n_warps = static_cast<int>(blockDim.x) / kWarp;
   for (int i = static_cast<int>(threadIdx.x) / kWarp; i < n_rows; i += n_warps) {
     const Index row = tile.first_row + first_row + i;
-    const float* mine = logits + i * kLogitPitch;
+    float* mine = logits + i * kLogitPitch;
+    if (a.head.asks != nullptr) {
+      const AskedRow& ask = a.head.asks[row];
+      const int n = left < kBlockFeatures ? left : kBlockFeatures;
+      if (a.head.ranks != 0) {
+        count_before(ask, mine, first_id, n);
+        continue;
+      }
+      ask_run(ask, mine, first_id, n, tile.block);
+    }
     const RunStats run =
         run_stats<kBlockFeatures>(mine, first_id, tile.part->features, a.head.mask_token);
     if (lane == 0) a.head.runs[row * a.n_blocks + tile.block] = run;

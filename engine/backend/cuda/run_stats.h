@@ -22,9 +22,14 @@ struct RunStats {
 
 inline constexpr Top kNoTop{kExcluded, kExcluded, 0x7fffffff};
 
+// Less probable; of equals the higher id.
+__device__ inline bool is_behind(const Top& a, const Top& b) {
+  return a.max < b.max || (a.max == b.max && a.argmax > b.argmax);
+}
+
 // Chooses values, not structs, which would go through local memory.
 __device__ inline Top better(const Top& a, const Top& b) {
-  const bool b_wins = b.max > a.max || (b.max == a.max && b.argmax < a.argmax);
+  const bool b_wins = is_behind(a, b);
   const float loser = b_wins ? a.max : b.max;
   return {b_wins ? b.max : a.max, fmaxf(b_wins ? b.second : a.second, loser),
           b_wins ? b.argmax : a.argmax};

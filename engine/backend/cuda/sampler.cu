@@ -1,5 +1,5 @@
-// Draws as the CPU does: temperature, then top-k, then top-p, then Gumbel-max over the tokens kept,
-// u from a counter keyed by (seed, sample index, position, draw, token id).
+// Draws as the CPU does: temperature, then top-k, then top-p, then min-p, then Gumbel-max over the
+// tokens kept, u from a counter keyed by (seed, sample index, position, draw, token id).
 //
 // The cuts are found without sorting: a token's rank is one integer, its logit's bits in order and
 // below them its id, the lower the higher; six rounds of a histogram find the last one kept.
@@ -78,13 +78,21 @@ struct Row {
 __device__ Mass total_mass(const Row& row, Rank lowest, Shared& shared) {
   Mass mine = 0;
   row.for_each(lowest, [&](int, float logit) { mine += row.mass(logit); });
-  for (int step = kWarp / 2; step > 0; step /= 2) mine += __shfl_xor_sync(kAllLanes, mine, step);
-  if (threadIdx.x % kWarp == 0) shared.sums[threadIdx.x / kWarp] = mine;
-  __syncthreads();
-  Mass total = 0;
-  for (int warp = 0; warp < kWarps; ++warp) total += shared.sums[warp];
-  __syncthreads();
-  return total;
+  return block_reduce(warp_sum(mine), shared.sums, Mass{0}, [](Mass a, Mass b) { return a + b; });
+}
+
+// The lowest rank of the tokens of at least rank `lowest` that are at least min_p times as probable
+// as the most probable one.
+__device__ Rank min_p_cut(const Row& row, Rank lowest, float min_p, Shared& shared) {
+  const auto lower = [](Mass a, Mass b) { return a < b ? a : b; };
+  Mass mine = ~Mass{0};
+  row.for_each(lowest, [&](int id, float logit) {
+    if (expf(row.scaled(logit)) >= min_p) mine = lower(mine, Row::rank(id, logit));
+  });
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    mine = lower(mine, __shfl_xor_sync(kAllLanes, mine, step));
+  }
+  return block_reduce(mine, shared.sums, ~Mass{0}, lower);
 }
 
 __device__ Mass sum_of(const unsigned (&bin)[kParts]) {
@@ -182,6 +190,10 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(HeadArgs a) {
         static_cast<Mass>(static_cast<double>(sampling.top_p) * static_cast<double>(mass));
     lowest = cut(row, lowest, target > 0 ? target : 1, shared,
                  [&](float logit) { return row.mass(logit); });
+    mass = total_mass(row, lowest, shared);
+  }
+  if (sampling.min_p > 0) {
+    lowest = min_p_cut(row, lowest, sampling.min_p, shared);
     mass = total_mass(row, lowest, shared);
   }
 

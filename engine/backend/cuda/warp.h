@@ -8,7 +8,8 @@ namespace sbd::cuda {
 inline constexpr unsigned kAllLanes = 0xffffffffu;
 inline constexpr int kWarp = 32;
 
-__device__ inline float warp_sum(float x) {
+template <typename T>
+__device__ T warp_sum(T x) {
   for (int step = kWarp / 2; step > 0; step /= 2) x += __shfl_xor_sync(kAllLanes, x, step);
   return x;
 }
@@ -19,12 +20,12 @@ __device__ inline float warp_max(float x) {
 }
 
 // `scratch`: one value for each warp, free for the next use after this returns.
-template <typename Combine>
-__device__ float block_reduce(float x, float* scratch, float start, Combine combine) {
+template <typename T, typename Combine>
+__device__ T block_reduce(T x, T* scratch, T start, Combine combine) {
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   if (threadIdx.x % kWarp == 0) scratch[warp] = x;
   __syncthreads();
-  float all = start;
+  T all = start;
   for (int i = 0; i < static_cast<int>(blockDim.x) / kWarp; ++i) all = combine(all, scratch[i]);
   __syncthreads();
   return all;
