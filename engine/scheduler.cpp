@@ -41,10 +41,11 @@ bool Scheduler::fits(std::size_t more_bytes) const {
 std::size_t Scheduler::check(const Decoder& decoder) const {
   const std::size_t needed = bytes(decoder.most_positions());
   if (needed > options_.kv_budget) {
-    fail(ErrorKind::memory,
-         "the KV cache of {} positions takes {} MiB, and kv_budget is {} MiB: shorten the prompt, "
-         "lower `max_tokens` or raise kv_budget",
-         decoder.most_positions(), (needed >> 20) + 1, options_.kv_budget >> 20);
+    fail(
+        ErrorKind::memory,
+        "the KV cache of {} positions takes {} bytes, more than the `kv_budget` of {}: shorten the "
+        "prompt, lower `max_tokens` or raise `kv_budget`",
+        decoder.most_positions(), needed, options_.kv_budget);
   }
   return needed;
 }

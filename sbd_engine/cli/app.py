@@ -15,11 +15,19 @@ from .run import run
 from .set_keys import set_keys
 from .sweep import sweep
 
+_OTHER_NAMES = {
+    "repeat-penalty": "repetition-penalty"
+}  # of options, as llama.cpp's users know them
+
 app = typer.Typer(
     name="sbd-engine",
     help="Set Block Decoding: several tokens per forward of an ordinary transformer.",
     add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        # Beside its own name in a table of help it would be cut on a terminal of 80 columns.
+        "token_normalize_func": lambda name: _OTHER_NAMES.get(name, name),
+    },
     pretty_exceptions_enable=False,
 )
 app.command()(run)
