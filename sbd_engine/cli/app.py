@@ -11,6 +11,7 @@ from ..errors import SbdValueError
 from .bench import bench
 from .eval import evaluate
 from .inspect import inspect
+from .perplexity import perplexity
 from .run import run
 from .set_keys import set_keys
 from .sweep import sweep
@@ -35,6 +36,7 @@ app.command()(inspect)
 app.command()(bench)
 app.command("eval")(evaluate)
 app.command()(sweep)
+app.command()(perplexity)
 app.command("set")(set_keys)
 
 # Boxes around the help of less width would cut the names of options.

@@ -60,7 +60,10 @@ class TestDefaults:
         tasks.write_text('{"prompt": "x", "answer": "y"}')
         for command in ("eval", "sweep"):
             assert main.run([command, str(model), "--tasks", str(tasks), "--json"]) == 0
-        assert made == [0, 0]
+        text = tmp_path / "text.txt"
+        text.write_text("some words")
+        assert main.run(["perplexity", str(model), str(text), "--json"]) == 0
+        assert made == [0, 0, 0]
         core = _core.Engine(model, device="cpu", n_threads=1, n_ctx=0, kv_dtype="f16")
         assert core.prefix_cache == 0  # what bench makes
 
