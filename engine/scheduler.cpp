@@ -16,7 +16,8 @@ constexpr int kMinShared = 16;
 // the time between tokens is to stay within three times of alone, and estimates are off by a few
 // per cent.
 constexpr double kMaxSlowdown = 2.7;
-constexpr int kMinPrefillRows = 16;
+// Whatever they cost: on a CPU that is slow at it, 16 rows take eight times as long as one.
+constexpr int kMinPrefillRows = 4;
 // Rows that a prompt comes nearer for each forward that has passed it over.
 constexpr int kRowsForWaiting = 64;
 // After so many a prompt that cannot be cut is read whatever it takes.
