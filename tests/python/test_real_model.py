@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from reference.stats import log_softmax
 from safetensors.numpy import save_file
 
 from sbd_engine import Engine
@@ -204,12 +205,6 @@ def test_greedy_texts_in_f32(twin: Twin) -> None:
         said = f"token {parted[0]}, margin {margins[parted[0]]:.1e}" if len(parted) else "none"
         print(f"{done.text!r}\n  {len(rows)} tokens, parted at: {said}")
         assert len(parted) == 0 or margins[parted[0]] < NEAR_TIE
-
-
-def log_softmax(logits: Any) -> Any:
-    exact = logits.astype(np.float64)
-    exact -= exact.max(axis=-1, keepdims=True)
-    return exact - np.log(np.exp(exact).sum(axis=-1, keepdims=True))
 
 
 def loss(logits: Any, ids: list[int]) -> float:

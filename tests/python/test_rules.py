@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from python.command import PROMPT, check_error, run_here
 from python.tiny_model import MASK, VOCAB_SIZE, byte_tokenizer, write_tiny_model
+from reference.stats import log_softmax
 
 from sbd_engine import Engine, SbdError, TokenLogprob
 from sbd_engine.convert import convert
@@ -25,12 +26,6 @@ RULES: dict[str, Any] = {
     "frequency_penalty": 1.9,
     "repetition_penalty": 1.4,
 }
-
-
-def log_softmax(logits: Any) -> Any:
-    exact = logits.astype(np.float64)
-    exact -= exact.max(axis=-1, keepdims=True)
-    return exact - np.log(np.exp(exact).sum(axis=-1, keepdims=True))
 
 
 def under_rules(logits: Any, prompt: Sequence[int], text: Sequence[int], **rules: Any) -> Any:

@@ -13,18 +13,13 @@ import pytest
 from python.command import PROMPT, check_error, on_a_terminal, run_here
 from python.tiny_model import BOS, VOCAB_SIZE, byte_tokenizer, write_tiny_model
 from reference.random_model import random_model, write_checkpoint
+from reference.stats import log_softmax
 
 from sbd_engine import Engine, SbdError
 from sbd_engine.convert import convert
 
 BOS_ID = byte_tokenizer().token_to_id(BOS)
 TEXT = "the quick brown fox jumps over the lazy dog and the dog does not mind; " * 4
-
-
-def log_softmax(logits: Any) -> Any:
-    exact = logits.astype(np.float64)
-    exact -= exact.max(axis=-1, keepdims=True)
-    return exact - np.log(np.exp(exact).sum(axis=-1, keepdims=True))
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3"])
