@@ -130,8 +130,8 @@ def compare_tokens(folder: Path, device: str, n_prompts: int) -> dict[str, Any]:
         _write_f32(demo, exact)
         try:
             with (
-                Engine(demo, device=device, n_ctx=512) as tested,
-                Engine(exact, device="cpu", kv_dtype="f32", n_ctx=512) as reference,
+                Engine(demo, device=device, n_ctx=512, prefix_cache=0) as tested,
+                Engine(exact, "cpu", n_ctx=512, kv_dtype="f32", prefix_cache=0) as reference,
             ):
                 for index, prompt in enumerate(prompts):
                     ids = reference.tokenizer.encode(prompt)

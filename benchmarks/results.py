@@ -80,7 +80,7 @@ def answers(
 ) -> Results:
     """All answers of a model, those of an earlier run included. One question at a time, and the
     settings in turn, so that times can be compared."""
-    with Engine(model, n_threads=args.threads) as engine:
+    with Engine(model, n_threads=args.threads, prefix_cache=0) as engine:
         evaluation = Evaluation(engine, questions, wanted, batch=1)
         key = identity(model, evaluation, "f16")
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]

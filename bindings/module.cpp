@@ -80,17 +80,23 @@ void check_signals() {
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 }
 
-EngineOptions options(std::string device, int n_threads, int n_ctx, const std::string& kv_dtype) {
+using Bytes = std::optional<std::size_t>;
+
+EngineOptions options(std::string device, int n_threads, int n_ctx, const std::string& kv_dtype,
+                      Bytes kv_budget, Bytes prefix_cache) {
   return {.device = std::move(device),
           .n_threads = n_threads,
           .n_ctx = n_ctx,
-          .kv_dtype = dtype_named(kv_dtype)};
+          .kv_dtype = dtype_named(kv_dtype),
+          .kv_budget = kv_budget,
+          .prefix_cache = prefix_cache};
 }
 
 std::shared_ptr<Loop> load(const std::filesystem::path& path, std::string device, int n_threads,
-                           int n_ctx, const std::string& kv_dtype,
-                           std::optional<std::filesystem::path> draft_lora) {
-  EngineOptions chosen = options(std::move(device), n_threads, n_ctx, kv_dtype);
+                           int n_ctx, const std::string& kv_dtype, Bytes kv_budget,
+                           Bytes prefix_cache, std::optional<std::filesystem::path> draft_lora) {
+  EngineOptions chosen =
+      options(std::move(device), n_threads, n_ctx, kv_dtype, kv_budget, prefix_cache);
   chosen.draft_lora = std::move(draft_lora);
   return without_gil(
       [&] { return std::make_shared<Loop>(std::make_unique<Engine>(path, chosen)); });
@@ -98,8 +104,10 @@ std::shared_ptr<Loop> load(const std::filesystem::path& path, std::string device
 
 std::shared_ptr<Loop> random_engine(const py::dict& values, const std::string& dtype, bool tie,
                                     std::string device, int n_threads, int n_ctx,
-                                    const std::string& kv_dtype) {
-  const EngineOptions chosen = options(std::move(device), n_threads, n_ctx, kv_dtype);
+                                    const std::string& kv_dtype, Bytes kv_budget,
+                                    Bytes prefix_cache) {
+  const EngineOptions chosen =
+      options(std::move(device), n_threads, n_ctx, kv_dtype, kv_budget, prefix_cache);
   const Metadata metadata = to_metadata(values);
   const DType type = dtype_named(dtype);
   return without_gil([&] {
@@ -112,6 +120,22 @@ std::vector<std::tuple<int, TokenId, float, float>> revealed(const Event& event)
   for (const Reveal& reveal : event.events.revealed) {
     all.emplace_back(reveal.position, reveal.token, reveal.entropy, reveal.probability);
   }
+  return all;
+}
+
+// A token, its log-probability, its rank (-1: not asked for), and the most probable ones.
+using Scored = std::tuple<TokenId, float, int, std::vector<std::pair<TokenId, float>>>;
+
+Scored scored(const RowScores& row) {
+  std::vector<std::pair<TokenId, float>> best;
+  best.reserve(row.best.size());
+  for (const TokenScore& one : row.best) best.emplace_back(one.token, one.logprob);
+  return {row.token.token, row.token.logprob, row.rank, std::move(best)};
+}
+
+std::vector<Scored> scores(const Event& event) {
+  std::vector<Scored> all;
+  for (const auto& row : event.events.scores) all.push_back(scored(*row));
   return all;
 }
 
@@ -171,6 +195,15 @@ py::array_t<float> forward(Loop& loop, const std::vector<TokenId>& tokens, int b
   const py::capsule owner(logits.release(),
                           [](void* held) { delete static_cast<std::vector<float>*>(held); });
   return py::array_t<float>({rows, columns}, data, owner);
+}
+
+std::vector<Scored> score(Loop& loop, const std::vector<TokenId>& tokens, int top) {
+  const std::vector<RowScores> rows = without_gil([&] {
+    return loop.between_forwards([&](Engine& engine) { return engine.score(tokens, top); });
+  });
+  std::vector<Scored> all;
+  for (const RowScores& row : rows) all.push_back(scored(row));
+  return all;
 }
 
 std::vector<std::vector<double>> time_forwards(Loop& loop, const std::vector<int>& rows,
@@ -281,6 +314,7 @@ PYBIND11_MODULE(_core, module) {
       .def_property_readonly("committed", [](const Event& event) { return event.events.committed; })
       .def_property_readonly("revealed", &revealed)
       .def_property_readonly("finished", &finished)
+      .def_property_readonly("scores", &scores)
       .def_readonly("prompt_rows", &Event::prompt_rows)
       .def_readonly("cached_tokens", &Event::cached_tokens)
       .def_property_readonly("accepted", [](const Event& event) { return event.events.accepted; })
@@ -312,6 +346,12 @@ PYBIND11_MODULE(_core, module) {
       .def_readwrite("temperature", &Request::temperature)
       .def_readwrite("top_p", &Request::top_p)
       .def_readwrite("top_k", &Request::top_k)
+      .def_readwrite("min_p", &Request::min_p)
+      .def_readwrite("logit_bias", &Request::logit_bias)
+      .def_readwrite("presence_penalty", &Request::presence_penalty)
+      .def_readwrite("frequency_penalty", &Request::frequency_penalty)
+      .def_readwrite("repetition_penalty", &Request::repetition_penalty)
+      .def_readwrite("logprobs", &Request::logprobs)
       .def_readwrite("seed", &Request::seed)
       .def_readwrite("sample_index", &Request::sample_index)
       .def_readwrite("ignore_eos", &Request::ignore_eos);
@@ -320,17 +360,23 @@ PYBIND11_MODULE(_core, module) {
   const auto n_threads = py::arg("n_threads");
   const auto n_ctx = py::arg("n_ctx");
   const auto kv_dtype = py::arg("kv_dtype");
+  const auto kv_budget = py::arg("kv_budget") = std::nullopt;
+  const auto prefix_cache = py::arg("prefix_cache") = Bytes{0};
   py::class_<Loop, std::shared_ptr<Loop>>(module, "Engine")
-      .def(py::init(&load), py::arg("path"), device, n_threads, n_ctx, kv_dtype,
-           py::arg("draft_lora") = std::nullopt)
+      .def(py::init(&load), py::arg("path"), device, n_threads, n_ctx, kv_dtype, kv_budget,
+           prefix_cache, py::arg("draft_lora") = std::nullopt)
       .def_static("random", &random_engine, py::arg("metadata"), py::arg("dtype"), py::arg("tie"),
-                  device, n_threads, n_ctx, kv_dtype)
+                  device, n_threads, n_ctx, kv_dtype, kv_budget, prefix_cache)
       .def("metadata", [](const Loop& loop) { return to_dict(loop.engine()->metadata()); })
       .def("model_config", [](const Loop& loop) { return to_dict(loop.engine()->config()); })
       .def("defaults", [](const Loop& loop) { return to_dict(loop.engine()->defaults()); })
       .def_property_readonly("n_ctx", [](const Loop& loop) { return loop.engine()->n_ctx(); })
       .def_property_readonly("n_threads",
                              [](const Loop& loop) { return loop.engine()->n_threads(); })
+      .def_property_readonly("kv_budget",
+                             [](const Loop& loop) { return loop.engine()->kv_budget(); })
+      .def_property_readonly("prefix_cache",
+                             [](const Loop& loop) { return loop.engine()->prefix_cache(); })
       .def_property_readonly("device", [](const Loop& loop) { return loop.engine()->device(); })
       .def_property_readonly("auto_decoder",
                              [](const Loop& loop) { return loop.engine()->auto_decoder(); })
@@ -340,6 +386,7 @@ PYBIND11_MODULE(_core, module) {
           py::arg("request"))
       .def_property_readonly("n_sequences", &Loop::n_sequences)
       .def("forward", &forward, py::arg("tokens"), py::arg("block"))
+      .def("score", &score, py::arg("tokens"), py::arg("top"))
       .def("time_forwards", &time_forwards, py::arg("rows"), py::arg("context"), py::arg("repeats"),
            py::arg("n_sequences") = 1)
       .def("profile_forward", &profile_forward, py::arg("rows"), py::arg("context"))

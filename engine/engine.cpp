@@ -131,7 +131,7 @@ Engine::Engine(const Metadata& metadata, DType dtype, bool tie_word_embeddings,
 
 void Engine::start(const EngineOptions& options) {
   const std::size_t budget = options.kv_budget.value_or(backend_->free_memory() / 10 * 9);
-  const std::size_t left = options.prefix_cache.value_or(0);
+  const std::size_t left = options.prefix_cache.value_or(budget / 4);
   scheduler_ = std::make_unique<Scheduler>(
       *model_, SchedulerOptions{n_ctx_, kv_dtype_, budget, std::min(left, budget)});
 }
@@ -153,6 +153,8 @@ const ModelConfig& Engine::config() const { return config_; }
 const DecoderOptions& Engine::defaults() const { return defaults_; }
 int Engine::n_ctx() const { return n_ctx_; }
 int Engine::n_threads() const { return backend_->n_threads(); }
+std::size_t Engine::kv_budget() const { return scheduler_->options().kv_budget; }
+std::size_t Engine::prefix_cache() const { return scheduler_->options().prefix_cache; }
 std::string Engine::device() const { return backend_->description(); }
 std::string Engine::auto_decoder() const { return defaults_.named.front(); }
 Peaks Engine::measure_peaks() { return backend_->measure_peaks(); }
@@ -211,7 +213,7 @@ std::vector<RowScores> Engine::score(const std::vector<TokenId>& tokens, int top
             n);
   check_fits(n, n_ctx_, config_);
   SBD_CHECK(top >= 0 && top <= config_.vocab_size,
-            "expected top from 0 to the vocabulary of {}, got {}", config_.vocab_size, top);
+            "expected `top` from 0 to the vocabulary of {}, got {}", config_.vocab_size, top);
   KvCache kv = model_->make_kv(n_ctx_, kv_dtype_);
   std::vector<RowScores> scores;
   for (int begin = 0; begin < n - 1; begin += kMaxRows) {

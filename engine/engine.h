@@ -29,11 +29,12 @@ struct EngineOptions {
   int n_ctx = 0;                                         // 0: the model's
   DType kv_dtype = DType::f16;                           // f16, bf16 or f32
   std::optional<std::filesystem::path> draft_lora = {};  // an adapter for decoders that draft
-  // Bytes of all KV caches: most of what is free once the model is loaded. Of these, what ended
-  // sequences may leave for others whose prompts begin alike: nothing unless it is given, since it
-  // stays taken and makes repeated prompts cheap, which a measurement must not meet.
+  // Bytes of all KV caches. None: most of what is free once the model is loaded.
   std::optional<std::size_t> kv_budget = {};
-  std::optional<std::size_t> prefix_cache = {};
+  // Of these, what ended sequences may leave for others whose prompts begin alike. None: a quarter.
+  // Nothing unless it is asked for, since it stays taken and makes repeated prompts cheap, which a
+  // measurement must not meet.
+  std::optional<std::size_t> prefix_cache = 0;
 };
 
 class Engine {
@@ -49,7 +50,9 @@ class Engine {
   const DecoderOptions& defaults() const;
   int n_ctx() const;
   int n_threads() const;
-  std::string device() const;  // the backend and its instruction set, such as "cpu (avx512)"
+  std::size_t kv_budget() const;     // bytes
+  std::size_t prefix_cache() const;  // bytes
+  std::string device() const;        // the backend and its instruction set, such as "cpu (avx512)"
 
   // What "auto" stands for: the first of the file's decoders.
   std::string auto_decoder() const;

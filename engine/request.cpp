@@ -105,14 +105,15 @@ DecodeTask decode_task(const Request& request, const ModelConfig& config, int n_
               "`logit_bias` names token {}, outside the vocabulary of {}", token,
               config.vocab_size);
   }
-  SBD_CHECK(request.logprobs <= config.vocab_size,
+  const int n_best = request.logprobs.value_or(-1);
+  SBD_CHECK(n_best <= config.vocab_size,
             "expected `logprobs` of at most the vocabulary of {}, got {}", config.vocab_size,
-            request.logprobs);
+            n_best);
   task.rules = {.logit_bias = request.logit_bias,
                 .presence_penalty = request.presence_penalty,
                 .frequency_penalty = request.frequency_penalty,
                 .repetition_penalty = request.repetition_penalty,
-                .logprobs = request.logprobs};
+                .logprobs = n_best};
   return task;
 }
 

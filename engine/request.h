@@ -24,7 +24,7 @@ struct Request {
   float presence_penalty = 0.0f;
   float frequency_penalty = 0.0f;
   float repetition_penalty = 1.0f;
-  int logprobs = -1;
+  std::optional<int> logprobs = {};  // so many best tokens with each token's own
   std::uint64_t seed = 0;
   std::uint64_t sample_index = 0;
   bool ignore_eos = false;

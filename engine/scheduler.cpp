@@ -16,7 +16,8 @@ constexpr int kMinShared = 16;
 // the time between tokens is to stay within three times of alone, and estimates are off by a few
 // per cent.
 constexpr double kMaxSlowdown = 2.7;
-constexpr int kMinPrefillRows = 16;
+// Whatever they cost: on a CPU that is slow at it, 16 rows take eight times as long as one.
+constexpr int kMinPrefillRows = 4;
 // Rows that a prompt comes nearer for each forward that has passed it over.
 constexpr int kRowsForWaiting = 64;
 // After so many a prompt that cannot be cut is read whatever it takes.
@@ -41,10 +42,11 @@ bool Scheduler::fits(std::size_t more_bytes) const {
 std::size_t Scheduler::check(const Decoder& decoder) const {
   const std::size_t needed = bytes(decoder.most_positions());
   if (needed > options_.kv_budget) {
-    fail(ErrorKind::memory,
-         "the KV cache of {} positions takes {} MiB, and kv_budget is {} MiB: shorten the prompt, "
-         "lower `max_tokens` or raise kv_budget",
-         decoder.most_positions(), (needed >> 20) + 1, options_.kv_budget >> 20);
+    fail(
+        ErrorKind::memory,
+        "the KV cache of {} positions takes {} bytes, more than the `kv_budget` of {}: shorten the "
+        "prompt, lower `max_tokens` or raise `kv_budget`",
+        decoder.most_positions(), needed, options_.kv_budget);
   }
   return needed;
 }

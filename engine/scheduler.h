@@ -52,6 +52,8 @@ class Scheduler {
 
   Scheduler(Transformer& model, const SchedulerOptions& options);
 
+  const SchedulerOptions& options() const { return options_; }
+
   // Bytes of the budget that it may come to need. Refuses what the budget could never hold.
   std::size_t check(const Decoder& decoder) const;
   SequenceId add(std::vector<TokenId> prompt, std::unique_ptr<Decoder> decoder);

@@ -17,7 +17,7 @@ from importlib.util import find_spec, module_from_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .completion import Chunk, Completion, Reveal, Stats
+    from .completion import Chunk, Completion, Reveal, Scores, Stats, TokenLogprob
     from .engine import Engine
     from .errors import (
         SbdDeviceError,
@@ -44,13 +44,15 @@ __all__ = [
     "SbdMemoryError",
     "SbdTypeError",
     "SbdValueError",
+    "Scores",
     "Stats",
     "Stream",
+    "TokenLogprob",
     "Tokenizer",
 ]
 
 _HOMES = {
-    "completion": ("Chunk", "Completion", "Reveal", "Stats"),
+    "completion": ("Chunk", "Completion", "Reveal", "Scores", "Stats", "TokenLogprob"),
     "engine": ("Engine",),
     "streams": ("AsyncStream", "Stream"),
     "tokenizer": ("Tokenizer",),

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
@@ -13,6 +14,8 @@ class Event:
     def committed(self) -> list[int]: ...
     @property
     def revealed(self) -> list[tuple[int, int, float, float]]: ...
+    @property
+    def scores(self) -> list[tuple[int, float, int, list[tuple[int, float]]]]: ...
     @property
     def finished(self) -> str | None: ...
     @property
@@ -60,6 +63,12 @@ class Request:
     temperature: float
     top_p: float
     top_k: int
+    min_p: float
+    logit_bias: Sequence[tuple[int, float]]
+    presence_penalty: float
+    frequency_penalty: float
+    repetition_penalty: float
+    logprobs: int | None
     seed: int
     sample_index: int
     ignore_eos: bool
@@ -72,6 +81,8 @@ class Engine:
         n_threads: int,
         n_ctx: int,
         kv_dtype: str,
+        kv_budget: int | None = None,
+        prefix_cache: int | None = 0,
         draft_lora: str | PathLike[str] | None = None,
     ) -> None: ...
     @staticmethod
@@ -83,6 +94,8 @@ class Engine:
         n_threads: int,
         n_ctx: int,
         kv_dtype: str,
+        kv_budget: int | None = None,
+        prefix_cache: int | None = 0,
     ) -> Engine: ...
     def metadata(self) -> dict[str, Any]: ...
     def model_config(self) -> dict[str, Any]: ...
@@ -92,6 +105,10 @@ class Engine:
     @property
     def n_threads(self) -> int: ...
     @property
+    def kv_budget(self) -> int: ...
+    @property
+    def prefix_cache(self) -> int: ...
+    @property
     def device(self) -> str: ...
     @property
     def auto_decoder(self) -> str: ...
@@ -100,6 +117,9 @@ class Engine:
     def resolve(self, request: Request) -> dict[str, Any]: ...
     def check(self, request: Request) -> None: ...
     def forward(self, tokens: list[int], block: int) -> npt.NDArray[np.float32]: ...
+    def score(
+        self, tokens: list[int], top: int
+    ) -> list[tuple[int, float, int, list[tuple[int, float]]]]: ...
     def time_forwards(
         self, rows: list[int], context: int, repeats: int, n_sequences: int = 1
     ) -> list[list[float]]: ...

@@ -15,10 +15,13 @@ class Stats:
     nfe: forwards that decided or verified at least one token (number of function evaluations).
     tokens_per_forward: new tokens / nfe.
     ttft_ms: from the call to the first final token.
-    prefill_tok_s: prompt tokens per second, over the forwards that ran prompt rows.
+    prefill_tok_s: prompt tokens per second, over the forwards that ran prompt rows; those that were
+    cached do not count.
     decode_tok_s: tokens decided per second after those forwards; with them where none followed.
     accepted_length: lossless decoders: tokens kept of a verified block, in the mean; else None.
     thinking_forwards: dmtd: forwards that ran the thinking layers, prefill included; else None.
+    cached_tokens: prompt tokens that were not computed, as another text that began alike had left
+    their keys and values (Engine's prefix_cache).
     """
 
     prompt_tokens: int
@@ -29,6 +32,36 @@ class Stats:
     decode_tok_s: float
     accepted_length: float | None = None
     thinking_forwards: int | None = None
+    cached_tokens: int = 0
+
+
+class TokenLogprob(NamedTuple):
+    """How probable a token was, in the model's own distribution: over the whole vocabulary, without
+    temperature, bias, penalties or filters.
+
+    logprob: the natural logarithm of its probability. best: the most probable tokens there and
+    theirs, the best first, of equal ones the lower id.
+    """
+
+    token: int
+    logprob: float
+    best: list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How probable each token of a text is behind those before it; nothing stands before the first,
+    whose logprob and rank are None.
+
+    logprobs: natural logarithms of probabilities. ranks: how many tokens were more probable, 0 for
+    the most probable one; of equal ones the lower id comes first. top: the most probable tokens in
+    each one's place and their logprobs, as many as were asked for, the best first.
+    """
+
+    tokens: list[int]
+    logprobs: list[float | None]
+    ranks: list[int | None]
+    top: list[list[tuple[int, float]]]
 
 
 @dataclass(frozen=True)
@@ -38,12 +71,14 @@ class Completion:
     and including the token that completes it.
     finish_reason: "stop" (end of sequence or stop string), "length" (max_tokens or the context is
     full), or "cancelled" (a stream closed before its end).
+    logprobs: of each token, where `logprobs` asked for them; else None.
     """
 
     text: str
     tokens: list[int]
     finish_reason: FinishReason
     stats: Stats
+    logprobs: list[TokenLogprob] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -71,9 +106,11 @@ class Chunk:
     revealed: every token this forward decided; those behind the final prefix belong to a block that
     is still filling in.
     finish_reason: None in every chunk but the last.
+    logprobs: of `tokens`, where `logprobs` asked for them; else None.
     """
 
     text: str
     tokens: list[int]
     revealed: list[Reveal]
     finish_reason: FinishReason | None = None
+    logprobs: list[TokenLogprob] | None = None

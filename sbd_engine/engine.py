@@ -11,11 +11,22 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from . import _core
-from .completion import Completion
+from .completion import Completion, Scores
 from .errors import SbdError, SbdTypeError, SbdValueError
 from .model_file import ModelPath, existing, model_file
-from .parameters import Parameters, Prompt, TokenIds, integer, named, one_of, parse, token_ids
+from .parameters import (
+    MAX_BEST,
+    Parameters,
+    Prompt,
+    TokenIds,
+    integer,
+    named,
+    one_of,
+    parse,
+    token_ids,
+)
 from .session import Session
+from .sizes import shown
 from .streams import AsyncStream, Courier, Prepared, Stream
 from .tokenizer import Tokenizer
 
@@ -27,7 +38,10 @@ if TYPE_CHECKING:
     from .parameters import Options
 
 _MAX_IN_FLIGHT = 16  # sequences of generate_batch that share a forward
+_MAX_BYTES = 2**63 - 1
 _REQUEST_FIELDS = [f.name for f in fields(Parameters) if f.name not in ("prompt", "stop")]
+_DEFAULTS = {f.name: f.default for f in fields(Parameters)}
+_RULES = ("logit_bias", "presence_penalty", "frequency_penalty", "repetition_penalty")
 
 
 def _request(parameters: Parameters, ids: list[int]) -> _core.Request:
@@ -39,9 +53,15 @@ def _request(parameters: Parameters, ids: list[int]) -> _core.Request:
 
 
 def engine_options(
-    device: str, n_threads: int | None, n_ctx: int | None, kv_dtype: str
+    device: str,
+    n_threads: int | None,
+    n_ctx: int | None,
+    kv_dtype: str,
+    kv_budget: int | None = None,
+    prefix_cache: int | None = 0,  # what is measured computes every prompt
 ) -> dict[str, Any]:
-    """The core's options (0 is its default) after a check."""
+    """The core's options (its defaults are 0 of n_threads and n_ctx, None of bytes) after a
+    check."""
     if not isinstance(device, str):
         raise SbdTypeError(f"expected {named('device')} as a string, got {device!r}")
     if n_threads is not None and device.startswith("cuda"):
@@ -49,11 +69,22 @@ def engine_options(
             f"{named('n_threads')} has no effect with device {device}: leave it out, or use "
             f"{named('device')} cpu"
         )
+    if kv_budget is not None:
+        kv_budget = integer(named("kv_budget"), kv_budget, 1, _MAX_BYTES)
+    if prefix_cache is not None:
+        prefix_cache = integer(named("prefix_cache"), prefix_cache, 0, _MAX_BYTES)
+        if kv_budget is not None and prefix_cache > kv_budget:
+            raise SbdValueError(
+                f"expected {named('prefix_cache')} within the {named('kv_budget')} of {kv_budget} "
+                f"bytes, got {prefix_cache}"
+            )
     return {
         "device": device,
         "n_threads": 0 if n_threads is None else integer(named("n_threads"), n_threads, 1),
         "n_ctx": 0 if n_ctx is None else integer(named("n_ctx"), n_ctx, 1),
         "kv_dtype": one_of(named("kv_dtype"), kv_dtype, ("f16", "bf16", "f32")),
+        "kv_budget": kv_budget,
+        "prefix_cache": prefix_cache,
     }
 
 
@@ -65,6 +96,15 @@ class Engine:
     positions of the KV cache of each sequence; None is the model's. kv_dtype: "f16", "bf16" or
     "f32". draft_lora: a file with an adapter for decoders that draft, as `sbd-engine convert
     --draft-lora` writes it.
+
+    kv_budget: bytes that the KV caches of all sequences may take; None is nine tenths of the
+    memory that is free once the model is loaded. What a text may come to need is set aside before
+    it starts: others wait for room, and one that could never fit is refused. prefix_cache: bytes
+    of these that ended texts may leave for later ones whose prompts begin alike, such as a chat's
+    next turn (`stats.cached_tokens` counts what was found); the least recently used go first, and
+    all of them for a text that needs the room. None is a quarter of the kv_budget; 0 keeps
+    nothing, so that who measures computes every prompt. No bit of a result depends on either on
+    the CPU.
 
     Safe to use from several threads: sequences that are alive at the same time share forwards, and
     the result of one does not depend on the others.
@@ -81,8 +121,10 @@ class Engine:
         n_ctx: int | None = None,
         kv_dtype: str = "f16",
         draft_lora: ModelPath | None = None,
+        kv_budget: int | None = None,
+        prefix_cache: int | None = None,
     ) -> None:
-        options = engine_options(device, n_threads, n_ctx, kv_dtype)
+        options = engine_options(device, n_threads, n_ctx, kv_dtype, kv_budget, prefix_cache)
         adapter = None if draft_lora is None else existing(draft_lora, named("draft_lora"))
         with model_file(path) as file:
             self._name = file.name
@@ -132,6 +174,16 @@ class Engine:
     def n_ctx(self) -> int:
         return self._core.n_ctx
 
+    @property
+    def kv_budget(self) -> int:
+        """Bytes that the KV caches of all sequences may take."""
+        return self._core.kv_budget
+
+    @property
+    def prefix_cache(self) -> int:
+        """Bytes of the kv_budget that ended texts may leave for later ones."""
+        return self._core.prefix_cache
+
     # ---- generation ----
 
     def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Completion:
@@ -147,8 +199,16 @@ class Engine:
           over);
           dmtd: horizon=None (tokens per pass of all layers); d2f: block_add_threshold=None and
           decoded_token_threshold=None (shares of a block), skip_threshold=None (a probability);
-          temperature=0.0, top_p=1.0, top_k=0, seed=0, sample_index=0 (tells samples of one seed
-          apart).
+          temperature=0.0, top_p=1.0, top_k=0, min_p=0.0 (a share of the highest probability:
+          less probable tokens are left out), seed=0, sample_index=0 (tells samples of one seed
+          apart);
+          logit_bias=None ({token id: number}, added to its logit: -100 all but forbids a token,
+          100 all but forces it);
+          repetition_penalty=1.0 (positive logits of the tokens of prompt and text are divided by
+          it, negative ones multiplied), presence_penalty=0.0 and frequency_penalty=0.0 (-2 to 2:
+          taken off the logits of the tokens of the new text, once and for each time);
+          logprobs=None (0 to 20: `completion.logprobs` has each token's log-probability, and that
+          of so many most probable tokens in its place).
         "sbd" is Set Block Decoding (arXiv 2509.04185, Algorithms 2 and 3): each forward decides
         some of a block's masked positions, at least one. Which, `unmask` says: "entropy_bounded",
         in the order of entropy, the most whose entropies but the last sum up to at most gamma (eq.
@@ -156,6 +216,16 @@ class Engine:
         ones, n the largest with (n + 1)(1 - confidence) < factor; "confidence", those above
         confidence_threshold, and no fewer than top_n; "top_n", so many. "dmtd" is of arXiv
         2510.11958, "d2f" of 2508.09192.
+
+        Bias, repetition penalty, the other penalties, temperature, top_k, top_p, min_p: so they
+        follow each other. Log-probabilities are of the model's own distribution, before all of
+        them; entropies and probabilities, and so what the unmasking rules see, are behind bias and
+        penalties. "ntp", "dmtd", "sbd_lossless" and "nemotron_spec" decide from left to right:
+        what penalties count, and a log-probability stands behind, is all the text before the token.
+        The others decide a block's positions in any order: penalties count what earlier forwards
+        have decided, on either side, and not what the same forward decides; a log-probability is
+        that of the forward that decided the token, when part of its block was still masked.
+
         A file without a tokenizer takes token ids and gives no text.
 
         Raises SbdTypeError for an unknown argument or one of another type. SbdValueError: a bad
@@ -163,8 +233,8 @@ class Engine:
         (a seed is always welcome); a prompt that is empty, or leaves no room in the context; a
         decoder that the file cannot run; stop strings or text without a tokenizer; logits that are
         not finite; an engine that is closed, or was in a forward when its process was forked.
-        SbdMemoryError: no memory for the KV cache. SbdDeviceError: the GPU failed, and every
-        engine of the process on it. Each is an SbdError.
+        SbdMemoryError: no memory for the KV cache, or a text that the kv_budget could never hold.
+        SbdDeviceError: the GPU failed, and every engine of the process on it. Each is an SbdError.
         """
         with self.stream(prompt, **options) as stream:
             for _ in stream:
@@ -236,12 +306,12 @@ class Engine:
         resolved = self._core.resolve(request)
         general = ["max_tokens", "ignore_eos", "temperature"]
         if parameters.temperature > 0:
-            general += ["top_k", "top_p", "seed", "sample_index"]
-        return {
-            **resolved,
-            **{name: getattr(parameters, name) for name in general},
-            "stop": list(parameters.stop),
-        }
+            general += ["top_k", "top_p", "min_p", "seed", "sample_index"]
+        general += [name for name in _RULES if getattr(parameters, name) != _DEFAULTS[name]]
+        values = {name: getattr(parameters, name) for name in general}
+        if "logit_bias" in values:
+            values["logit_bias"] = dict(parameters.logit_bias)
+        return {**resolved, **values, "stop": list(parameters.stop)}
 
     def forward(self, ids: TokenIds, block: int = 0) -> npt.NDArray[np.float32]:
         """Raw logits [len(ids), vocab_size] of an uncached forward: the last `block` rows see each
@@ -249,6 +319,22 @@ class Engine:
         tokens = token_ids(ids, self.model_config["vocab_size"])
         block = integer(named("block"), block, 0, len(tokens))
         return self._core.forward(tokens, block)
+
+    def score(self, text: Prompt, top: int = 0) -> Scores:
+        """The log-probability of each token of a text, a string or token ids, behind those before
+        it, its rank, and `top` most probable tokens in its place (0 to 20). The text is read as a
+        prompt is, in causal rows, and may be as long as the context.
+
+        Raises SbdTypeError and SbdValueError.
+        """
+        tokens = self._tokens_of(parse({"prompt": text}).prompt)
+        rows = self._core.score(tokens, integer(named("top"), top, 0, MAX_BEST))
+        return Scores(
+            tokens,
+            [None, *(logprob for _, logprob, _, _ in rows)],
+            [None, *(rank for _, _, rank, _ in rows)],
+            [[], *(best for _, _, _, best in rows)],
+        )
 
     # ---- life ----
 
@@ -260,7 +346,8 @@ class Engine:
         try:
             return (
                 f"<Engine {self._name}: {self.model_config['architecture']} on {self.device}, "
-                f"decoder {self.auto_decoder}, n_ctx {self.n_ctx}>"
+                f"decoder {self.auto_decoder}, n_ctx {self.n_ctx}, "
+                f"kv_budget {shown(self.kv_budget)}, prefix_cache {shown(self.prefix_cache)}>"
             )
         except SbdValueError:
             return f"<Engine {self._name}, closed>"
@@ -278,12 +365,14 @@ class Engine:
         parameters = parse(arguments)
         if parameters.stop:
             _ = self.tokenizer  # stop strings need text
-        if isinstance(parameters.prompt, str):
-            ids = self.tokenizer.encode(parameters.prompt, fits=self.n_ctx)
-        else:
-            ids = token_ids(parameters.prompt, self.model_config["vocab_size"])
+        ids = self._tokens_of(parameters.prompt)
         request = _request(parameters, ids)
         return Prepared(request, ids, parameters.stop, self._tokenizer_if_any())
+
+    def _tokens_of(self, text: Prompt) -> list[int]:
+        if isinstance(text, str):
+            return self.tokenizer.encode(text, fits=self.n_ctx)
+        return token_ids(text, self.model_config["vocab_size"])
 
     def _courier_here(self) -> Courier:
         if self._courier.process != os.getpid():  # its thread is not in a forked child

@@ -22,6 +22,8 @@ Prompt: TypeAlias = "str | TokenIds"
 
 _INT32_MAX = 2**31 - 1
 _MAX_STOPS, _MAX_STOP_CHARACTERS = 1024, 1 << 14  # each is memory while its text is written
+_MAX_FLOAT32 = 3.4e38
+MAX_BEST = 20  # tokens whose log-probabilities come with each one's
 
 
 class Options(TypedDict, total=False):
@@ -45,6 +47,12 @@ class Options(TypedDict, total=False):
     temperature: float | None
     top_p: float | None
     top_k: int | None
+    min_p: float | None
+    logit_bias: Mapping[int, float] | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    repetition_penalty: float | None
+    logprobs: int | None
     seed: int | None
     sample_index: int | None
     stop: str | Sequence[str] | None
@@ -62,6 +70,12 @@ class Parameters:
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logprobs: int | None = None  # none at all
     seed: int = 0
     sample_index: int = 0
     stop: tuple[str, ...] = ()
@@ -196,6 +210,18 @@ def _stop(name: str, value: Any) -> tuple[str, ...]:
     return stops
 
 
+def _logit_bias(name: str, value: Any) -> tuple[tuple[int, float], ...]:
+    if not isinstance(value, Mapping):
+        raise SbdTypeError(
+            f"expected {name} as a mapping of token ids to numbers, got {type(value).__name__}"
+        )
+    biases = []
+    for key, bias in value.items():
+        token = integer(f"token id in {name}", key, 0)
+        biases.append((token, _BIAS(f"{name} of token {token}", bias)))
+    return tuple(biases)
+
+
 def _number(name: str, value: Any, expected: str, holds: Callable[[float], bool]) -> float:
     if isinstance(value, (str, bytes, bool)):
         raise SbdTypeError(f"expected {name} as a number, got {value!r}")
@@ -237,6 +263,8 @@ def _of(option: _core.Option) -> Callable[[str, Any], Any]:
     return _text if option.type == "str" else _where(option.expected, option.holds)
 
 
+_BIAS = _where("as a finite number", lambda x: abs(x) <= _MAX_FLOAT32)
+_PENALTY = _where("from -2 to 2", lambda x: -2 <= x <= 2)
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "prompt": _prompt,
     "max_tokens": _at_least(1),
@@ -244,6 +272,12 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "temperature": _where(">= 0 and finite", lambda x: 0 <= x < math.inf),
     "top_p": _where("above 0 and at most 1", lambda x: 0 < x <= 1),
     "top_k": _at_least(0),
+    "min_p": _where("from 0 to 1", lambda x: 0 <= x <= 1),
+    "logit_bias": _logit_bias,
+    "presence_penalty": _PENALTY,
+    "frequency_penalty": _PENALTY,
+    "repetition_penalty": _where("above 0 and finite", lambda x: 0 < x < math.inf),
+    "logprobs": _at_least(0, MAX_BEST),
     "seed": _at_least(0, 2**64 - 1),
     "sample_index": _at_least(0, 2**64 - 1),
     "stop": _stop,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from .completion import Chunk, Completion, FinishReason, Reveal, Stats
+from .completion import Chunk, Completion, FinishReason, Reveal, Stats, TokenLogprob
 from .detokenizer import Detokenizer
 from .stop_strings import StopStrings
 
@@ -20,7 +20,7 @@ class Session:
     """Absorbs one sequence's events in order. Without a tokenizer all text is "".
 
     `called` is when the call began, by `clock` (seconds): its time to first token counts from
-    there, its prefill from now.
+    there, its prefill from now. scored: log-probabilities come with the tokens.
     """
 
     def __init__(
@@ -30,10 +30,12 @@ class Session:
         tokenizer: Tokenizer | None,
         called: float,
         clock: Callable[[], float] = time.perf_counter,
+        scored: bool = False,
     ) -> None:
         self.finish_reason: FinishReason | None = None
         self._text: list[str] = []
         self._tokens: list[int] = []
+        self._logprobs: list[TokenLogprob] | None = [] if scored else None
         self._detokenizer = Detokenizer(tokenizer, prompt) if tokenizer else None
         self._special_tokens = tokenizer.special_tokens.contents if tokenizer else {}
         self._stops = _stop_strings(stop, tokenizer)
@@ -46,6 +48,7 @@ class Session:
         self._accepted: list[int] = []
         self._thinking_forwards = 0
         self._decided_in_prefill = 0
+        self._cached_tokens = 0
 
     def absorb(self, event: _core.Event) -> Chunk:
         """What the event adds. After the chunk with a finish_reason no event may follow."""
@@ -53,13 +56,14 @@ class Session:
             self.finish_reason = "cancelled"
             text = self._flush()
             self._text.append(text)
-            return Chunk(text, [], [], self.finish_reason)
+            return Chunk(text, [], [], self.finish_reason, self._scored([], []))
         self._now = self._clock()
         revealed = [Reveal(*each) for each in event.revealed]
         self._nfe += bool(revealed) or event.accepted is not None
         if event.accepted is not None:
             self._accepted.append(event.accepted)
         self._thinking_forwards += event.ran_thinking
+        self._cached_tokens += event.cached_tokens
         if event.prompt_rows:
             self._prefilled = self._now
             self._decided_in_prefill += len(revealed)
@@ -84,7 +88,8 @@ class Session:
         text = "".join(pieces)
         self._text.append(text)
         self._tokens += tokens
-        return Chunk(text, tokens, revealed, self.finish_reason)
+        logprobs = self._scored(event.scores, tokens)
+        return Chunk(text, tokens, revealed, self.finish_reason, logprobs)
 
     def completion(self) -> Completion:
         """The result so far; final once there is a finish_reason."""
@@ -93,7 +98,21 @@ class Session:
             list(self._tokens),
             self.finish_reason or "cancelled",
             self._stats(),
+            None if self._logprobs is None else list(self._logprobs),
         )
+
+    def _scored(
+        self,
+        scores: Sequence[tuple[int, float, int, list[tuple[int, float]]]],
+        tokens: Sequence[int],
+    ) -> list[TokenLogprob] | None:
+        """Of the tokens that came first, where they are wanted."""
+        if self._logprobs is None:
+            return None
+        came = zip(scores, tokens, strict=False)  # a stop string leaves tokens out
+        logprobs = [TokenLogprob(token, logprob, best) for (token, logprob, _, best), _ in came]
+        self._logprobs += logprobs
+        return logprobs
 
     def _text_of(self, token: int, detokenizer: Detokenizer) -> str:
         special = self._special_tokens.get(token)
@@ -117,10 +136,13 @@ class Session:
             nfe=self._nfe,
             tokens_per_forward=_ratio(len(self._tokens), self._nfe),
             ttft_ms=1e3 * (first - self._called),
-            prefill_tok_s=_ratio(self._prompt_tokens, self._prefilled - self._started),
+            prefill_tok_s=_ratio(
+                self._prompt_tokens - self._cached_tokens, self._prefilled - self._started
+            ),
             decode_tok_s=_ratio(decoded, self._now - since),
             accepted_length=fmean(self._accepted) if self._accepted else None,
             thinking_forwards=self._thinking_forwards or None,
+            cached_tokens=self._cached_tokens,
         )
 
 

@@ -25,7 +25,8 @@ class Prepared(NamedTuple):
     tokenizer: Tokenizer | None
 
     def session(self, called: float) -> Session:
-        return Session(self.prompt, self.stop, self.tokenizer, called)
+        scored = self.request.logprobs is not None
+        return Session(self.prompt, self.stop, self.tokenizer, called, scored=scored)
 
 
 class _Generation:

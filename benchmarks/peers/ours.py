@@ -43,7 +43,8 @@ class Generations:
     """Whole generations, through the interface that everyone uses."""
 
     def __init__(self, path: str, threads: int, n_ctx: int) -> None:
-        self._engine = Engine(path, n_threads=threads, n_ctx=n_ctx)
+        # Prompts come again in every round.
+        self._engine = Engine(path, n_threads=threads, n_ctx=n_ctx, prefix_cache=0)
         self.about = f"sbd-engine {__version__}, {self._engine.device}"
 
     def generate(self, prompt: Sequence[int], **options: Any) -> dict[str, Any]:

@@ -11,15 +11,24 @@ from ..errors import SbdValueError
 from .bench import bench
 from .eval import evaluate
 from .inspect import inspect
+from .perplexity import perplexity
 from .run import run
 from .set_keys import set_keys
 from .sweep import sweep
+
+_OTHER_NAMES = {
+    "repeat-penalty": "repetition-penalty"
+}  # of options, as llama.cpp's users know them
 
 app = typer.Typer(
     name="sbd-engine",
     help="Set Block Decoding: several tokens per forward of an ordinary transformer.",
     add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        # Beside its own name in a table of help it would be cut on a terminal of 80 columns.
+        "token_normalize_func": lambda name: _OTHER_NAMES.get(name, name),
+    },
     pretty_exceptions_enable=False,
 )
 app.command()(run)
@@ -27,6 +36,7 @@ app.command()(inspect)
 app.command()(bench)
 app.command("eval")(evaluate)
 app.command()(sweep)
+app.command()(perplexity)
 app.command("set")(set_keys)
 
 # Boxes around the help of less width would cut the names of options.

@@ -53,6 +53,7 @@ def evaluate(
     n_ctx: options.NCtx = None,
     kv_dtype: options.KvDtype = "f16",
     draft_lora: options.DraftLora = None,
+    kv_budget: options.KvBudget = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -85,7 +86,9 @@ def evaluate(
     model = options.one_model(model, model_flag)
     batch = integer("--batch", batch, 1)
     questions = experiment.chosen(read_tasks(tasks, experiment.score_named(score)), families, limit)
-    with Engine(model, device, threads, n_ctx, kv_dtype, draft_lora) as engine:
+    budget = options.in_bytes(kv_budget)
+    # Prompts that are asked again, of each setting, take their time each time.
+    with Engine(model, device, threads, n_ctx, kv_dtype, draft_lora, budget, 0) as engine:
         name = engine.auto_decoder if decoder == "auto" else decoder
         if decoder == "auto" and name == NTP:
             options.note("this model does not say that it can decode blocks: ntp alone")

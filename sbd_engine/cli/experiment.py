@@ -74,22 +74,15 @@ def model_name(model: Path | None) -> str:
 
 def run_with_progress(evaluation: Evaluation, journal: Journal) -> bool:
     """Runs it; True where Ctrl-C cut it off."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as TimeRemaining
+    from .console import progress
 
     if journal.left_out:
         lines = "1 line" if journal.left_out == 1 else f"{journal.left_out} lines"
         options.note(f"--out: {lines} left out: cut off, damaged, or of another run")
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemaining())
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as progress:
-        task = progress.add_task("answers", total=evaluation.size)
+    with progress("answers", evaluation.size) as show:
         try:
             for count in evaluation.run(journal):
-                progress.update(task, completed=count)
+                show(count)
         except KeyboardInterrupt:
             return True
     return False

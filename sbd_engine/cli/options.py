@@ -16,6 +16,7 @@ import typer
 from .. import _core, parameters
 from ..errors import SbdValueError
 from ..json_values import finite
+from ..sizes import parse_size
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -74,6 +75,42 @@ TopP = Annotated[
     float,
     typer.Option(help="Keep the most probable up to this sum.", rich_help_panel=_SAMPLING),
 ]
+MinP = Annotated[
+    float,
+    typer.Option(
+        help="Leave out what is less probable than this share of the most probable.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+LogitBias = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TOKEN=BIAS",
+        help="A token id and what is added to its logit: -100 all but forbids it, 100 all but "
+        "forces it; may be repeated.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+RepetitionPenalty = Annotated[
+    float,
+    typer.Option(
+        help="Positive logits of tokens of prompt and text are divided by it, negative ones "
+        "multiplied; 1: none. llama.cpp's --repeat-penalty is the same.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+PresencePenalty = Annotated[
+    float,
+    typer.Option(
+        help="Taken off the logits of tokens of the new text, -2 to 2.", rich_help_panel=_SAMPLING
+    ),
+]
+FrequencyPenalty = Annotated[
+    float,
+    typer.Option(
+        help="The same, for each time that the token is there.", rich_help_panel=_SAMPLING
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Same seed, same text.", rich_help_panel=_SAMPLING)]
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel="Engine")]
@@ -96,6 +133,15 @@ DraftLora = Annotated[
     Path | None,
     typer.Option(help="An adapter file that nemotron_spec drafts with.", rich_help_panel="Engine"),
 ]
+KvBudget = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Of all KV caches, such as 2GiB or 512MiB. Without: nine tenths of the memory that is "
+        "free once the model is loaded.",
+        rich_help_panel="Engine",
+    ),
+]
 KvDtype = Annotated[str, typer.Option(help="f16, bf16 or f32.", rich_help_panel="Engine")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 Debug = Annotated[
@@ -104,6 +150,8 @@ Debug = Annotated[
 
 # Of Engine.generate: what `run` and `eval` pass on as it is.
 SAMPLING_NAMES = ("temperature", "top_k", "top_p", "seed")
+# Of `run` alone.
+RULE_NAMES = ("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logprobs")
 
 _TYPES = {"int": int, "float": float, "str": str}
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -142,6 +190,10 @@ def one_model(model: Path | None, flag: Path | None) -> Path | None:
     return flag if model is None else model
 
 
+def in_bytes(kv_budget: str | None) -> int | None:
+    return None if kv_budget is None else parse_size("--kv-budget", kv_budget)
+
+
 def check_drafts(engine: Engine, decoder: str) -> None:
     """Of an engine with a --draft-lora."""
     name = engine.auto_decoder if decoder == "auto" else decoder
@@ -162,7 +214,7 @@ _FLAGS = {"n_threads": "--threads"}
 _ARGUMENTS = {
     *(field.name for field in fields(parameters.Parameters)),
     *(option.name for option in _core.OPTIONS),
-    *("device", "n_threads", "n_ctx", "kv_dtype", "draft_lora"),
+    *("device", "n_threads", "n_ctx", "kv_dtype", "draft_lora", "kv_budget"),
 }
 
 

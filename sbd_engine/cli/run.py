@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -81,6 +81,11 @@ def run(
     temperature: options.Temperature = 0.0,
     top_k: options.TopK = 0,
     top_p: options.TopP = 1.0,
+    min_p: options.MinP = 0.0,
+    logit_bias: options.LogitBias = None,
+    repetition_penalty: options.RepetitionPenalty = 1.0,
+    presence_penalty: options.PresencePenalty = 0.0,
+    frequency_penalty: options.FrequencyPenalty = 0.0,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -95,6 +100,7 @@ def run(
     n_ctx: options.NCtx = None,
     kv_dtype: options.KvDtype = "f16",
     draft_lora: options.DraftLora = None,
+    kv_budget: options.KvBudget = None,
     show_blocks: Annotated[
         bool,
         typer.Option(
@@ -129,6 +135,14 @@ def run(
             rich_help_panel=_OUTPUT,
         ),
     ] = False,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="With --json: each token's log-probability, and the N best in its place.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
     debug: options.Debug = False,
     **decoding: Any,
 ) -> int:
@@ -139,7 +153,7 @@ def run(
     from ..engine import Engine
 
     show_blocks = show_blocks or keep_blocks
-    _check_output(show_blocks, delay, json, trace)
+    _check_output(show_blocks, delay, json, trace, logprobs)
     if template_arg and not chat:
         raise SbdValueError("--template-arg has no effect without --chat: give both")
     arguments = dict(map(template_argument, template_arg or ()))
@@ -148,12 +162,15 @@ def run(
     if escape and prompt in (None, "-") and not stops:
         raise SbdValueError("--escape has no effect without --prompt TEXT or --stop: leave it out")
     model = options.one_model(model, model_flag)
-    with Engine(model, device, threads, n_ctx, kv_dtype, draft_lora) as engine:
+    budget = options.in_bytes(kv_budget)
+    with Engine(model, device, threads, n_ctx, kv_dtype, draft_lora, budget) as engine:
         asked = {
             "max_tokens": max_tokens,
             "decoder": decoder,
             **decoding,
             **options.given(context, options.SAMPLING_NAMES),
+            **options.given(context, options.RULE_NAMES),
+            "logit_bias": _biases(logit_bias or ()),
             "seed": secrets.randbits(32) if seed is None and temperature > 0 else seed,
             "stop": stops,
             "ignore_eos": ignore_eos,
@@ -189,6 +206,7 @@ def run(
         completion = stream.completion
         if json:
             report = _report(completion, engine.resolve(**asked))
+            report["logprobs"] = _scored(engine, completion)
             if trace:
                 report["trace"] = [_traced(engine, chunk) for chunk in chunks]
             print_json(report)
@@ -197,16 +215,36 @@ def run(
     return 130 if interrupted else 0
 
 
-def _check_output(show_blocks: bool, delay: float | None, json: bool, trace: bool) -> None:
+def _check_output(
+    show_blocks: bool, delay: float | None, json: bool, trace: bool, logprobs: int | None
+) -> None:
     if show_blocks and json:
         raise SbdValueError("expected --show-blocks or --json, got both")
     if trace and not json:
         raise SbdValueError("--trace has no effect without --json: give both")
+    if logprobs is not None and not json:
+        raise SbdValueError("--logprobs has no effect without --json: give both")
     if delay is not None:
         if not show_blocks:
             raise SbdValueError("--delay has no effect without --show-blocks or --keep-blocks")
         if not 0 <= delay < math.inf:  # NaN too
             raise SbdValueError(f"expected --delay as seconds >= 0, got {delay:g}")
+
+
+def _biases(texts: Sequence[str]) -> dict[int, float]:
+    biases: dict[int, float] = {}
+    for text in texts:
+        token, _, bias = text.partition("=")
+        try:
+            number, value = int(token), float(bias)
+        except ValueError:
+            raise SbdValueError(
+                f"expected --logit-bias TOKEN=BIAS, such as 42=-100, got {text!r}"
+            ) from None
+        if number in biases:
+            raise SbdValueError(f"--logit-bias names token {number} twice: give it once")
+        biases[number] = value
+    return biases
 
 
 def _kept(stream: Stream, chunks: list[Chunk]) -> Iterator[Chunk]:
@@ -229,6 +267,20 @@ def _traced(engine: Engine, chunk: Chunk) -> dict[str, Any]:
         for reveal in chunk.revealed
     ]
     return {"revealed": revealed, "tokens": chunk.tokens, "text": chunk.text}
+
+
+def _scored(engine: Engine, completion: Completion) -> list[dict[str, Any]] | None:
+    """`--logprobs`: of each token, with its text."""
+
+    def one(token: int, logprob: float) -> dict[str, Any]:
+        return {"token": token, "text": engine.tokenizer.piece(token), "logprob": logprob}
+
+    if completion.logprobs is None:
+        return None
+    return [
+        {**one(token, logprob), "best": [one(*each) for each in best]}
+        for token, logprob, best in completion.logprobs
+    ]
 
 
 def _write(chunks: Iterator[Chunk], stream: Stream, quiet: bool) -> None:

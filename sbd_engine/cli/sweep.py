@@ -87,6 +87,7 @@ def sweep(
     threads: options.Threads = None,
     n_ctx: options.NCtx = None,
     kv_dtype: options.KvDtype = "f16",
+    kv_budget: options.KvBudget = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -143,7 +144,9 @@ def sweep(
     else:
         read = read_prompts(prompts)
     questions = experiment.chosen(read, families, limit)
-    with Engine(model, device=device, n_threads=threads, n_ctx=n_ctx, kv_dtype=kv_dtype) as engine:
+    budget = options.in_bytes(kv_budget)
+    # Prompts that are asked again, of each setting, take their time each time.
+    with Engine(model, device, threads, n_ctx, kv_dtype, None, budget, 0) as engine:
         points = _points(engine, model, sizes or [_own_size(engine)], rules, values)
         evaluation = Evaluation(
             engine,

@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from python.tiny_model import write_tiny_model
+
+from sbd_engine import Engine
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))  # last, so that an installed package comes first
@@ -19,6 +22,7 @@ sys.path.append(str(BENCHMARKS))  # last, so that an installed package comes fir
 import cpu_peers  # noqa: E402
 import dmtd  # noqa: E402
 import end_to_end  # noqa: E402
+import serving  # noqa: E402
 from lineup import OURS, Entry  # noqa: E402
 from page import write_docs  # noqa: E402
 from peers.process import PeerError  # noqa: E402
@@ -139,6 +143,27 @@ def test_write_docs_replaces_its_own_section_only(tmp_path: Path) -> None:
     )
     with pytest.raises(SystemExit, match="expected the comments <!-- c --> and <!-- /c -->"):
         write_docs(path, "c", "new")
+
+
+# Others beside one
+
+
+def test_waiting_and_what_is_shared(tmp_path: Path) -> None:
+    with Engine(write_tiny_model(tmp_path, n_ctx=4096)) as engine:
+        told = serving.one_round(engine._core, 1)
+        assert len(told["alone"]) == serving.ALONE
+        assert len(told["beside"]) > 8  # a forward has 512 rows at most, and 7200 are to be read
+        assert told["most_forwards"] == 1
+        assert engine._core.n_sequences == 0
+        shared = serving.measure_system_prompt(engine)
+        assert shared["computed"] == 1000 + 16 * 20
+        assert shared["prompt_tokens"] == 16 * 1020
+        chat = serving.measure_chat(engine, 1)
+        assert chat["cached_tokens"] >= chat["prompt_tokens"][0] - 1
+        waits = {"alone_ms": 1, "alone_p95_ms": 2, "beside_ms": 3, "beside_p95_ms": 4, "ratio": 4}
+        report = {"model": "tiny", "device": "cpu", "threads": 2, "rounds": 1, "chat": chat}
+        report |= {"waits": {**waits, "most_forwards": 1}, "system_prompt": shared}
+        assert f"| of these computed | {1000 + 16 * 20} |  |" in serving.docs_section(report)
 
 
 # A run, with processes that only write down who was asked what

@@ -47,6 +47,7 @@ class TestRun:
             "decode_tok_s",
             "accepted_length",
             "thinking_forwards",
+            "cached_tokens",
         }
         assert (values["decoder"], values["seed"]) == ("sbd", None)
         in_force = {k: v for k, v in engine.resolve(max_tokens=30).items() if k != "decoder"}
@@ -220,6 +221,7 @@ def test_every_option_reaches_the_engine(
         "n_ctx": 100,
         "kv_dtype": "f32",
         "draft_lora": adapter,
+        "kv_budget": 2**30,
     }
     options: dict[str, Any] = {
         "max_tokens": 9,
@@ -245,8 +247,21 @@ def test_every_option_reaches_the_engine(
     taken = {f.name: f.default for f in fields(Parameters) if f.name != "options"}
     taken |= dict.fromkeys(option.name for option in _core.OPTIONS)
     taken |= {name: given.default for name, given in signature(Engine).parameters.items()}
-    # sample_index tells samples of one call apart: a command makes one.
-    elsewhere = {"path", "prompt", "ignore_eos", "sample_index"}
+    rules: dict[str, Any] = {
+        "min_p": 0.0625,
+        "logit_bias": {5: -1.5, 7: 2.0},
+        "repetition_penalty": 1.125,
+        "presence_penalty": 0.5,
+        "frequency_penalty": -0.5,
+        "logprobs": 3,
+    }
+    # Every prompt that eval asks is computed; sample_index tells samples of one call apart, of
+    # which a command makes one.
+    elsewhere = {"path", "prompt", "ignore_eos", "sample_index", "prefix_cache"}
+    if command == "run":
+        options |= rules
+    else:
+        elsewhere |= {*rules}
     assert {*options, *engine_options} == {*taken} - elsewhere
     assert all(value != taken[name] for name, value in (options | engine_options).items())
 
@@ -266,12 +281,18 @@ def test_every_option_reaches_the_engine(
 
     monkeypatch.setattr(Engine, "__init__", recorded_make)
     monkeypatch.setattr(Engine, "stream", recorded_stream)
-    line: list[Any] = ["-p", "x", "--ignore-eos"] if command == "run" else ["--tasks", tasks]
+    line: list[Any] = ["--tasks", tasks]
+    if command == "run":
+        line = ["-p", "x", "--ignore-eos", "--json"]
+    written = {"kv_budget": "1GiB", "logit_bias": ["5=-1.5", "7=2"]}
     for name, value in (engine_options | options).items():
         flag = "--threads" if name == "n_threads" else f"--{name.replace('_', '-')}"
-        for each in value if isinstance(value, list) else [value]:
+        values = written.get(name, value)
+        for each in values if isinstance(values, list) else [values]:
             line += [flag, each]
     done = run_here(capsys, command, model, *line)
     assert done.stderr == b"error: seen enough\n"
     assert asked == [options | ({"ignore_eos": True} if command == "run" else {})]
     assert {name: made[name] for name in engine_options} == engine_options
+    if command == "eval":
+        assert made["prefix_cache"] == 0

@@ -306,6 +306,8 @@ class Event:
     revealed: list[tuple[int, int, float, float]] = field(default_factory=list)
     finished: str | None = None
     prompt_rows: int = 0
+    cached_tokens: int = 0
+    scores: list[tuple[int, float, int, list[tuple[int, float]]]] = field(default_factory=list)
     accepted: int | None = None
     ran_thinking: bool = False
 

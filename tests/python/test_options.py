@@ -16,6 +16,7 @@ import sbd_engine
 from sbd_engine import Engine, Reveal, SbdError, SbdTypeError, SbdValueError, _core
 from sbd_engine.convert import convert
 from sbd_engine.parameters import Options, parse
+from sbd_engine.sizes import shown
 
 
 def test_none_is_the_default_of_every_option(engine: Engine) -> None:
@@ -63,6 +64,7 @@ def test_resolve(model: Path, engine: Engine, tmp_path: Path) -> None:
         "temperature": 0.5,
         "top_k": 3,
         "top_p": 1.0,
+        "min_p": 0.0,
         "seed": 7,
         "sample_index": 0,
         "stop": ["x"],
@@ -97,6 +99,7 @@ WITHOUT_EFFECT: list[tuple[dict[str, Any], str]] = [
     ({"steps": 2, "top_n": 2}, "`top_n` has no effect beside `steps`"),
     ({"top_k": 5}, "`top_k` has no effect at temperature 0"),
     ({"top_p": 0.5}, "`top_p` has no effect at temperature 0"),
+    ({"min_p": 0.1}, "`min_p` has no effect at temperature 0"),
 ]  # fmt: skip
 
 
@@ -151,7 +154,8 @@ def test_numpy_prompts(engine: Engine) -> None:
 def test_repr(model: Path) -> None:
     engine = Engine(model)
     assert repr(engine) == (
-        f"<Engine tiny.bin: qwen3 on {engine.device}, decoder sbd, n_ctx {engine.n_ctx}>"
+        f"<Engine tiny.bin: qwen3 on {engine.device}, decoder sbd, n_ctx {engine.n_ctx}, "
+        f"kv_budget {shown(engine.kv_budget)}, prefix_cache {shown(engine.prefix_cache)}>"
     )
     engine.close()
     assert repr(engine) == "<Engine tiny.bin, closed>"

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from reference.stats import log_softmax
 from safetensors.numpy import save_file
 
 from sbd_engine import Engine
@@ -180,6 +181,17 @@ def test_logits_in_f32(twin: Twin, rows: Rows) -> None:
     assert error < 1e-4
 
 
+def test_scores_in_f32(twin: Twin, rows: Rows) -> None:
+    exact = log_softmax(rows.logits)[:-1]
+    scores = twin.engine.score(rows.ids, top=3)
+    given = exact[np.arange(len(exact)), rows.ids[1:]]
+    assert np.max(np.abs(np.array(scores.logprobs[1:], float) - given)) < 1e-4
+    for row, best in zip(exact, scores.top[1:], strict=True):
+        for token, logprob in best:
+            assert abs(row[token] - logprob) < 1e-4
+        assert best[0][1] >= row.max() - 1e-4
+
+
 def test_greedy_texts_in_f32(twin: Twin) -> None:
     """Each new token is transformers' choice behind the same tokens, up to the first near tie."""
     prompts = [twin.engine.tokenizer.encode_chat(messages) for messages in CHAT_MESSAGES]
@@ -197,10 +209,8 @@ def test_greedy_texts_in_f32(twin: Twin) -> None:
 
 def loss(logits: Any, ids: list[int]) -> float:
     """Of each token behind those before it, in nats."""
-    exact = logits[:-1].astype(np.float64)
-    exact -= exact.max(axis=-1, keepdims=True)
-    log_z = np.log(np.exp(exact).sum(axis=-1))
-    return float(np.mean(log_z - exact[np.arange(len(exact)), ids[1:]]))
+    exact = log_softmax(logits)[:-1]
+    return float(-np.mean(exact[np.arange(len(exact)), ids[1:]]))
 
 
 def test_q4_1_is_near_its_own_values(engine: Engine, rows: Rows) -> None:

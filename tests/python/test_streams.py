@@ -268,6 +268,7 @@ class TestInterrupts:
             lambda engine: engine._core.time_forwards([64], 64, 10**6),
             lambda engine: engine._core.time_forwards([1], 190_000, 1),
             lambda engine: engine.forward([1] * 190_000),
+            lambda engine: engine.score([1] * 190_000),
         ],
     )
     def test_long_work(self, engine: Engine, work: Callable[[Engine], object]) -> None:

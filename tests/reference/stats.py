@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,13 @@ class RowStats:
     log_z: Array  # log sum exp(logit)
     entropy: Array  # nats, 0 log 0 = 0
     logit_gap: Array  # logit of the first minus that of the second: how safe the argmax is
+
+
+def log_softmax(logits: NDArray[np.floating[Any]]) -> Array:
+    """Log-probabilities of each row of `logits` [n, vocab], the mask token's among them."""
+    exact = logits.astype(np.float64)
+    exact -= exact.max(axis=-1, keepdims=True)
+    return exact - np.log(np.exp(exact).sum(axis=-1, keepdims=True))
 
 
 def row_stats(logits: Array, mask_id: int | None) -> RowStats:
