@@ -15,7 +15,10 @@ def test_five_hundred_questions() -> None:
         expected = engine.generate_batch([{"prompt": p, "decoder": "ntp"} for p in prompts])
         for gamma in GAMMAS:
             actual = engine.generate_batch(
-                [{"prompt": p, "decoder": "sbd_lossless", "gamma": gamma} for p in prompts]
+                [
+                    {"prompt": p, "decoder": "sbd_lossless", "gamma": gamma, "block_size": 8}
+                    for p in prompts
+                ]
             )
             for prompt, one, other in zip(prompts, actual, expected, strict=True):
                 assert one.tokens == other.tokens, (gamma, prompt)
