@@ -307,6 +307,8 @@ class Event:
     finished: str | None = None
     prompt_rows: int = 0
     accepted: int | None = None
+    guesses: int = 0
+    kind: str | None = None
     ran_thinking: bool = False
 
 
