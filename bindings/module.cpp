@@ -6,6 +6,7 @@
 #include <pybind11/stl/filesystem.h>
 
 #include <exception>
+#include <map>
 #include <memory>
 #include <new>
 #include <optional>
@@ -149,6 +150,11 @@ std::optional<std::string> finished(const Event& event) {
   return std::nullopt;
 }
 
+std::optional<std::string_view> kind(const Event& event) {
+  if (!event.events.kind) return std::nullopt;
+  return name_of(kForwardKinds, *event.events.kind);
+}
+
 void raise_error(const Event& event) {
   if (event.error) std::rethrow_exception(event.error);
 }
@@ -248,6 +254,21 @@ py::dict profile_forward(Loop& loop, int rows, int context) {
                   py::arg("matmuls_us") = profile.matmuls_us);
 }
 
+// The best draft where a share of the guesses agrees, for sequences that share forwards of these
+// times by their rows, all alike: its block size, whether it is verified alone, and how much faster
+// than next-token decoding it is. A block size of 1: none is.
+py::tuple best_lossless(const std::map<int, double>& ms_by_rows, double agreement, int sequences) {
+  ForwardCosts costs;
+  for (const auto& [rows, ms] : ms_by_rows) costs.record(rows, ms);
+  const auto ms = [&](int rows) { return costs.ms(sequences * rows) / sequences; };
+  const DraftOption best = best_draft(
+      ms, kMaxDraft, costs.max_rows() / sequences, [&](int) { return agreement; },
+      /*refinement=*/0, /*known=*/false);
+  const double speedup = best.ms > 0 ? best.rate() * ms(1) : 0;
+  if (speedup <= 1) return py::make_tuple(1, false, 1.0);
+  return py::make_tuple(best.draft.size, best.draft.alone, speedup);
+}
+
 // What is in a model file, without loading its weights into an engine.
 py::dict read_gguf(const std::filesystem::path& path) {
   const GgufFile file(path);
@@ -318,6 +339,8 @@ PYBIND11_MODULE(_core, module) {
       .def_readonly("prompt_rows", &Event::prompt_rows)
       .def_readonly("cached_tokens", &Event::cached_tokens)
       .def_property_readonly("accepted", [](const Event& event) { return event.events.accepted; })
+      .def_property_readonly("guesses", [](const Event& event) { return event.events.guesses; })
+      .def_property_readonly("kind", &kind)
       .def_property_readonly("ran_thinking",
                              [](const Event& event) { return event.events.ran_thinking; })
       .def_property_readonly("last", &Event::last)
@@ -406,4 +429,6 @@ PYBIND11_MODULE(_core, module) {
   module.attr("OPTIONS") = py::tuple(options);
   module.attr("DTYPES") = py::tuple(py::cast(dtype_names()));
   module.def("read_gguf", &read_gguf, py::arg("path"));
+  module.def("best_lossless", &best_lossless, py::arg("ms_by_rows"), py::arg("agreement"),
+             py::arg("sequences") = 1);
 }

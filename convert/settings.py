@@ -270,9 +270,18 @@ def _decoders(values: dict[str, Value]) -> list[str]:
     elif "sbd.mask_token_id" not in values:
         decoders = ["ntp"]
     # Without a block size nothing says that the model was trained for it: SBD only by name.
+    elif "sbd.block_size" not in values:
+        decoders = ["ntp", "sbd"]
+    # Where next-token decoding can be verified, its own text comes first.
     else:
-        decoders = ["sbd", "ntp"] if "sbd.block_size" in values else ["ntp", "sbd"]
+        decoders = ["sbd_lossless", "sbd", "ntp"] if _is_causal(values) else ["sbd", "ntp"]
     return ["dmtd", *decoders] if "sbd.dmtd.layers" in values else decoders
+
+
+def _is_causal(values: dict[str, Value]) -> bool:
+    """Whether the cache holds what next-token decoding would have put there."""
+    attention = {values.get(f"sbd.{part}_attention", "causal") for part in ("prompt", "commit")}
+    return attention == {"causal"} and not values.get("sbd.logit_shift", 0)
 
 
 def _mask_id(

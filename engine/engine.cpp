@@ -140,6 +140,7 @@ void Engine::configure(const Metadata& metadata, const ModelConfig& config, int 
   metadata_ = metadata;
   config_ = config;
   defaults_ = read_decode_defaults(metadata_, config_);
+  defaults_.drafts = std::make_shared<DraftHistory>();
   n_ctx_ = choose_n_ctx(config_, n_ctx);
   // The file's block may be more than the context that the user chose; a request's may not.
   std::optional<int>& block_size = defaults_.block.block_size;

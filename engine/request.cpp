@@ -124,7 +124,12 @@ DecoderOptions decoder_options(const OptionValues& asked, DecoderOptions file) {
   unmask.rule = rule;
   // A number of positions or of forwards: the one asked for stands in for the file's other.
   if (asked.contains("top_n")) file.block.steps.reset();
-  return with_options(asked, std::move(file));
+  DecoderOptions options = with_options(asked, std::move(file));
+  options.block_size_asked = asked.contains("block_size");
+  options.unmask_asked = std::ranges::any_of(all_options(), [&](const Option& option) {
+    return option.group == option_group::unmask && asked.contains(option.name);
+  });
+  return options;
 }
 
 }  // namespace sbd

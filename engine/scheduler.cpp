@@ -216,9 +216,12 @@ std::vector<SequenceEvents> Scheduler::step() {
 std::vector<Scheduler::Turn> Scheduler::choose_turns() {
   std::vector<Turn> turns;
   int n_rows = 0;
+  RowPrice price{.costs = &decoding_costs_, .sequences = 0};
   const auto take_turn = [&](Sequence& sequence, int rows) {
-    turns.push_back({&sequence, sequence.decoder->plan({rows})});
-    n_rows += turns.back().plan.n_rows();
+    turns.push_back({&sequence, sequence.decoder->plan({rows, price})});
+    const int taken = turns.back().plan.n_rows();
+    n_rows += taken;
+    return taken;
   };
 
   struct Reader {
@@ -242,14 +245,22 @@ std::vector<Scheduler::Turn> Scheduler::choose_turns() {
       decoding, [&](const Sequence* sequence) { return sequence->id >= next_turn_; });
   std::ranges::rotate(decoding, first);
   next_turn_ = 0;
+  price.sequences = static_cast<int>(decoding.size());
+  for (const Sequence* sequence : decoding) price.others += sequence->decoding_rows;
   for (Sequence* sequence : decoding) {
     if (n_rows >= kMaxRows) {
       next_turn_ = sequence->id;
       break;
     }
-    take_turn(*sequence, kMaxRows - n_rows);
+    // As many as last time, of those whose turn is still to come.
+    price.others -= sequence->decoding_rows;
+    sequence->decoding_rows = take_turn(*sequence, kMaxRows - n_rows);
+    price.others += sequence->decoding_rows;
   }
 
+  // A draft behind a prompt is verified beside all of them, the readers with a row each.
+  price.sequences += static_cast<int>(readers.size());
+  price.others += std::max(0, static_cast<int>(readers.size()) - 1);
   std::ranges::stable_sort(readers, {}, &Reader::order);
   const int row_budget = n_rows == 0 ? kMaxRows : std::min(kMaxRows, n_rows + prefill_rows(n_rows));
   for (const Reader& reader : readers) {
@@ -279,7 +290,9 @@ void Scheduler::run(std::span<const Turn> turns, std::vector<SequenceEvents>& ha
   Batch batch;
   std::vector<int> starts;
   int n_rows = 0;
+  bool reads = false;
   for (const auto& [sequence, plan] : turns) {
+    reads = reads || sequence->prompt_read < sequence->prompt_tokens;
     batch.sequences.push_back({&*sequence->kv, plan});
     starts.push_back(plan.start.value_or(sequence->kv->length()));
     n_rows += plan.n_rows();
@@ -293,6 +306,7 @@ void Scheduler::run(std::span<const Turn> turns, std::vector<SequenceEvents>& ha
     const std::chrono::duration<double, std::milli> elapsed =
         std::chrono::steady_clock::now() - begin;
     costs_.record(n_rows, elapsed.count());
+    if (!reads) decoding_costs_.record(n_rows, elapsed.count());
   } catch (const Error& failed) {
     if (failed.kind() == ErrorKind::device) throw;
     error = failed.what();

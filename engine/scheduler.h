@@ -76,6 +76,7 @@ class Scheduler {
     int cached_tokens = 0;           // of these, what another sequence had left
     bool begun = false;              // a forward has run
     int passed_over = 0;             // forwards that had no room for its prompt
+    int decoding_rows = 1;           // that it had in the last forward
 
     std::span<const TokenId> prompt() const {
       return {tokens.data(), static_cast<std::size_t>(prompt_tokens)};
@@ -120,6 +121,7 @@ class Scheduler {
   Transformer& model_;
   SchedulerOptions options_;
   ForwardCosts costs_;
+  ForwardCosts decoding_costs_;  // without prompts, whose rows want no statistics
 
   SequenceId next_id_ = 1;
   SequenceId next_turn_ = 1;  // the decoding sequence that the next forward begins with

@@ -8,9 +8,18 @@ from typing import Any, Literal, NamedTuple
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
+class Drafts(NamedTuple):
+    """Blocks that a lossless decoder verified, the guesses in them, and those that were kept."""
+
+    verified: int
+    guesses: int
+    accepted: int
+
+
 @dataclass(frozen=True)
 class Stats:
-    """How one completion was computed.
+    """How one completion was computed. A lossless decoder drafts as far as it pays on this machine,
+    now: its tokens are always the same, its statistics need not be, but with a block_size.
 
     nfe: forwards that decided or verified at least one token (number of function evaluations).
     tokens_per_forward: new tokens / nfe.
@@ -19,6 +28,10 @@ class Stats:
     cached do not count.
     decode_tok_s: tokens decided per second after those forwards; with them where none followed.
     accepted_length: lossless decoders: tokens kept of a verified block, in the mean; else None.
+    Without a draft a block is one token.
+    drafts: lossless decoders: what was verified and accepted; else None.
+    forwards: lossless decoders: how many of each kind, "next_token", "draft" (begins or refines
+    one), "verify" and "verify_and_draft"; else None.
     thinking_forwards: dmtd: forwards that ran the thinking layers, prefill included; else None.
     cached_tokens: prompt tokens that were not computed, as another text that began alike had left
     their keys and values (Engine's prefix_cache).
@@ -31,6 +44,8 @@ class Stats:
     prefill_tok_s: float
     decode_tok_s: float
     accepted_length: float | None = None
+    drafts: Drafts | None = None
+    forwards: dict[str, int] | None = None
     thinking_forwards: int | None = None
     cached_tokens: int = 0
 
@@ -81,7 +96,10 @@ class Completion:
     logprobs: list[TokenLogprob] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        values = asdict(self)
+        if self.stats.drafts is not None:
+            values["stats"]["drafts"] = self.stats.drafts._asdict()
+        return values
 
 
 class Reveal(NamedTuple):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from .completion import Chunk, Completion, FinishReason, Reveal, Stats, TokenLogprob
+from .completion import Chunk, Completion, Drafts, FinishReason, Reveal, Stats, TokenLogprob
 from .detokenizer import Detokenizer
 from .stop_strings import StopStrings
 
@@ -46,6 +47,8 @@ class Session:
         self._first_token: float | None = None
         self._nfe = 0
         self._accepted: list[int] = []
+        self._drafts = Drafts(0, 0, 0)
+        self._forwards: Counter[str] = Counter()
         self._thinking_forwards = 0
         self._decided_in_prefill = 0
         self._cached_tokens = 0
@@ -62,6 +65,13 @@ class Session:
         self._nfe += bool(revealed) or event.accepted is not None
         if event.accepted is not None:
             self._accepted.append(event.accepted)
+            if event.guesses:
+                drafts, guesses, kept = self._drafts
+                self._drafts = Drafts(
+                    drafts + 1, guesses + event.guesses, kept + event.accepted - 1
+                )
+        if event.kind is not None:
+            self._forwards[event.kind] += 1
         self._thinking_forwards += event.ran_thinking
         self._cached_tokens += event.cached_tokens
         if event.prompt_rows:
@@ -141,6 +151,8 @@ class Session:
             ),
             decode_tok_s=_ratio(decoded, self._now - since),
             accepted_length=fmean(self._accepted) if self._accepted else None,
+            drafts=self._drafts if self._forwards else None,
+            forwards=dict(self._forwards) or None,
             thinking_forwards=self._thinking_forwards or None,
             cached_tokens=self._cached_tokens,
         )

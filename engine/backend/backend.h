@@ -90,7 +90,7 @@ struct Linear {
 // A row whose statistics are wanted.
 struct OutputRow {
   int row;
-  int position;
+  int position;  // whose noise draws: the one before what the row decides
   Sampling sampling;
   RowAsk ask = {};
 };

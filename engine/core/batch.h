@@ -22,6 +22,8 @@ enum class Kv {
 };
 
 // How a token is drawn at a row: temperature, then top-k, then top-p, then min-p, then Gumbel-max.
+// The noise is that of the position before the one that the row decides, so a mask and the row that
+// predicts what stands there draw alike.
 struct Sampling {
   float temperature = 0.0f;  // 0: the argmax
   int top_k = 0;             // 0: all
@@ -29,7 +31,7 @@ struct Sampling {
   float min_p = 0.0f;  // of the highest probability: less probable tokens are left out
   std::uint64_t seed = 0;
   std::uint64_t sample_index = 0;  // which sample of its own request, never a batch slot
-  std::uint64_t draw = 0;          // how often this position has been drawn before
+  std::uint64_t draw = 0;          // other noise for what has been drawn before
 };
 
 // Direct Multi-Token Decoding (arXiv 2510.11958) cuts a model's layers into three sections:
@@ -81,6 +83,8 @@ struct Segment {
   Attention attention = Attention::causal;
   Kv kv = Kv::commit;
   std::vector<int> outputs = {};  // ascending indices into tokens: rows whose statistics are wanted
+  // How far behind its row the token stands that a row decides: 1 the next one's, 0 in its place.
+  int decides = 1;
   Sampling sampling = {};
   std::vector<RowAsk> asks = {};  // one for each output; none: nothing is asked beyond statistics
   Layers layers = Layers::all;

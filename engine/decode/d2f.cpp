@@ -87,6 +87,7 @@ Plan D2fDecoder::plan(const Budget&) const {
                     .attention = Attention::block,
                     .kv = flight.decided ? Kv::commit : Kv::scratch,
                     .outputs = outputs(i),
+                    .decides = method_.logit_shift,
                     .sampling = task_.sampling};
     segment.sampling.draw = static_cast<std::uint64_t>(flight.forwards);
     rules_.ask_all(segment);

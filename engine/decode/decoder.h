@@ -10,7 +10,9 @@
 #include <vector>
 
 #include "core/batch.h"
+#include "core/names.h"
 #include "core/types.h"
+#include "decode/forward_costs.h"
 #include "decode/text_rules.h"
 
 namespace sbd {
@@ -30,15 +32,28 @@ struct Reveal {
   float probability = 0;  // of the token, in the distribution it was taken from
 };
 
+// A forward of a lossless decoder: it decides the text's next token, with a draft behind the text
+// verified, begun or refined, or both.
+enum class ForwardKind { next_token, draft, verify, verify_and_draft };
+
+inline constexpr Named<ForwardKind> kForwardKinds[] = {
+    {"next_token", ForwardKind::next_token},
+    {"draft", ForwardKind::draft},
+    {"verify", ForwardKind::verify},
+    {"verify_and_draft", ForwardKind::verify_and_draft},
+};
+
 struct Events {
   std::vector<Reveal> revealed;
   std::vector<TokenId> committed;  // the text's next tokens, final; a closing EOS included
   std::optional<FinishReason> finished;
   // Of the committed tokens, where log-probabilities are wanted: by the row that decided each.
   std::vector<std::shared_ptr<const RowScores>> scores = {};
-  // Tokens that a verifying forward found to be next-token decoding's own. Such a forward is an NFE
-  // even where it reveals nothing new.
+  // Tokens that a verifying forward found to be next-token decoding's own, the first among them,
+  // which was no guess. Such a forward is an NFE even where it reveals nothing new.
   std::optional<int> accepted = {};
+  int guesses = 0;  // that it verified
+  std::optional<ForwardKind> kind = {};
   bool ran_thinking = false;  // DMTD: the forward ran the thinking layers
 };
 
@@ -85,7 +100,8 @@ struct Demand {
 
 // What a forward has for one sequence.
 struct Budget {
-  int rows = 512;  // a longer prompt comes in parts
+  int rows = 512;       // a longer prompt comes in parts
+  RowPrice price = {};  // of those that it could do without
 };
 
 // Which of a sequence's cached positions are what another one's prompt would put there.

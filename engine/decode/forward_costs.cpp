@@ -1,23 +1,38 @@
 #include "decode/forward_costs.h"
 
 #include <algorithm>
-#include <cmath>
 
 namespace sbd {
 
+// The nearest one, in ratio.
+std::size_t ForwardCosts::place(int rows) {
+  std::size_t i = 0;
+  while (i + 1 < kRows.size() && double(rows) * rows > kRows[i] * kRows[i + 1]) ++i;
+  return i;
+}
+
+namespace {
+
+constexpr int kOld = 256;  // what was so many forwards ago counts no more
+
+}  // namespace
+
 void ForwardCosts::record(int rows, double ms) {
-  const auto nearest = std::ranges::min_element(
-      kRows, {}, [rows](int count) { return std::abs(std::log(double(count) / rows)); });
-  Measured& place = measured_[static_cast<std::size_t>(nearest - kRows.begin())];
+  Measured& place = measured_[ForwardCosts::place(rows)];
   max_rows_ = std::max(max_rows_, rows);
-  if (place.ms == 0) {
-    place = {static_cast<double>(rows), ms};
-    return;
-  }
-  constexpr double kNew = 0.2;  // the newest one's share
-  place.rows += kNew * (rows - place.rows);
+  constexpr int kSteady = 5;  // from then on the newest one has a fifth of the weight
+  if (age(rows) > kOld) place.times = 0;
+  place.last = ++recorded_;
+  place.times = std::min(place.times + 1, kSteady);
   // One that was interrupted says little: it counts as twice the usual at most.
-  place.ms += kNew * (std::min(ms, 2 * place.ms) - place.ms);
+  if (place.times > 1) ms = std::min(ms, 2 * place.ms);
+  place.rows += (rows - place.rows) / place.times;
+  place.ms += (ms - place.ms) / place.times;
+}
+
+int ForwardCosts::age(int rows) const {
+  const Measured& measured = measured_[place(rows)];
+  return measured.times == 0 ? kNever : recorded_ - measured.last;
 }
 
 double ForwardCosts::ms(int rows) const {
@@ -25,7 +40,7 @@ double ForwardCosts::ms(int rows) const {
   const Measured* lower = nullptr;  // the one below that
   const Measured* above = nullptr;
   for (const Measured& place : measured_) {
-    if (place.ms == 0) continue;
+    if (place.times == 0) continue;
     if (place.rows > rows) {
       above = &place;
       break;
@@ -41,6 +56,25 @@ double ForwardCosts::ms(int rows) const {
   }
   const double share = (rows - below->rows) / (above->rows - below->rows);
   return below->ms + share * (above->ms - below->ms);
+}
+
+double ForwardCosts::least_ms(int rows) const {
+  double least = 0;
+  for (const Measured& place : measured_) {
+    const bool known = place.times > 0 && recorded_ - place.last <= kOld;
+    if (known && place.rows <= rows) least = place.ms;
+  }
+  return least == 0 ? ms(rows) : least;
+}
+
+double RowPrice::ms(int rows) const {
+  const double alone = costs->ms(sequences) / sequences;
+  return alone + std::max(0.0, costs->ms(others + rows) - costs->ms(others + 1));
+}
+
+double RowPrice::least_ms(int rows) const {
+  const double alone = costs->ms(sequences) / sequences;
+  return alone + std::max(0.0, costs->least_ms(others + rows) - costs->ms(others + 1));
 }
 
 }  // namespace sbd

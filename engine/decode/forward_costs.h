@@ -2,6 +2,8 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
+#include <limits>
 
 namespace sbd {
 
@@ -14,6 +16,11 @@ class ForwardCosts {
   // Estimated milliseconds: between measured row counts by a straight line, beyond them by the last
   // one's. 0 where nothing has been measured.
   double ms(int rows) const;
+  // What is known for sure of a forward of no fewer rows.
+  double least_ms(int rows) const;
+  // Forwards recorded since one of about so many rows was; kNever where none was.
+  static constexpr int kNever = std::numeric_limits<int>::max();
+  int age(int rows) const;
 
  private:
   // Row counts that are kept apart; what lies between two counts for the nearer one.
@@ -21,10 +28,27 @@ class ForwardCosts {
                                        32, 48, 64, 96, 128, 192, 256, 384, 512};
   struct Measured {
     double rows = 0;
-    double ms = 0;  // 0: never
+    double ms = 0;
+    int times = 0;  // 0: never
+    int last = 0;   // which one of all forwards
   };
+  static std::size_t place(int rows);
+
   std::array<Measured, kRows.size()> measured_{};
   int max_rows_ = 0;
+  int recorded_ = 0;
+};
+
+// What rows cost one sequence of a forward that several share: its part of the forward that has a
+// row of each, and all that its other rows add to what the others run.
+struct RowPrice {
+  const ForwardCosts* costs = nullptr;  // none: nothing is known
+  int sequences = 1;                    // this one included
+  int others = 0;                       // rows of the others
+
+  double ms(int rows) const;
+  // As little as it can be, by what has been measured.
+  double least_ms(int rows) const;
 };
 
 }  // namespace sbd

@@ -32,6 +32,7 @@ Plan FullContextDecoder::plan(const Budget&) const {
               .attention = Attention::block,
               .kv = Kv::scratch,
               .outputs = candidates(),
+              .decides = method_.logit_shift,
               .sampling = task_.sampling};
   for (int& row : all.outputs) {
     row += first_row();

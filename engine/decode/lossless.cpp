@@ -6,43 +6,72 @@
 #include "core/error.h"
 
 namespace sbd {
+namespace {
+
+DraftPolicy make_policy(const LosslessMethod& method, float temperature) {
+  const Draft start{.size = method.block_size, .boldness = kAsWritten};
+  if (method.history == nullptr) return DraftPolicy({.size = start.size, .boldness = kAsWritten});
+  return {start, method.rule_kept, !method.fused, temperature, method.history};
+}
+
+// Positions that are guesses: the block's first one never is.
+std::vector<int> guesses_of(const Block& block) {
+  std::vector<int> rows = block.masked();
+  std::erase(rows, 0);
+  return rows;
+}
+
+}  // namespace
 
 LosslessDecoder::LosslessDecoder(DecodeTask task, const LosslessMethod& method)
     : task_(std::move(task)),
       rules_(task_.rules, task_.prompt),
       method_(method),
+      policy_(make_policy(method, task_.sampling.temperature)),
       pending_(task_.prompt),
       block_(0, 0, 0, method.mask_token_id) {
-  SBD_CHECK(task_.sampling.temperature == 0.0f,
-            "expected `temperature` 0 with a lossless decoder, as its text is that of greedy "
-            "next-token decoding, got {}",
-            task_.sampling.temperature);
   check_block_size(method.block_size, task_);
-  start_block();
 }
 
-void LosslessDecoder::start_block() {
-  const int behind = cached_ + static_cast<int>(pending_.size());
-  block_ = block_at(task_, behind - static_cast<int>(task_.prompt.size()), method_.block_size,
-                    method_.mask_token_id);
+int LosslessDecoder::behind() const {
+  return cached_ + static_cast<int>(pending_.size()) - static_cast<int>(task_.prompt.size());
 }
 
 bool LosslessDecoder::draft_ends() const {
-  return drafted_ && (task_.is_eos(pending_.back()) || block_.begin() == task_.tokens_wanted());
+  return drafted_ && (task_.is_eos(pending_.back()) || behind() == task_.tokens_wanted());
 }
 
-// Rows of the block that come with the last pending ones, or alone where there are none.
-int LosslessDecoder::block_rows() const {
-  const bool comes = pending_.empty() || (method_.fused && !draft_ends());
-  return comes && !candidates().empty() ? block_.size() : 0;
+bool LosslessDecoder::drafts_behind_known() const {
+  return !method_.fused && accepted_ > 0 && pending_.size() == 1;
 }
 
-// Pending rows of the next forward: a draft, all of a prompt, or a part of a long one, which leaves
-// the block some to go with.
-int LosslessDecoder::pending_rows(int budget) const {
+Block LosslessDecoder::next_block(int size) const {
+  const bool known = drafts_behind_known();
+  Block block = block_at(task_, behind() - (known ? 1 : 0), size, method_.mask_token_id);
+  if (known) block.fill(0, pending_.front());
+  return block;
+}
+
+int LosslessDecoder::draft_size(const Budget& budget) const {
+  if (draft_ends() || !(method_.fused || drafts_behind_known())) return 1;
+  const int left = task_.tokens_wanted() - behind();
+  // A row that is verified anyway decides the text's last token.
+  Draft draft = policy_.choose(budget.price, std::max(1, method_.fused ? left - 1 : left));
+  if (draft.alone && drafted_ && pending_.size() > 1) return 1;
+  if (!policy_.fixed()) {
+    const int rows = method_.fused ? static_cast<int>(pending_.size()) : 0;
+    draft.size = std::clamp(budget.rows - rows, 1, draft.size);
+  }
+  if (draft.size == 1) return 1;
+  const Block block = next_block(draft.size);
+  return guesses_of(block).empty() ? 1 : block.size();
+}
+
+// A draft, all of a prompt, or a part of a long one, which leaves the block some to go with.
+int LosslessDecoder::pending_rows(int budget, int block_rows) const {
   const int all = static_cast<int>(pending_.size());
   if (drafted_) return draft_ends() ? all - 1 : all;
-  if (all <= 1 || all + block_rows() <= budget) return all;
+  if (all <= 1 || all + block_rows <= budget) return all;
   return std::clamp(budget, 1, all - 1);
 }
 
@@ -55,48 +84,64 @@ void LosslessDecoder::begin_behind(int n_cached) {
   cached_ = n_cached;
 }
 
-Demand LosslessDecoder::demand() const {
-  const int all = static_cast<int>(pending_.size());
-  const int rows = pending_rows(0);
-  const bool prompt = cached_ < static_cast<int>(task_.prompt.size());
-  return {.least_rows = rows + (rows == all || drafted_ ? block_rows() : 0),
-          .prompt_rows = prompt ? all : 0};
+int LosslessDecoder::most_positions() const {
+  return task_.most_positions(policy_.fixed() ? method_.block_size : 1);
 }
 
-// The block's first token is never among them: the row before it predicts it.
-std::vector<int> LosslessDecoder::candidates() const {
-  std::vector<int> rows = block_.masked();
-  std::erase(rows, 0);
-  return rows;
+Demand LosslessDecoder::demand() const {
+  const bool prompt = cached_ < static_cast<int>(task_.prompt.size());
+  const int all = static_cast<int>(pending_.size());
+  const int size = pending_.empty() ? block_.size() : draft_size({.rows = 0});
+  const int block_rows = size > 1 ? size : 0;
+  if (pending_.empty() || (drafts_behind_known() && block_rows > 0)) {
+    return {.least_rows = size, .prompt_rows = 0};
+  }
+  const int rows = pending_rows(0, block_rows);
+  return {.least_rows = rows + (drafted_ || rows == all ? block_rows : 0),
+          .prompt_rows = prompt ? all : 0};
 }
 
 Plan LosslessDecoder::plan(const Budget& budget) const {
   Plan plan{.segments = {}, .start = cached_};
-  const int rows = pending_rows(budget.rows);
-  const bool whole = drafted_ || rows == static_cast<int>(pending_.size());
+  Block block = block_;
+  bool drafts = pending_.empty();
   // Behind the text, whose newest token it begins with.
   std::span<const TokenId> draft;
-  if (drafted_) draft = std::span<const TokenId>(pending_).subspan(1);
-  if (rows > 0) {
-    Segment commit;
-    commit.tokens.assign(pending_.begin(), pending_.begin() + rows);
-    // Every row of a draft is asked for the token behind it, of other rows the last one.
-    for (int row = drafted_ ? 0 : rows - 1; whole && row < rows; ++row) {
-      commit.outputs.push_back(row);
-      if (rules_.none()) continue;
-      commit.asks.push_back(rules_.ask(draft.first(drafted_ ? static_cast<std::size_t>(row) : 0)));
+  if (!drafts) {
+    const int size = draft_size(budget);
+    const int block_rows = size > 1 ? size : 0;
+    drafts = block_rows > 0;
+    if (drafts) block = next_block(size);
+    if (!drafts || !drafts_behind_known()) {
+      const int rows = pending_rows(budget.rows, block_rows);
+      const bool whole = drafted_ || rows == static_cast<int>(pending_.size());
+      drafts = drafts && whole;
+      if (drafted_) draft = std::span<const TokenId>(pending_).subspan(1);
+      Segment commit{.tokens = {pending_.begin(), pending_.begin() + rows},
+                     .sampling = task_.sampling};
+      // Every row of a draft is asked for the token behind it, of other rows the last one.
+      for (int row = drafted_ ? 0 : rows - 1; whole && row < rows; ++row) {
+        commit.outputs.push_back(row);
+        if (rules_.none()) continue;
+        const auto before = draft.first(drafted_ ? static_cast<std::size_t>(row) : 0);
+        commit.asks.push_back(rules_.ask(before));
+      }
+      plan.segments.push_back(std::move(commit));
     }
-    plan.segments.push_back(std::move(commit));
   }
-  if (whole && block_rows() > 0) {
-    Segment block{.tokens = block_.tokens(), .attention = Attention::block, .kv = Kv::scratch};
-    block.outputs = candidates();
-    block.adapted = method_.adapted;
+  if (drafts) {
+    Segment masks{.tokens = block.tokens(),
+                  .attention = Attention::block,
+                  .kv = Kv::scratch,
+                  .outputs = guesses_of(block),
+                  .decides = 0,
+                  .sampling = task_.sampling};
+    masks.adapted = method_.adapted;
     // Scores are those of the rows that verify.
     if (const auto rules = rules_.ask(draft).rules) {
-      block.asks.assign(block.outputs.size(), {.rules = rules});
+      masks.asks.assign(masks.outputs.size(), {.rules = rules});
     }
-    plan.segments.push_back(std::move(block));
+    plan.segments.push_back(std::move(masks));
   }
   return plan;
 }
@@ -104,68 +149,84 @@ Plan LosslessDecoder::plan(const Budget& budget) const {
 Events LosslessDecoder::absorb(const Plan& plan, std::span<const RowStats> stats) {
   check_rows(plan, stats);
   Events events;
-  bool block_ran = plan.segments.back().kv == Kv::scratch;
+  const Segment* masks = plan.segments.back().kv == Kv::scratch ? &plan.segments.back() : nullptr;
   if (plan.segments.front().kv == Kv::commit) {
-    const std::size_t n_next = plan.segments.front().outputs.size();
-    const std::span<const RowStats> next = stats.first(n_next);
-    stats = stats.subspan(n_next);
-    const int kept = drafted_ ? count_agreeing(next) : plan.n_committed();
-    cached_ += kept;
-    if (drafted_) {
-      events.accepted = kept;
-      for (int i = 1; i < kept; ++i) {
-        accept(next[static_cast<std::size_t>(i - 1)], /*revealed=*/true, events);
-      }
+    const auto next = stats.first(plan.segments.front().outputs.size());
+    stats = stats.subspan(next.size());
+    const bool agreed = commit(plan, next, events);
+    if (next.empty()) return events;
+    const bool verifies = events.guesses > 0;
+    events.kind = verifies ? (masks ? ForwardKind::verify_and_draft : ForwardKind::verify)
+                           : (masks ? ForwardKind::draft : ForwardKind::next_token);
+    policy_.ran(static_cast<int>(events.committed.size()));
+    if (events.finished) return events;
+    if (!agreed) masks = nullptr;
+    const TokenId token = events.committed.back();
+    if (masks != nullptr) {
+      begin_block(*masks, token);
+    } else {
+      pending_ = {token};
+      drafted_ = agreed;
     }
-    const bool disagreed = drafted_ && kept < static_cast<int>(pending_.size());
-    pending_.erase(pending_.begin(), pending_.begin() + kept);
-    if (events.finished || (!drafted_ && !pending_.empty())) {
-      return events;
-    }
-    drafted_ = false;
-    const RowStats& predicted = next[disagreed ? static_cast<std::size_t>(kept - 1) : n_next - 1];
-    const TokenId token = task_.choose(predicted);
-    accept(predicted, /*revealed=*/false, events);
-    if (disagreed) {
-      pending_.clear();
-      if (method_.fused) {
-        pending_.push_back(token);
-      }
-      start_block();
-    }
-    if (pending_.empty()) {
-      block_.fill(0, token);
-    }
-    if (events.finished) {
-      return events;
-    }
-    block_ran = block_ran && !disagreed;
+  } else {
+    events.kind = ForwardKind::draft;
+    if (!pending_.empty()) begin_block(*masks, std::exchange(pending_, {}).front());
   }
-  if (block_ran) {
-    denoise(plan.segments.back().outputs, stats, events);
-  }
-  if (pending_.empty() && candidates().empty()) {
-    pending_.assign(block_.tokens().begin(), block_.tokens().begin() + block_.end());
-    drafted_ = true;
-    start_block();
-  }
+  if (masks != nullptr) denoise(*masks, stats, events);
   return events;
 }
 
-void LosslessDecoder::denoise(std::span<const int> rows, std::span<const RowStats> stats,
-                              Events& events) {
-  for (const int i : select_unmasked(method_.unmask, stats)) {
-    block_.decide(rows[static_cast<std::size_t>(i)], stats[static_cast<std::size_t>(i)], task_,
-                  events);
+// Rows that commit, `next` being their statistics. Whether the text goes on behind all of them.
+bool LosslessDecoder::commit(const Plan& plan, std::span<const RowStats> next, Events& events) {
+  const auto all = pending_.size();
+  const std::size_t kept =
+      drafted_ ? count_agreeing(next) : static_cast<std::size_t>(plan.n_committed());
+  cached_ += static_cast<int>(kept);
+  if (drafted_) {
+    events.accepted = static_cast<int>(kept);
+    events.guesses = static_cast<int>(all) - 1;
+    for (std::size_t i = 1; i < kept; ++i) accept(next[i - 1], /*revealed=*/true, events);
+    if (events.guesses > 0) {
+      policy_.verified(draft_, events.guesses, forwards_, static_cast<int>(kept) - 1);
+    }
   }
+  pending_.erase(pending_.begin(), pending_.begin() + static_cast<std::ptrdiff_t>(kept));
+  if (next.empty() || events.finished) return false;
+  const bool agreed = kept == all;
+  accept(agreed ? next.back() : next[kept - 1], /*revealed=*/false, events);
+  return agreed;
 }
 
-int LosslessDecoder::count_agreeing(std::span<const RowStats> next) const {
+// The block whose masks those were, its first token known by now.
+void LosslessDecoder::begin_block(const Segment& masks, TokenId first) {
+  const int begin = cached_ - static_cast<int>(task_.prompt.size());
+  pending_.clear();
+  drafted_ = false;
+  block_ = block_at(task_, begin, static_cast<int>(masks.tokens.size()), method_.mask_token_id);
+  block_.fill(0, first);
+  draft_ = policy_.chosen();
+  forwards_ = 0;
+}
+
+void LosslessDecoder::denoise(const Segment& masks, std::span<const RowStats> stats,
+                              Events& events) {
+  ++forwards_;
+  const float times = kBoldness[static_cast<std::size_t>(draft_.boldness)];
+  for (const int i : select_unmasked(bolder(method_.unmask, times), stats)) {
+    const auto at = static_cast<std::size_t>(i);
+    block_.decide(masks.outputs[at], stats[at], task_, events);
+  }
+  if (!guesses_of(block_).empty()) return;
+  pending_.assign(block_.tokens().begin(), block_.tokens().begin() + block_.end());
+  drafted_ = true;
+}
+
+std::size_t LosslessDecoder::count_agreeing(std::span<const RowStats> next) const {
   std::size_t kept = 1;
   while (kept < pending_.size() && task_.choose(next[kept - 1]) == pending_[kept]) {
     ++kept;
   }
-  return static_cast<int>(kept);
+  return kept;
 }
 
 void LosslessDecoder::accept(const RowStats& row, bool revealed, Events& events) {

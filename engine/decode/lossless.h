@@ -1,20 +1,25 @@
-// Set Block Decoding whose text is that of greedy next-token decoding, whatever the unmasking rule:
-// the forward that commits a decided block causally gives the next-token logits of each of its
-// rows, so the block is kept as far as they agree, and the text goes on with what they predict.
+// Set Block Decoding whose text is next-token decoding's, whatever the unmasking rule and at any
+// temperature: the forward that commits a decided block causally gives the next-token logits of
+// each of its rows, so the block is kept as far as their tokens agree, and the text goes on with
+// what they decide. Rows draw with the noise of the position that they decide, a mask and the row
+// that verifies it alike.
 //
-//   fused      [pending tokens, causal commit][block of masks, block scratch]
-//              pending: the prompt, a decided block to verify, or the correction of one. Its last
-//              row predicts the block's first token, which is so no guess. Where the rows disagree
-//              with the decided block, what the masks behind it decided is dropped.
-//   separate   [block, causal commit] alone, then [known token and masks, block scratch]:
+//   [pending tokens, causal commit][block of masks, block scratch]
+//              pending: the prompt, a decided block to verify, or the one token that is known. Its
+//              last row decides the block's first token, which is so no guess. Where the rows
+//              disagree with the decided block, what the masks behind it decided is dropped.
+//   [pending tokens, causal commit]
+//              verified alone, or next-token decoding
+//   [known token and masks, block scratch]
 //              Nemotron-Labs-Diffusion's linear self-speculation, whose draft may run with the
-//              model's adapter.
+//              model's adapter, verifies alone and drafts behind a token that is known.
 //
-// The last block is verified in a forward of its own.
+// How long a block is, and whether it is verified alone, the policy says.
 #pragma once
 
 #include "decode/block.h"
 #include "decode/decoder.h"
+#include "decode/draft_policy.h"
 #include "decode/unmask.h"
 
 namespace sbd {
@@ -23,8 +28,11 @@ struct LosslessMethod {
   TokenId mask_token_id = 0;
   int block_size = kBlockSize;
   Unmask unmask;
-  bool fused = true;
+  bool fused = true;     // else a draft begins with the known token, and is verified alone
   bool adapted = false;  // blocks of masks run with the adapter
+  // What blocks of other sizes and rules go by; none: the size and the rule are kept.
+  std::shared_ptr<DraftHistory> history = {};
+  bool rule_kept = false;
 };
 
 class LosslessDecoder final : public Decoder {
@@ -33,7 +41,7 @@ class LosslessDecoder final : public Decoder {
 
   Sharing sharing() const override;
   void begin_behind(int n_cached) override;
-  int most_positions() const override { return task_.most_positions(method_.block_size); }
+  int most_positions() const override;
   Demand demand() const override;
   Plan plan(const Budget& budget) const override;
   Events absorb(const Plan& plan, std::span<const RowStats> stats) override;
@@ -41,25 +49,35 @@ class LosslessDecoder final : public Decoder {
  private:
   // Whether the text ends with the draft: nothing asks what comes behind its last row.
   bool draft_ends() const;
-  int block_rows() const;
-  int pending_rows(int budget) const;
-  std::vector<int> candidates() const;
-  void start_block();
+  // The position behind what is cached and pending.
+  int behind() const;
+  // The block that a draft would be, its first token the known one where it begins with that.
+  Block next_block(int size) const;
+  // Of the next block, where it comes with the pending tokens or, drafted behind the known token,
+  // in their place; 1: there is none.
+  int draft_size(const Budget& budget) const;
+  bool drafts_behind_known() const;
+  int pending_rows(int budget, int block_rows) const;
   // How many tokens of the draft are next-token decoding's own, `next` being its rows' statistics.
-  int count_agreeing(std::span<const RowStats> next) const;
+  std::size_t count_agreeing(std::span<const RowStats> next) const;
+  bool commit(const Plan& plan, std::span<const RowStats> next, Events& events);
+  void begin_block(const Segment& masks, TokenId first);
   // The text's next token, by the row that predicts it; `revealed`: a block has shown it before.
   void accept(const RowStats& row, bool revealed, Events& events);
-  // `rows`: the block's positions whose statistics these are.
-  void denoise(std::span<const int> rows, std::span<const RowStats> stats, Events& events);
+  // Takes the statistics of a block's rows; once it is decided it is the draft.
+  void denoise(const Segment& masks, std::span<const RowStats> stats, Events& events);
 
   DecodeTask task_;
   TextRules rules_;
   LosslessMethod method_;
-  std::vector<TokenId> pending_;  // tokens the KV cache lacks
-  bool drafted_ = false;          // they are a decided block, its first token known to be right
-  Block block_;                   // behind them
-  int cached_ = 0;                // positions
-  int accepted_ = 0;              // tokens of the text
+  DraftPolicy policy_;
+  std::vector<TokenId> pending_;  // tokens the KV cache lacks; none: the block is on its way
+  bool drafted_ = false;          // they are a draft, its first token known to be right
+  Block block_;
+  Draft draft_ = {};  // what the block, or the draft that it became, was to be
+  int forwards_ = 0;  // that it has had
+  int cached_ = 0;    // positions
+  int accepted_ = 0;  // tokens of the text
 };
 
 }  // namespace sbd

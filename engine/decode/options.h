@@ -3,6 +3,7 @@
 #pragma once
 
 #include <map>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -13,6 +14,7 @@
 #include "decode/block_method.h"
 #include "decode/d2f.h"
 #include "decode/dmtd.h"
+#include "decode/draft_policy.h"
 
 namespace sbd {
 
@@ -26,6 +28,10 @@ struct DecoderOptions {
   BlockMethod block;
   DmtdMethod dmtd;
   D2fMethod d2f;  // its thresholds: the rest is the block's
+  // What drafts go by that need not keep to block.block_size and block.unmask; none: all do.
+  std::shared_ptr<DraftHistory> drafts = {};
+  bool block_size_asked = false;
+  bool unmask_asked = false;
 };
 
 using OptionValue = std::variant<int, float, std::string>;

@@ -78,12 +78,18 @@ void check_lossless(const std::string& name, const DecoderOptions& options) {
             "decoder \"{}\" verifies by causal rows, and this model's cache is not causal", name);
 }
 
+std::shared_ptr<DraftHistory> drafts(const DecoderOptions& options) {
+  return options.block_size_asked ? nullptr : options.drafts;
+}
+
 Made make_sbd_lossless(const std::string& name, DecodeTask task, const DecoderOptions& options) {
   check_lossless(name, options);
   return std::make_unique<LosslessDecoder>(
       std::move(task), LosslessMethod{.mask_token_id = options.block.mask_token_id,
                                       .block_size = needed_block_size(name, options),
-                                      .unmask = options.block.unmask});
+                                      .unmask = options.block.unmask,
+                                      .history = drafts(options),
+                                      .rule_kept = options.unmask_asked});
 }
 
 // Every mask is drafted in one forward.
@@ -93,9 +99,12 @@ Made make_speculation(const std::string& name, DecodeTask task, const DecoderOpt
   return std::make_unique<LosslessDecoder>(
       std::move(task), LosslessMethod{.mask_token_id = options.block.mask_token_id,
                                       .block_size = block_size,
-                                      .unmask = {.rule = UnmaskRule::top_n, .top_n = block_size},
+                                      .unmask = {.rule = UnmaskRule::top_n,
+                                                 .top_n = std::max(block_size, kMaxDraft)},
                                       .fused = false,
-                                      .adapted = options.has_adapter});
+                                      .adapted = options.has_adapter,
+                                      .history = drafts(options),
+                                      .rule_kept = true});
 }
 
 Made make_dmtd(const std::string& name, DecodeTask task, const DecoderOptions& options) {

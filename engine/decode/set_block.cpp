@@ -99,6 +99,7 @@ Plan SetBlockDecoder::plan(const Budget& budget) const {
                   .attention = Attention::block,
                   .kv = Kv::scratch,
                   .outputs = candidates(),
+                  .decides = method_.logit_shift,
                   .sampling = task_.sampling};
     for (int& row : block.outputs) {
       row -= method_.logit_shift;
@@ -140,7 +141,7 @@ void SetBlockDecoder::advance(Events& events) {
   }
   pending_ = block_.tokens();
   block_ = make_block(block_.begin() + block_.size());
-  if (!seeds()) forwards_ = 0;  // a seed is drawn at the last block's row, which has been drawn
+  if (!seeds()) forwards_ = 0;  // a seed goes on counting
 }
 
 }  // namespace sbd

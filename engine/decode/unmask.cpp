@@ -99,6 +99,21 @@ Proxy order(const Unmask& unmask) {
   return Proxy::confidence;
 }
 
+Unmask bolder(const Unmask& unmask, float times) {
+  Unmask other = unmask;
+  if (times == 1) return other;
+  if (std::isinf(times)) {
+    other.rule = UnmaskRule::top_n;
+    other.top_n = std::numeric_limits<int>::max();
+    return other;
+  }
+  other.gamma *= times;
+  other.factor *= times;
+  other.confidence_threshold = 1 - (1 - unmask.confidence_threshold) * times;
+  other.top_n = std::max(1, static_cast<int>(static_cast<float>(unmask.top_n) * times));
+  return other;
+}
+
 std::vector<int> select_unmasked(const Unmask& unmask, std::span<const RowStats> candidates) {
   SBD_CHECK(!candidates.empty(), "expected at least one masked position to choose from, got none");
   std::vector<int> chosen = sorted(order(unmask), candidates);

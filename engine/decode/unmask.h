@@ -47,6 +47,9 @@ struct Unmask {
 // What positions are sorted by.
 Proxy order(const Unmask& unmask);
 
+// The same rule, that takes about so many times as much.
+Unmask bolder(const Unmask& unmask, float times);
+
 // Indices into `candidates` (statistics of the masked positions, in order of position) of those to
 // decide now: at least one, ascending. Ties go to the lower position, a NaN comes last.
 std::vector<int> select_unmasked(const Unmask& unmask, std::span<const RowStats> candidates);

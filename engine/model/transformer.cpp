@@ -298,7 +298,8 @@ void Transformer::gather_sequence(const SequencePlan& sequence) {
       SBD_CHECK(ask.given < config_.vocab_size && ask.n_best <= config_.vocab_size,
                 "token {} or {} best tokens are beyond the vocabulary of {}", ask.given, ask.n_best,
                 config_.vocab_size);
-      outputs_.push_back({first_output + output, position + output, segment.sampling, ask});
+      outputs_.push_back(
+          {first_output + output, position + output + segment.decides - 1, segment.sampling, ask});
     }
     position += n;
   }

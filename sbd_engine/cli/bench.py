@@ -23,6 +23,7 @@ from .options import print_json
 if TYPE_CHECKING:
     from .._core import Engine
 
+_AGREEMENTS = (0.5, 0.7, 0.8, 0.9, 0.95)  # shares of a draft's guesses, each where those before do
 _PEAK_SAMPLES = 3  # before and behind every context; their median counts
 
 
@@ -68,6 +69,9 @@ def bench(
 
     The implied speedup is the Set Block Decoding paper's: k time(1) / (time(2k) + (l-1) time(k))
     for blocks of k positions, decided in l = k / nfe-reduction forwards each, two at least.
+
+    What sbd_lossless would choose by these times is shown for drafts whose
+    guesses agree with next-token decoding that often.
     """
     from ..engine import engine_options
 
@@ -130,6 +134,12 @@ def measure(
         for k in rows
         if k >= 2 * nfe_reduction and 1 in ms and 2 * k in ms
     ]
+    lossless = [
+        {"context": context, "agreement": agreement, **_best_lossless(ms, agreement, batch)}
+        for context, ms in times.items()
+        for agreement in _AGREEMENTS
+        if 1 in ms and len(ms) > 1
+    ]
     return {
         "model": subject.name,
         "device": core.device,
@@ -139,7 +149,16 @@ def measure(
         "weight_bytes": subject.work.weight_bytes,
         "results": results,
         "implied_speedup": {"nfe_reduction": nfe_reduction, "results": speedups},
+        "lossless": lossless,
     }
+
+
+def _best_lossless(ms: dict[int, float], agreement: float, batch: int) -> dict[str, Any]:
+    from .. import _core
+
+    totals = {batch * rows: each for rows, each in ms.items()}
+    size, alone, speedup = _core.best_lossless(totals, agreement, batch)
+    return {"block_size": size, "verified_alone": alone, "speedup": speedup}
 
 
 def _peaks(core: Engine) -> list[dict[str, float]]:
@@ -221,3 +240,16 @@ def _print_report(report: dict[str, Any]) -> None:
             f"{implied['nfe_reduction']:g}x fewer forwards at context {context} would be {listed}: "
             f"the best block size here is {best['block_size']}"
         )
+    for context in dict.fromkeys(result["context"] for result in report["lossless"]):
+        listed = ", ".join(
+            f"{_chosen(result)} at {100 * result['agreement']:.0f} %"
+            for result in report["lossless"]
+            if result["context"] == context
+        )
+        console.print(f"sbd_lossless at context {context}, by how many guesses agree: {listed}")
+
+
+def _chosen(result: dict[str, Any]) -> str:
+    if result["block_size"] == 1:
+        return "no drafts"
+    return f"blocks of {result['block_size']} ({result['speedup']:.2f}x)"

@@ -193,6 +193,19 @@ def _print_report(report: dict[str, Any]) -> None:
         f"{gain(loss)} points, {forwards(last['tokens_per_forward'])}, "
         f"{speedup['value']:.2f}x the speed ({experiment.span(speedup, 1, '.2f')})",
     )
+    if last["drafts"] is not None:
+        console.print(_drafted(last["decoder"], last["drafts"]))
+
+
+def _drafted(decoder: str, drafts: dict[str, Any]) -> str:
+    forwards = drafts["forwards"]
+    shares = ", ".join(
+        f"{100 * count / sum(forwards.values()):.0f} % {kind.replace('_', ' ')}"
+        for kind, count in sorted(forwards.items(), key=lambda item: -item[1])
+    )
+    guesses, accepted = drafts["guesses"], drafts["accepted"]
+    kept = f", and {100 * accepted / guesses:.0f} % of {guesses} guesses kept" if guesses else ""
+    return f"{decoder} chose its forwards as it went: {shares}{kept}"
 
 
 def _shown(family: str) -> str:

@@ -310,8 +310,8 @@ def _print_figures(completion: Completion, seed: int | None) -> None:
         f"{stats.tokens_per_forward:.2f} tokens per forward, {stats.decode_tok_s:.1f} tok/s, "
         f"first token after {stats.ttft_ms:.0f} ms"
     )
-    if stats.accepted_length is not None:
-        line += f", {stats.accepted_length:.1f} tokens accepted of a block"
+    if stats.drafts is not None and stats.drafts.guesses:
+        line += f", {stats.drafts.accepted} of {stats.drafts.guesses} drafted tokens accepted"
     if stats.thinking_forwards is not None:
         line += f", {stats.thinking_forwards} forwards through the thinking layers"
     if seed is not None:

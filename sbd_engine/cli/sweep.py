@@ -211,7 +211,7 @@ def _points(
     with model_file(model) as path:
         able = _core.read_gguf(path)["decoders"]
     points = grid(sizes, rules, gammas)
-    return with_files_own(points, sizes, engine.auto_decoder, able, engine.defaults)
+    return with_files_own(points, engine.auto_decoder, able, engine.defaults)
 
 
 def _own_size(engine: Engine) -> int:

@@ -28,7 +28,7 @@ def commands(row: dict[str, Any], model: Path | None, engine: Engine) -> dict[st
             if row["unmask"] != engine.defaults["unmask"]:
                 flags += ["--unmask", row["unmask"]]
                 keys.append(f"sbd.unmask={row['unmask']}")
-        if row["block_size"] != engine.defaults["block_size"]:
+        if row.get("block_size", engine.defaults["block_size"]) != engine.defaults["block_size"]:
             flags += ["--block-size", str(row["block_size"])]
             keys.append(f"sbd.block_size={row['block_size']}")
         if row["decoder"] != engine.auto_decoder:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -57,6 +58,9 @@ class Result:
     seconds: float
     right: bool | None
     agreed: int | None
+    guesses: int = 0  # lossless decoders: tokens that were drafted and verified
+    accepted: int = 0  # of these, kept
+    forwards: dict[str, int] | None = None  # by kind
 
 
 class Evaluation:
@@ -192,6 +196,8 @@ class Evaluation:
                 seconds,
                 right,
                 agreed,
+                *(completion.stats.drafts or (0, 0, 0))[1:],
+                completion.stats.forwards,
             )
 
     def _agreed(self, prompt: Sequence[int], tokens: Sequence[int]) -> int:
@@ -233,8 +239,21 @@ def summary(results: Sequence[Result], reference: Sequence[Result]) -> dict[str,
         "loss": loss.as_dict(),
         "identical": share(same, n).as_dict(),
         "tokens_per_forward": ratio(tokens, [r.nfe for r in results]).as_dict(),
+        "drafts": _drafts(results),
         "tok_s": sum(tokens) / sum(seconds),
         "speedup": speedup.as_dict(),
+    }
+
+
+def _drafts(results: Sequence[Result]) -> dict[str, Any] | None:
+    """What a lossless decoder chose to do; None of any other."""
+    kinds = sum((Counter(r.forwards) for r in results), Counter[str]())
+    if not kinds:
+        return None
+    return {
+        "guesses": sum(r.guesses for r in results),
+        "accepted": sum(r.accepted for r in results),
+        "forwards": dict(kinds),
     }
 
 

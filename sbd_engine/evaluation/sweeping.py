@@ -73,21 +73,18 @@ def _sbd(block_size: int, unmask: str, value: float) -> Point:
 
 def with_files_own(
     points: Sequence[Point],
-    block_sizes: Iterable[int],
     auto: str,
     able: Collection[str],
     defaults: Mapping[str, Any],
 ) -> list[Point]:
-    """The points and, where they are not among them: sbd_lossless, where the file can run it, and
-    what the file says, `auto` being its decoder and `defaults` its options."""
+    """The points and, where they are not among them: sbd_lossless, where the file can run it, which
+    chooses its blocks by itself, and what the file says, `auto` being its decoder and `defaults`
+    its options."""
     own = _own(auto, defaults)
-    lossless = [
-        Point({"decoder": LOSSLESS, "block_size": size}) for size in block_sizes if LOSSLESS in able
-    ]
-    points = [*points, *lossless]
+    swept = [*points, *([Point({"decoder": LOSSLESS})] if LOSSLESS in able else ())]
     if own is None:
-        return points
-    found = [point._replace(default=point.options == own.options) for point in points]
+        return swept
+    found = [point._replace(default=point.options == own.options) for point in swept]
     return found if any(point.default for point in found) else [own, *found]
 
 
@@ -98,8 +95,6 @@ def _own(auto: str, defaults: Mapping[str, Any]) -> Point | None:
         unmask = defaults["unmask"]
         own = _sbd(defaults["block_size"], unmask, defaults[RULES[unmask].option])
         return own._replace(default=True)
-    if auto == LOSSLESS:
-        return Point({"decoder": auto, "block_size": defaults["block_size"]}, default=True)
     return Point({"decoder": auto}, default=True)
 
 

@@ -44,19 +44,27 @@ inline bool contains(const Tokens& tokens, TokenId token) {
 
 // As fake_row, but most tokens are a function of the place they stand at, which a causal row
 // (predicting the next one) and a mask agree on: drafts that can be right.
-inline RowStats agreeing_row(std::span<const TokenId> visible, int position, Attention attention) {
+// Above temperature 0 the noise of that place has its say too.
+inline RowStats agreeing_row(std::span<const TokenId> visible, int position,
+                             const Segment& segment) {
   RowStats stats = fake_row(visible, position, {});
-  const int place = position + (attention == Attention::causal ? 1 : 0);
+  const int place = position + segment.decides;
   const std::uint64_t key = combine(23, static_cast<std::uint64_t>(place));
   if (combine(key, static_cast<std::uint64_t>(stats.argmax)) % 4 != 0) {
     stats.argmax = static_cast<TokenId>(key % 30);
   }
+  const std::uint64_t noise = combine(combine(key, segment.sampling.seed), segment.sampling.draw);
+  stats.sampled =
+      segment.sampling.temperature > 0
+          ? static_cast<TokenId>((static_cast<std::uint64_t>(stats.argmax) + noise) % 30)
+          : stats.argmax;
   return stats;
 }
 
-// Runs a decoder whose rows all go through all layers, and holds it to what a plan promises.
+// Runs a decoder whose rows all go through all layers, and holds it to what a plan promises. With
+// costs it is told what rows cost: anything, and something else all the time.
 inline Outcome run(Decoder& decoder, const DecodeTask& task, bool agreeing = false,
-                   int max_rows = 512) {
+                   int max_rows = 512, ForwardCosts* costs = nullptr) {
   Outcome outcome;
   Tokens cache;
   std::map<int, TokenId> revealed;  // the newest at each position
@@ -69,8 +77,10 @@ inline Outcome run(Decoder& decoder, const DecodeTask& task, bool agreeing = fal
   };
   for (int forward = 0; forward < 1000; ++forward) {
     std::vector<RowStats> stats;
-    const Budget budget{1 + static_cast<int>(combine(29, static_cast<std::uint64_t>(forward)) %
-                                             static_cast<std::uint64_t>(max_rows))};
+    const std::uint64_t random = combine(29, static_cast<std::uint64_t>(forward));
+    const Budget budget{
+        .rows = 1 + static_cast<int>(random % static_cast<std::uint64_t>(max_rows)),
+        .price = {.costs = costs, .others = static_cast<int>(random % 3)}};
     const Demand demand = decoder.demand();
     const Plan plan = decoder.plan(budget);
     CHECK(plan.n_rows() <= std::max(budget.rows, demand.least_rows));
@@ -93,12 +103,15 @@ inline Outcome run(Decoder& decoder, const DecodeTask& task, bool agreeing = fal
         const bool causal = segment.attention == Attention::causal;
         const auto seen = std::span(visible).first(causal ? position + 1 : visible.size());
         const int at = static_cast<int>(position);
-        stats.push_back(agreeing ? agreeing_row(seen, at, segment.attention)
+        stats.push_back(agreeing ? agreeing_row(seen, at, segment)
                                  : fake_row(seen, at, segment.sampling));
       }
       if (segment.kv == Kv::commit) {
         cache = visible;
       }
+    }
+    if (costs != nullptr) {
+      costs->record(plan.n_rows(), 1 + uniform(random, 1) * static_cast<float>(plan.n_rows()) / 8);
     }
     const Events events = decoder.absorb(plan, stats);
     verifies = verifies || events.accepted;

@@ -56,7 +56,10 @@ TEST(random_lossless_text_is_next_token_predictions) {
   Random random(1);
   int agreed = 0, fewer = 0, stopped = 0;
   for (int round = 0; round < 3000; ++round) {
-    const DecodeTask task = random_task(random);
+    DecodeTask task = random_task(random);
+    if (random.coin()) {
+      task.sampling = {.temperature = 1.0f, .seed = static_cast<std::uint64_t>(round)};
+    }
     const LosslessMethod method{.mask_token_id = kMask,
                                 .block_size = random_size(random, task),
                                 .unmask = random_rule(random),
@@ -77,6 +80,36 @@ TEST(random_lossless_text_is_next_token_predictions) {
     check_same(run(cut, task, /*agreeing=*/true, 1 + random.below(24)), outcome);
   }
   CHECK(agreed > 1000 && fewer > 500 && stopped > 300);  // the draw is worth something
+}
+
+// Whatever the policy takes it for: blocks of all sizes and rules, none, and from one to another.
+TEST(random_lossless_text_does_not_depend_on_the_policy) {
+  Random random(5);
+  int drafted = 0, fewer = 0;
+  const auto history = std::make_shared<DraftHistory>();
+  ForwardCosts costs;
+  for (int round = 0; round < 3000; ++round) {
+    DecodeTask task = random_task(random);
+    if (random.coin()) {
+      task.sampling = {.temperature = 1.0f, .seed = static_cast<std::uint64_t>(round)};
+    }
+    NtpDecoder ntp(task);
+    const Outcome expected = run(ntp, task, /*agreeing=*/true);
+    LosslessDecoder decoder(task, {.mask_token_id = kMask,
+                                   .block_size = random_size(random, task),
+                                   .unmask = random_rule(random),
+                                   .fused = random.coin(),
+                                   .history = history,
+                                   .rule_kept = random.coin()});
+    CHECK_EQ(decoder.most_positions(), ntp.most_positions());
+    const int rows = random.coin() ? 512 : 24;
+    const Outcome outcome = run(decoder, task, /*agreeing=*/true, rows, &costs);
+    CHECK_EQ(outcome.tokens, expected.tokens);
+    CHECK_EQ(outcome.finished, expected.finished);
+    drafted += outcome.most_accepted > 1 ? 1 : 0;
+    fewer += outcome.nfe < expected.nfe ? 1 : 0;
+  }
+  CHECK(drafted > 1000 && fewer > 500);
 }
 
 BlockMethod random_method(Random& random, const DecodeTask& task) {

@@ -167,12 +167,29 @@ TEST(lossless_separate_blocks_of_one) {
   CHECK_EQ(text(decoder.plan({})), "at 2 [11 causal commit > 0]");
 }
 
+// --- Above temperature 0 ---
+
+TEST(lossless_keeps_sampled_tokens_that_the_rows_draw_too) {
+  DecodeTask sampled = task({1, 2}, 9);
+  sampled.sampling = {.temperature = 0.5f, .top_k = 4, .seed = 8};
+  LosslessDecoder decoder = fused(sampled, 3);
+  CHECK_EQ(absorb(decoder, {row(10), row(11), row(12)}), "0:110 1:111 2:112 | 110 |");
+  const Plan plan = decoder.plan({});
+  CHECK_EQ(text(plan), "at 2 [110 111 112 causal commit > 0 1 2] [_ _ _ block scratch > 1 2]");
+  for (const Segment& segment : plan.segments) {  // alike, but for where the tokens stand
+    CHECK_EQ(segment.sampling.temperature, 0.5f);
+    CHECK_EQ(segment.sampling.top_k, 4);
+    CHECK_EQ(segment.sampling.seed, 8u);
+    CHECK_EQ(segment.sampling.draw, 0u);
+    CHECK_EQ(segment.decides, segment.kv == Kv::commit ? 1 : 0);
+  }
+  CHECK_EQ(absorb(decoder, {row(11), row(20), row(13), row(14), row(15)}),
+           "2:120 | 111 120 | accepted 2");
+}
+
 // --- What is refused ---
 
 TEST(lossless_refusals) {
-  DecodeTask sampled = task({1}, 9);
-  sampled.sampling.temperature = 0.5f;
-  CHECK_THROWS_WITH(fused(sampled, 3), "expected `temperature` 0 with a lossless decoder");
   CHECK_THROWS_WITH(fused(task({1}, 9), 0), "expected `block_size` from 1 to the context of 100");
   CHECK_THROWS_WITH(fused(task({1}, 9), 101), "got 101");
   LosslessDecoder decoder = fused(task({1}, 9), 3);

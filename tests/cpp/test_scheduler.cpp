@@ -187,6 +187,10 @@ TEST(scheduler_verified_text_is_next_token_predictions_under_every_rule) {
                           .frequency_penalty = 0.4f,
                           .repetition_penalty = 1.3f,
                           .logprobs = 2};
+  const Sampling samplings[] = {{},
+                                {.temperature = 0.7f},
+                                {.temperature = 1.2f, .top_k = 20, .top_p = 0.9f},
+                                {.temperature = 1.2f, .min_p = 0.05f}};
   for (unsigned seed = 0; seed < 8; ++seed) {
     const Tokens prompt = prompt_of(20, 60 + seed);
     const auto run = [&](const std::string& decoder) {
@@ -197,6 +201,8 @@ TEST(scheduler_verified_text_is_next_token_predictions_under_every_rule) {
       task.max_tokens = 40;
       task.n_ctx = task.n_ctx_limit = kContext;
       task.rules = rules;
+      task.sampling = samplings[seed % std::size(samplings)];
+      task.sampling.seed = seed;
       Scheduler scheduler = model.scheduler(kPlenty, 0);
       scheduler.add(prompt, make_decoder(decoder, task, kind.options));
       std::vector<TokenScore> said;

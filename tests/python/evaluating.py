@@ -15,7 +15,7 @@ from .command import call_here
 
 PROMPTS = ["def add(a, b):", "class Stack:", "import os\n", "def is_even(n):", "for i in range("]
 OPTIONS: dict[str, Any] = {"gamma": 1.5, "max_tokens": 24}
-FLAGS = ["--gamma", 1.5, "--max-tokens", 24]
+FLAGS = ["--decoder", "sbd", "--gamma", 1.5, "--max-tokens", 24]
 GOOD = {"prompt": "x", "answer": "y"}
 
 

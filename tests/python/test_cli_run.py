@@ -46,6 +46,8 @@ class TestRun:
             "prefill_tok_s",
             "decode_tok_s",
             "accepted_length",
+            "drafts",
+            "forwards",
             "thinking_forwards",
             "cached_tokens",
         }

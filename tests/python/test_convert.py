@@ -296,7 +296,7 @@ def test_decoding_keys(llama: Path, tmp_path: Path) -> None:
 
     convert_quietly(llama, out, block_size=8, gamma=0.25, mask_token="<|bos|>")
     metadata = read_model(out)[0]
-    assert metadata["sbd.decoders"] == ["sbd", "ntp"]
+    assert metadata["sbd.decoders"] == ["sbd_lossless", "sbd", "ntp"]
     assert (metadata["sbd.block_size"], metadata["sbd.gamma"]) == (8, 0.25)
     assert metadata["sbd.mask_token_id"] == 300
 

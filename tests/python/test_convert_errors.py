@@ -415,7 +415,7 @@ def test_script_from_another_folder(llama: Path, tmp_path: Path) -> None:
         command, cwd=tmp_path, check=False, capture_output=True, text=True, env=environment
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "model.bin: 21 tensors, q8_0, 0.2 MB, decoders: sbd, ntp\n"
+    assert done.stdout == "model.bin: 21 tensors, q8_0, 0.2 MB, decoders: sbd_lossless, sbd, ntp\n"
     convert_quietly(llama, tmp_path / "same.bin", block_size=8)
     assert (tmp_path / "model.bin").read_bytes() == (tmp_path / "same.bin").read_bytes()
 

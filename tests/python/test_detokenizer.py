@@ -147,6 +147,8 @@ class Committed:
     revealed: list[tuple[int, int]] = field(default_factory=list)
     prompt_rows: int = 0
     accepted: int | None = None
+    guesses: int = 0
+    kind: str | None = None
     ran_thinking: bool = False
 
 

@@ -309,6 +309,8 @@ class Event:
     cached_tokens: int = 0
     scores: list[tuple[int, float, int, list[tuple[int, float]]]] = field(default_factory=list)
     accepted: int | None = None
+    guesses: int = 0
+    kind: str | None = None
     ran_thinking: bool = False
 
 

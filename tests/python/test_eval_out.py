@@ -182,7 +182,7 @@ def test_other_settings_are_refused(
     tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "answers.jsonl"
-    call = ["--tasks", tasks, "--max-tokens", 4, "--out", out]
+    call = ["--tasks", tasks, "--decoder", "sbd", "--max-tokens", 4, "--out", out]
     assert evaluate(capsys, *call, "--gamma", 0.5)[0] == 0
     before = out.read_bytes()
     for other in (["--gamma", 0.25], ["--gamma", 0.5, "--limit", 1], ["--threads", 1]):

@@ -294,7 +294,7 @@ def test_inspect_lists_no_decoder_that_cannot_start(tmp_path: Path) -> None:
 
     folder = write_checkpoint(tmp_path / "model", "qwen3")
     usual = ["block_size=8"]
-    assert inspected(*usual) == (["sbd", "ntp", "sbd_lossless"], None)
+    assert inspected(*usual) == (["sbd_lossless", "sbd", "ntp"], None)
     assert inspected(*usual, "commit_attention=block") == (["sbd", "ntp"], None)
     decoders, problem = inspected(*usual, "logit_shift=1")
     assert decoders == ["ntp"]

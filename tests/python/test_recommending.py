@@ -111,7 +111,7 @@ def test_the_files_own_settings_are_swept_once() -> None:
     says = {"block_size": 8, "unmask": "factor", "factor": 0.5}
 
     def default(auto: str, able: list[str], defaults: dict[str, Any]) -> list[Any]:
-        swept = with_files_own(points, [8], auto, able, defaults)
+        swept = with_files_own(points, auto, able, defaults)
         return [len(swept) - len(points), *(dict(p.options) for p in swept if p.default)]
 
     factor = {"decoder": "sbd", **says}
@@ -120,7 +120,7 @@ def test_the_files_own_settings_are_swept_once() -> None:
     other = {"block_size": 8, "unmask": "entropy_bounded", "gamma": 0.35}
     assert default("sbd", ["sbd"], other) == [1, {"decoder": "sbd", **other}]
     assert default("d2f", ["sbd", "d2f"], says) == [1, {"decoder": "d2f"}]
-    lossless = {"decoder": "sbd_lossless", "block_size": 8}
+    lossless = {"decoder": "sbd_lossless"}
     assert default("sbd_lossless", ["sbd_lossless"], says) == [1, lossless]
     assert default("ntp", ["ntp", "sbd"], says) == [0]
 

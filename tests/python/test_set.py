@@ -99,7 +99,7 @@ def test_as_if_converted_so(
     with Engine(model) as one, Engine(converted) as two:
         assert one.auto_decoder == two.auto_decoder == "sbd_lossless"
         assert one.defaults == two.defaults
-        texts = [engine.generate("abc", max_tokens=20) for engine in (one, two)]
+        texts = [engine.generate("abc", max_tokens=20, block_size=8) for engine in (one, two)]
         assert texts[0].tokens == texts[1].tokens and texts[0].stats.nfe == texts[1].stats.nfe
 
 

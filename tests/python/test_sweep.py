@@ -67,15 +67,13 @@ def test_tasks(
     ntp, *rows = report["results"]
     assert ntp["decoder"] == "ntp"
     assert ntp["quality"]["value"] == ntp["identical"]["value"] == 1
-    assert len(rows) == 2 * (3 + 7 + 7) + 4 + 7 + 2
+    assert len(rows) == 2 * (3 + 7 + 7) + 4 + 7 + 1
     lossless = [r for r in rows if r["decoder"] == "sbd_lossless"]
-    assert [r["block_size"] for r in lossless] == [4, 8]
-    assert all(r["identical"]["value"] == 1 for r in lossless)
-    (own,) = (r for r in rows if r["default"])
-    assert (own["block_size"], own["unmask"], own["factor"]) == (8, "factor", 0.5)
+    assert [r["identical"]["value"] for r in lossless] == [1]
+    assert [r for r in rows if r["default"]] == lossless  # as the file says
     answers = [json.loads(line)["answer"] for line in tasks.read_text().splitlines()]
     names = ("decoder", "block_size", "unmask", *(rule.option for rule in RULES.values()))
-    for each in rows[::5]:
+    for each in rows[:-1:5]:  # how many forwards the last one takes is chosen anew each time
         options = {name: each[name] for name in names if name in each}
         if options.get("gamma") == "inf":
             options["gamma"] = float("inf")
@@ -118,7 +116,7 @@ def test_prompts_agree_with_ntp(
         len(c.tokens) for c in reference
     ]
     bounded = [each for each in rows if "gamma" in each]
-    assert len(bounded) == 2 and len(rows) == 4  # what the file says, and sbd_lossless
+    assert len(bounded) == 2 and len(rows) == 3  # and sbd_lossless, which is what the file says
     for each in bounded:
         options = {"unmask": "entropy_bounded", "gamma": float(each["gamma"])}
         done = [
@@ -212,7 +210,7 @@ def test_tables_keep_their_numbers(
         assert "…" not in out
         table = [line.rstrip() for line in out.split("\n* ")[0].splitlines()[1:]]
         assert all(len(line) <= 80 for line in table)
-        assert len(table) == 1 + 1 + 1 + 7 + 1  # each row is one line
+        assert len(table) == 1 + 1 + 7 + 1  # each row is one line
         assert all(len(line.split()) in (6, 7, 8) for line in table[1:])
 
 
@@ -230,7 +228,7 @@ def test_an_interrupted_sweep_goes_on(
 
     def counted(self: Engine, prompts: Any) -> list[Completion]:
         calls.append(len(prompts))
-        if len(calls) == 9:
+        if len(calls) == 7:
             raise KeyboardInterrupt
         return generate_batch(self, prompts)
 
@@ -239,16 +237,18 @@ def test_an_interrupted_sweep_goes_on(
     code, printed, err = sweep(capsys, *call, "--out", out)
     assert code == 130
     partial = json.loads(printed)
-    assert [each["questions"] for each in partial["results"]] == [2] * 5
+    assert [each["questions"] for each in partial["results"]] == [2] * 4
     assert "interrupted after 2 of 4 questions" in err
     assert [path.name for path in out.iterdir()] == ["answers.jsonl"]
 
     code, printed, _ = sweep(capsys, *call, "--out", out)
     assert code == 0
-    assert calls == [2] * 11  # ten batches in all, one of them tried twice
+    assert calls == [2] * 9  # eight batches in all, one of them tried twice
     for before, after in zip(whole["results"], json.loads(printed)["results"], strict=True):
-        for key in ("quality", "identical", "loss", "tokens_per_forward"):
+        for key in ("quality", "identical", "loss"):
             assert before[key] == after[key]
+        if before["decoder"] != "sbd_lossless":  # it chooses anew
+            assert before["tokens_per_forward"] == after["tokens_per_forward"]
     code, _, err = sweep(capsys, *call[:-1], "--gammas", "0.1,2", "--out", out)
     assert code == 2 and "holds results with decoders block_size 16, gamma 1 " in err
 

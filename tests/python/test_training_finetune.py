@@ -88,7 +88,7 @@ def test_tuned_converted_and_run(
     convert_quietly(out, tmp_path / "model.bin", type="f32")
     model = transformers.AutoModelForCausalLM.from_pretrained(out)
     with Engine(tmp_path / "model.bin", kv_dtype="f32") as engine:
-        assert engine.config["sbd.decoders"][0] == "sbd"
+        assert engine.config["sbd.decoders"] == ["sbd_lossless", "sbd", "ntp"]
         done = engine.generate("7:", max_tokens=12)
         assert done.tokens and mask not in done.tokens
 

@@ -44,7 +44,8 @@ def byte_tokenizer(add_bos: bool = True) -> Tokenizer:
 def write_tiny_model(
     folder: Path, *, sbd: bool = True, chat: bool = True, n_ctx: int = 512, seed: int = 7
 ) -> Path:
-    """A model file in `folder`; without `sbd` it has no mask token and decodes as NTP."""
+    """A model file in `folder` that decodes as SBD; without `sbd` it has no mask token and decodes
+    as NTP."""
     tokenizer = byte_tokenizer()
     base = random_model(seed, "qwen3", rope="default", tied=True)
     rng = np.random.default_rng(seed)
@@ -72,7 +73,8 @@ def write_tiny_model(
         settings["chat_template"] = CHAT_TEMPLATE
     (checkpoint / "tokenizer_config.json").write_text(json.dumps(settings))
     output = folder / "tiny.bin"
-    convert(checkpoint, output, type="f32", block_size=16 if sbd else None)
+    decoding = ["decoders=sbd,ntp"] if sbd else []
+    convert(checkpoint, output, type="f32", block_size=16 if sbd else None, settings=decoding)
     return output
 
 

@@ -1,0 +1,135 @@
+// How far a lossless decoder drafts, and how boldly. Nothing here can change a text, so it goes by
+// time alone: of all drafts, and of none, the one with the most expected tokens per millisecond.
+//
+//   none       [token]                                    1 token
+//   fused      [draft of k][k masks]                      verifies one draft and begins the next
+//   alone      [draft of k], then [token][k masks]        the next draft is never in vain
+//   known      [draft of k], then [token and k - 1 masks] where that is how the model was trained
+//
+// How many tokens a draft gains is learnt from those before it, by the slots of a block, from each
+// text and, as what its first draft goes by, from all of them. Where drafting does not pay it is
+// tried again now and then, for at most a hundredth of the time.
+#pragma once
+
+#include <array>
+#include <functional>
+#include <limits>
+#include <memory>
+
+#include "decode/forward_costs.h"
+
+namespace sbd {
+
+struct Draft {
+  int size = 1;        // of the block, whose first token is no guess; 1: no draft
+  bool alone = false;  // a draft before it is verified in a forward of its own
+  int boldness = 0;    // of kBoldness: how much is decided at once
+};
+
+// By what the parameters of the unmasking rule are multiplied. The first: all is decided at once.
+inline constexpr std::array kBoldness = {std::numeric_limits<float>::infinity(), 4.0f, 1.0f, 0.25f};
+inline constexpr int kAsWritten = 2;
+
+inline constexpr int kMaxDraft = 32;  // the largest block that is chosen
+
+// What a draft promises, for the time of its forwards.
+struct DraftOption {
+  Draft draft;
+  double tokens = 1;
+  double ms = 0;  // 0: there is none
+  double rate() const { return tokens / ms; }
+};
+
+// The best draft of no more than `most` positions, whose forwards have no more than `max_rows`.
+// `agreement`: the chance that the guess in a slot (1 is the first) agrees where those before it
+// do; `refinement`: forwards beyond the first that a guess takes; `known`: it begins with a token
+// that is known.
+DraftOption best_draft(const std::function<double(int rows)>& ms, int most, int max_rows,
+                       const std::function<double(int slot)>& agreement, double refinement,
+                       bool known);
+
+// What became of drafts of one boldness.
+class DraftCounts {
+ public:
+  // A draft of so many guesses, decided in so many forwards, agreed for the first `kept`. What was
+  // before it counts for a share of it.
+  void record(int guesses, int forwards, int kept, float remembered);
+  // Chance that the guess in a slot (1 is the first) agrees where all before it have; `expected`
+  // counts like so many drafts.
+  double agreement(int slot, double expected, double weight) const;
+  // Forwards beyond the first that a guess takes.
+  double refinement(double expected, double weight) const;
+
+ private:
+  std::array<float, kMaxDraft> offered_{};  // by slot
+  std::array<float, kMaxDraft> kept_{};
+  float guesses_ = 0;
+  float more_forwards_ = 0;
+};
+
+// What all texts of an engine have learnt, and what they may spend on learning more.
+class DraftHistory {
+ public:
+  using Counts = std::array<DraftCounts, kBoldness.size()>;
+  // Of drafts at about this temperature, made one way or the other.
+  Counts& of(bool known, float temperature);
+
+  // In forwards of next-token decoding.
+  double credit() const { return credit_; }
+  void spend(double forwards) { credit_ -= forwards; }
+  void earn(double forwards);
+
+ private:
+  static constexpr double kMostCredit = 16;
+  std::array<Counts, 10> counts_{};
+  double credit_ = kMostCredit / 2;
+};
+
+// Of one text.
+class DraftPolicy {
+ public:
+  // Always the same.
+  explicit DraftPolicy(Draft fixed) : fixed_(true), start_(fixed), chosen_(fixed) {}
+  // Begins as `start` says, and learns. `rule_kept`: its boldness is kept.
+  DraftPolicy(Draft start, bool rule_kept, bool known, float temperature,
+              std::shared_ptr<DraftHistory> history);
+
+  bool fixed() const { return fixed_; }
+  // What the next forward does, of at most so many positions. The same until something is told.
+  Draft choose(const RowPrice& price, int most) const;
+  // What it was, but for how large a draft could be.
+  const Draft& chosen() const { return chosen_; }
+
+  // A forward that began or verified a draft, or did without, has committed so many tokens.
+  void ran(int tokens);
+  // A draft has been verified.
+  void verified(const Draft& draft, int guesses, int forwards, int kept);
+
+ private:
+  // What is hoped for, of what is not known for sure.
+  enum class Hope { none, drafts_agree, costs_less };
+
+  DraftOption best(const RowPrice& price, int most, Hope hope, int boldness) const;
+  Draft decide(const RowPrice& price, int most) const;
+  Draft try_again(const RowPrice& price, int most, const DraftOption& none) const;
+  Draft explore(const RowPrice& price, int most, const DraftOption& best) const;
+
+  bool fixed_;
+  Draft start_;
+  bool rule_kept_ = true;
+  bool known_ = false;
+  float temperature_ = 0;
+  std::shared_ptr<DraftHistory> history_;
+  DraftHistory::Counts counts_{};
+  int rounds_ = 0;
+  // What was chosen last, and the round from which it is chosen anew.
+  mutable Draft chosen_;
+  mutable int until_ = 0;
+  mutable int refreshed_ = 0;   // the round in which the cost of no draft was last looked at
+  mutable int never_ = 0;       // times that it was not known at all
+  mutable int explored_ = 0;    // the round of the last look at something else
+  mutable int turn_ = 0;        // at which
+  mutable bool tried_ = false;  // a draft is under way that was not the best by what is known
+};
+
+}  // namespace sbd

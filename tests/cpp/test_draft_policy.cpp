@@ -1,0 +1,309 @@
+// The policy of drafts on scripted machines and models: rows of such a cost, guesses that agree so
+// often.
+#include "decode/draft_policy.h"
+
+#include <algorithm>
+#include <functional>
+#include <memory>
+#include <utility>
+
+#include "check.h"
+#include "core/random.h"
+
+namespace sbd {
+namespace {
+
+using Cost = std::function<double(int rows)>;  // ms
+// Chance that the guess in a slot agrees, by boldness.
+using Agreement = std::function<double(int slot, int boldness)>;
+
+// How a model's drafts do on a machine.
+struct World {
+  Cost ms;
+  Agreement agreement;
+  double refinement[kBoldness.size()] = {0, 0, 0, 0};  // forwards beyond the first, per guess
+  double noise = 0.05;                                 // of a forward's time
+};
+
+double curve(int rows, std::initializer_list<std::pair<int, double>> points) {
+  auto above = std::ranges::find_if(points, [&](const auto& point) { return point.first >= rows; });
+  if (above == points.end()) return std::prev(above)->second * rows / std::prev(above)->first;
+  if (above == points.begin()) return above->second;
+  const auto below = std::prev(above);
+  const double share = double(rows - below->first) / (above->first - below->first);
+  return below->second + share * (above->second - below->second);
+}
+
+// Of a model of 0.6B read from memory, and of a tiny one in cache, on two cores.
+double from_memory(int rows) {
+  return curve(rows,
+               {{1, 1.0}, {2, 1.02}, {4, 1.08}, {8, 1.11}, {16, 1.25}, {32, 2.17}, {64, 4.2}});
+}
+double from_cache(int rows) {
+  return curve(rows, {{1, 1.0}, {4, 1.6}, {8, 2.8}, {16, 5.2}, {32, 10.4}, {64, 21.0}});
+}
+
+Agreement always(double chance) {
+  return [=](int, int) { return chance; };
+}
+
+struct Run {
+  double ms = 0;
+  double tokens = 0;
+  int most_drafted = 0;
+  int drafts = 0;
+  double rate() const { return tokens / ms; }
+};
+
+// Plays the forwards of a lossless decoder, without any text.
+class Player {
+ public:
+  Player(std::uint64_t seed, bool known = false) : seed_(seed), known_(known) {}
+
+  void forward(const World& world, const DraftPolicy& policy, DraftPolicy* learns,
+               ForwardCosts& costs, Run& run) {
+    const RowPrice price{.costs = &costs};
+    Draft draft = policy.choose(price, kMaxDraft);
+    const bool verifies = pending_ > 1;
+    int rows = pending_, block = 0;
+    if (known_) {
+      if (!verifies && draft.size > 1) {
+        rows = 0;
+        block = draft.size;
+      }
+    } else if (draft.size > 1 && !(verifies && draft.alone)) {
+      block = draft.size;
+    }
+    spend(world, rows + block, costs, run);
+    bool stands = block > 0;
+    int tokens = 0;
+    if (rows > 0) {
+      int kept = 0;
+      while (kept < pending_ - 1 && chance() < world.agreement(kept + 1, drafted_.boldness)) {
+        ++kept;
+      }
+      tokens = kept + 1;
+      if (verifies) {
+        if (learns) learns->verified(drafted_, pending_ - 1, forwards_, kept);
+        stands = stands && kept == pending_ - 1;
+        ++run.drafts;
+      }
+      run.tokens += tokens;
+      if (learns) learns->ran(tokens);
+      pending_ = 1;
+    }
+    if (!stands) return;
+    drafted_ = learns ? learns->chosen() : draft;
+    forwards_ = 1;
+    const double more = world.refinement[drafted_.boldness] * (block - 1);
+    for (int i = 0; i < static_cast<int>(more + chance()); ++i) {
+      spend(world, block, costs, run);
+      ++forwards_;
+    }
+    run.most_drafted = std::max(run.most_drafted, block);
+    pending_ = block;
+  }
+
+ private:
+  double chance() { return uniform(seed_, ++drawn_); }
+  void spend(const World& world, int rows, ForwardCosts& costs, Run& run) {
+    const double ms = world.ms(rows) * (1 + world.noise * (2 * chance() - 1));
+    costs.record(rows, ms);
+    run.ms += ms;
+  }
+
+  std::uint64_t seed_;
+  std::uint64_t drawn_ = 0;
+  bool known_;
+  int pending_ = 1;
+  Draft drafted_ = {};
+  int forwards_ = 1;
+};
+
+struct Learner {
+  explicit Learner(bool behind_known = false) : known(behind_known), player(1, behind_known) {
+    begin_text();
+  }
+  void begin_text() {
+    policy = std::make_unique<DraftPolicy>(Draft{.size = 16, .boldness = kAsWritten}, false, known,
+                                           0.0f, history);
+  }
+  Run run(const World& world, int tokens, int per_text = 0) {
+    Run done;
+    double next = per_text;
+    while (done.tokens < tokens) {
+      player.forward(world, *policy, policy.get(), costs, done);
+      if (per_text > 0 && done.tokens > next) {
+        begin_text();
+        next += per_text;
+      }
+    }
+    return done;
+  }
+
+  bool known;
+  std::shared_ptr<DraftHistory> history = std::make_shared<DraftHistory>();
+  std::unique_ptr<DraftPolicy> policy;
+  ForwardCosts costs;
+  Player player;
+};
+
+// Of a draft that is kept.
+double rate_of(const World& world, const Draft& draft, bool known = false) {
+  const DraftPolicy fixed(draft);
+  Player player(7, known);
+  ForwardCosts costs;
+  Run run;
+  while (run.tokens < 2000) player.forward(world, fixed, nullptr, costs, run);
+  return run.rate();
+}
+
+struct Best {
+  double once = 0, refined = 0, fused = 0, alone = 0;
+  double of_all() const { return std::max(once, refined); }
+};
+
+// Of all of them: decided at once or not, verified with the next draft or alone.
+Best best_of(const World& world, bool known = false) {
+  Best best;
+  for (int size = 1; size <= kMaxDraft; ++size) {
+    for (int boldness = 0; boldness < static_cast<int>(kBoldness.size()); ++boldness) {
+      for (const bool alone : {false, true}) {
+        const double rate = rate_of(world, {size, alone, boldness}, known);
+        double& made = boldness == 0 ? best.once : best.refined;
+        double& verified = alone ? best.alone : best.fused;
+        made = std::max(made, rate);
+        verified = std::max(verified, rate);
+      }
+    }
+  }
+  return best;
+}
+
+TEST(draft_policy_comes_to_the_best_of_1_to_32) {
+  for (const Cost& ms : {Cost(from_memory), Cost(from_cache)}) {
+    for (const double chance : {0.0, 0.5, 0.67, 0.8, 0.95, 1.0}) {
+      for (const bool known : {false, true}) {
+        const World world{ms, always(chance)};
+        Learner learner(known);
+        learner.run(world, 600);
+        const double rate = learner.run(world, 6000).rate();
+        const double best = best_of(world, known).of_all();
+        CHECK(rate > 0.93 * best);
+      }
+    }
+  }
+}
+
+TEST(draft_policy_costs_nothing_where_drafts_are_worthless) {
+  for (const Cost& ms : {Cost(from_memory), Cost(from_cache)}) {
+    for (const int per_text : {0, 25}) {  // in one text or in short ones
+      const World world{ms, always(0)};
+      Learner learner;
+      const Run run = learner.run(world, 4000, per_text);
+      CHECK(run.rate() > 0.98 * rate_of(world, {}));
+      CHECK(run.drafts > 10);  // yet it goes on trying
+    }
+  }
+  // Where rows are so dear that none could pay, not even that.
+  const World dear{[](int rows) { return double(rows); }, always(1)};
+  Learner learner;
+  learner.run(dear, 400);
+  CHECK_EQ(learner.run(dear, 4000).drafts, 0);
+}
+
+TEST(draft_policy_is_good_from_the_first_text_on) {
+  const World world{from_memory, always(0.9)};
+  Learner learner;
+  const double early = learner.run(world, 100, 25).rate();
+  CHECK(early > 0.6 * best_of(world).of_all());
+  CHECK(learner.run(world, 2000, 25).rate() > 0.93 * best_of(world).of_all());
+}
+
+TEST(draft_policy_follows_changes) {
+  const World good{from_memory, always(0.95)}, bad{from_memory, always(0)};
+  const World slow{from_cache, always(0.6)};
+  const double best = best_of(good).of_all();
+  Learner learner;
+  learner.run(good, 2000);
+  CHECK(learner.run(bad, 300).rate() > 0.78);  // 1 token a millisecond without drafts
+  CHECK(learner.run(bad, 3000).rate() > 0.98);
+  CHECK(learner.run(good, 1500).rate() > 0.7 * best);  // it has found out within these
+  CHECK(learner.run(good, 1500).rate() > 0.93 * best);
+  // Another machine, as it were.
+  CHECK(learner.run(slow, 300).rate() > 0.55);
+  CHECK(learner.run(slow, 3000).rate() > 0.95);
+  CHECK(learner.run(good, 1500).rate() > 0.6 * best);
+  CHECK(learner.run(good, 1500).rate() > 0.93 * best);
+}
+
+TEST(draft_policy_refines_where_it_pays) {
+  const auto once_or_refined = [](double once, double refined) {
+    return World{from_memory,
+                 [=](int, int boldness) { return boldness == 0 ? once : refined; },
+                 {0, 0.1, 0.2, 0.3}};
+  };
+  for (const auto& [once, refined] : {std::pair(0.3, 0.97), std::pair(0.95, 0.97)}) {
+    const World world = once_or_refined(once, refined);
+    const Best best = best_of(world);
+    CHECK((best.once > 1.1 * best.refined) == (once > 0.9));  // the two are told apart
+    CHECK((best.refined > 1.1 * best.once) == (once < 0.9));
+    Learner learner;
+    learner.run(world, 2000);
+    CHECK(learner.run(world, 4000).rate() > 0.93 * best.of_all());
+  }
+}
+
+TEST(draft_policy_verifies_alone_where_it_pays) {
+  // Up to 8 rows cost nothing, and more very much.
+  const auto steep = [](int rows) { return rows <= 8 ? 1.0 : 1 + 0.3 * (rows - 8); };
+  for (const World& world : {World{steep, always(0.9)}, World{from_memory, always(0.98)}}) {
+    const Best best = best_of(world);
+    CHECK(std::max(best.alone, best.fused) > 1.02 * std::min(best.alone, best.fused));
+    Learner learner;
+    learner.run(world, 1000);
+    CHECK(learner.run(world, 4000).rate() > 0.92 * best.of_all());
+  }
+}
+
+// The rows of a forward that others share: each pays for what its own add.
+TEST(draft_policy_shrinks_drafts_among_many) {
+  const auto chosen = [](int sequences) {
+    DraftPolicy policy({.size = 16, .boldness = kAsWritten}, false, false, 0.0f,
+                       std::make_shared<DraftHistory>());
+    ForwardCosts costs;
+    for (const int rows : {1, 2, 4, 8, 16, 32, 64, 128, 256}) {
+      costs.record(rows, from_memory(rows));
+      costs.record(sequences, from_memory(sequences));
+    }
+    for (int i = 0; i < 20; ++i) policy.verified({16, false, kAsWritten}, 15, 1, 6);
+    return policy.choose({&costs, sequences, sequences - 1}, kMaxDraft).size;
+  };
+  CHECK(chosen(1) >= 6);
+  CHECK(chosen(4) < chosen(1));
+  CHECK_EQ(chosen(64), 1);
+}
+
+TEST(draft_policy_keeps_what_is_asked_for) {
+  DraftPolicy fixed({.size = 16, .boldness = kAsWritten});
+  ForwardCosts costs;
+  costs.record(1, 1);
+  costs.record(32, 100);
+  fixed.ran(1);
+  fixed.verified({16}, 15, 1, 0);
+  CHECK_EQ(fixed.choose({&costs}, 8).size, 16);
+
+  DraftPolicy rule({.size = 16, .boldness = kAsWritten}, /*rule_kept=*/true, false, 0.0f,
+                   std::make_shared<DraftHistory>());
+  CHECK_EQ(rule.choose({}, 100).size, 16);  // until something is known
+  CHECK_EQ(rule.choose({}, 5).size, 5);
+  for (int i = 0; i < 500; ++i) {
+    const Draft draft = rule.choose({&costs}, 100);
+    CHECK(draft.size == 1 || draft.boldness == kAsWritten);
+    costs.record(1 + i % 9, 1);
+    rule.ran(3);
+  }
+}
+
+}  // namespace
+}  // namespace sbd
