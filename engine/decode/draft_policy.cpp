@@ -23,7 +23,7 @@ constexpr double kHoped = 0.9;  // agreement of drafts that are tried again
 // A draft has to promise that much more than none: estimates are off by a few per cent, and what
 // rows add to a shared forward, a difference of two of them, by more.
 constexpr double kWorthwhile = 1.04;
-constexpr double kMoreForEachOther = 0.07, kMostWorthwhile = 1.3;
+constexpr double kMoreForEachOther = 0.07, kMaxWorthwhile = 1.3;
 // Rounds until the choice is looked at again. Doing so takes microseconds, a small model's forward
 // some tens of them.
 constexpr int kRoundsOfNone = 16;
@@ -97,7 +97,7 @@ DraftHistory::Counts& DraftHistory::of(bool known, float temperature) {
   return counts_[static_cast<std::size_t>(warmth + (known ? 5 : 0))];
 }
 
-void DraftHistory::earn(double forwards) { credit_ = std::min(credit_ + forwards, kMostCredit); }
+void DraftHistory::earn(double forwards) { credit_ = std::min(credit_ + forwards, kMaxCredit); }
 
 DraftPolicy::DraftPolicy(Draft start, bool rule_kept, bool known, float temperature,
                          std::shared_ptr<DraftHistory> history)
@@ -171,7 +171,7 @@ Draft DraftPolicy::decide(const RowPrice& price, int most) const {
     return {};
   }
   const double worthwhile =
-      std::min(kMostWorthwhile, kWorthwhile + kMoreForEachOther * (price.sequences - 1));
+      std::min(kMaxWorthwhile, kWorthwhile + kMoreForEachOther * (price.sequences - 1));
   const DraftOption none{{}, 1, price.ms(1)};
   DraftOption best = none;
   const auto consider = [&](const DraftOption& option, double worth) {

@@ -80,9 +80,9 @@ class DraftHistory {
   void earn(double forwards);
 
  private:
-  static constexpr double kMostCredit = 16;
+  static constexpr double kMaxCredit = 16;
   std::array<Counts, 10> counts_{};
-  double credit_ = kMostCredit / 2;
+  double credit_ = kMaxCredit / 2;
 };
 
 // Of one text.

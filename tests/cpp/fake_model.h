@@ -78,9 +78,8 @@ inline Outcome run(Decoder& decoder, const DecodeTask& task, bool agreeing = fal
   for (int forward = 0; forward < 1000; ++forward) {
     std::vector<RowStats> stats;
     const std::uint64_t random = combine(29, static_cast<std::uint64_t>(forward));
-    const Budget budget{
-        .rows = 1 + static_cast<int>(random % static_cast<std::uint64_t>(max_rows)),
-        .price = {.costs = costs, .others = static_cast<int>(random % 3)}};
+    const Budget budget{.rows = 1 + static_cast<int>(random % static_cast<std::uint64_t>(max_rows)),
+                        .price = {.costs = costs, .others = static_cast<int>(random % 3)}};
     const Demand demand = decoder.demand();
     const Plan plan = decoder.plan(budget);
     CHECK(plan.n_rows() <= std::max(budget.rows, demand.least_rows));

@@ -266,7 +266,8 @@ TEST(registry_errors) {
   options.has_mask_token = false;
   CHECK_THROWS_WITH(make_decoder("sbd", good, options), "convert the model with --mask-token");
   options = sbd_options(0, {});
-  CHECK_THROWS_WITH(make_decoder("sbd", good, options), "expected `block_size` from 1 to 1024, got 0");
+  CHECK_THROWS_WITH(make_decoder("sbd", good, options),
+                    "expected `block_size` from 1 to 1024, got 0");
   options.block.block_size = 101;
   CHECK_THROWS_WITH(make_decoder("sbd", good, options), "got 101");
   options.block.block_size = 100;
