@@ -145,7 +145,9 @@ class Committed:
     committed: list[int]
     finished: str | None = None
     revealed: list[tuple[int, int]] = field(default_factory=list)
+    scores: list[object] = field(default_factory=list)
     prompt_rows: int = 0
+    cached_tokens: int = 0
     accepted: int | None = None
     guesses: int = 0
     kind: str | None = None

@@ -129,7 +129,9 @@ def test_a_verified_text_is_next_token_decoding_s(engine: Engine) -> None:
     expected = engine.generate(PROMPT, decoder="ntp", **call)
     accepted = []
     for gamma in (0.0, 1.0, math.inf):
-        done = engine.generate(PROMPT, decoder="sbd_lossless", gamma=gamma, **call)
+        # A size that is asked for is kept: drafts are made whether or not they pay.
+        blocks = {"gamma": gamma, "block_size": 16}
+        done = engine.generate(PROMPT, decoder="sbd_lossless", **blocks, **call)
         assert done.tokens == expected.tokens
         assert done.logprobs == expected.logprobs  # the same bits
         accepted.append(done.stats.accepted_length or 0)
