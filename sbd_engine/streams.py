@@ -132,6 +132,8 @@ class AsyncStream(_Generation, AsyncIterator[Chunk]):
     def __init__(self, courier: Courier, prepared: Prepared, called: float) -> None:
         super().__init__(courier.inbox, prepared, called)
         self._events: asyncio.Queue[_core.Event | None] = asyncio.Queue()  # None: it has ended
+        self._waiting = 0  # readers
+        self._taken = asyncio.Event()  # one of them has what it waited for
         loop = asyncio.get_running_loop()
         put = self._events.put_nowait  # not self: a stream that is dropped ends
         self._sequence = courier.add(
@@ -141,11 +143,15 @@ class AsyncStream(_Generation, AsyncIterator[Chunk]):
     async def __anext__(self) -> Chunk:
         self._check_process()
         while not self._ended:
+            self._waiting += 1
             try:
                 event = await self._events.get()
             except BaseException:  # the task was cancelled
                 self._end()
                 raise
+            finally:
+                self._waiting -= 1
+                self._taken.set()
             chunk = self._absorb(event) if event else None
             if chunk:
                 return chunk
@@ -158,8 +164,10 @@ class AsyncStream(_Generation, AsyncIterator[Chunk]):
             return
         self._inbox.cancel(self._sequence)
         while not self._ended:
-            event = await self._events.get()
-            if event:
+            if self._waiting:  # what is left is a reader's, the end among it
+                self._taken.clear()
+                await self._taken.wait()
+            elif event := await self._events.get():
                 with suppress(SbdError):  # what ended it, if not this
                     self._absorb(event)
 
