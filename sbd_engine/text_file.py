@@ -4,6 +4,7 @@ order mark that some editors write in front of it is no text."""
 from __future__ import annotations
 
 import codecs
+import sys
 from pathlib import Path
 
 from .errors import SbdFileError, SbdFileNotFoundError, SbdValueError
@@ -18,6 +19,11 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise SbdFileError(f"{path}: cannot be read: {error.strerror}") from None
     return decode_utf8(data, str(path))
+
+
+def read_standard_input() -> str:
+    """Raises SbdValueError."""
+    return decode_utf8(sys.stdin.buffer.read(), "standard input")
 
 
 def decode_utf8(data: bytes, source: str) -> str:

@@ -93,16 +93,15 @@ def note_interruption(count: int, total: int, out: Path | None) -> None:
     options.note(f"interrupted after {count} of {total} questions; {kept}")
 
 
+def print_engine(console: Console, report: dict[str, Any], asked: str = "") -> None:
+    """Which engine it was, and what was asked of it."""
+    engine = f"{report['model']} on {report['device']}, {report['n_threads']} threads"
+    console.print(one_line(f"{engine}, {asked}" if asked else engine), soft_wrap=True)
+
+
 def print_heading(console: Console, report: dict[str, Any]) -> None:
-    """What was asked of which engine."""
     how = "one at a time" if report["batch"] == 1 else f"in batches of {report['batch']}"
-    console.print(
-        one_line(
-            f"{report['model']} on {report['device']}, {report['n_threads']} threads, "
-            f"{report['answered']} questions {how}"
-        ),
-        soft_wrap=True,
-    )
+    print_engine(console, report, f"{report['answered']} questions {how}")
 
 
 def span(estimate: dict[str, float], scale: float, form: str, between: str = " to ") -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..sizes import shown
 from . import options
 from .options import one_line, print_json
 
@@ -109,10 +110,10 @@ def _print_summary(summary: dict[str, Any]) -> None:
 
 def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """Label and value of each line for people."""
-    types = ", ".join(f"{dtype} {_size(size)}" for dtype, size in summary["bytes_by_type"].items())
+    types = ", ".join(f"{dtype} {shown(size)}" for dtype, size in summary["bytes_by_type"].items())
     title = summary["file"] + (f" ({summary['name']})" if summary["name"] else "")
     lines = [
-        ("file", f"{title}, {_size(summary['file_bytes'])}"),
+        ("file", f"{title}, {shown(summary['file_bytes'])}"),
         ("parameters", f"{summary['parameters'] / 1e6:.1f} M in {summary['n_tensors']} tensors"),
         ("types", types or "none"),
         ("architecture", str(summary["architecture"])),
@@ -138,8 +139,8 @@ def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     lines += [(key, _value(value)) for key, value in summary["sbd"].items()]
     for i, (decoder, values) in enumerate((summary["decoders"] or {}).items()):
-        shown = ", ".join(f"{option} {_value(value)}" for option, value in values.items())
-        lines.append(("also" if i else "decoder", decoder + (f" ({shown})" if shown else "")))
+        listed = ", ".join(f"{option} {_value(value)}" for option, value in values.items())
+        lines.append(("also" if i else "decoder", decoder + (f" ({listed})" if listed else "")))
     if summary["problem"]:
         lines.append(("cannot run", summary["problem"]))
     return lines
@@ -153,11 +154,6 @@ def _context(config: dict[str, Any]) -> str:
             f"the model's {limit}"
         )
     return f"{limit} tokens"
-
-
-def _size(n_bytes: int) -> str:
-    power = min(max(n_bytes.bit_length() - 1, 0) // 10, 3)
-    return f"{n_bytes / 1024**power:.{min(power, 1)}f} {('bytes', 'KiB', 'MiB', 'GiB')[power]}"
 
 
 def _value(value: Any) -> str:

@@ -161,7 +161,7 @@ def with_decoding(command: Command) -> Command:
     """The command with a flag for each of the engine's options of decoding, behind --decoder; it
     gets them all as keywords."""
     own = signature(command, eval_str=True)
-    parameters = [p for p in own.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
+    taken = [p for p in own.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
     flags = [
         Parameter(
             option.name,
@@ -176,10 +176,10 @@ def with_decoding(command: Command) -> Command:
         )
         for option in _core.OPTIONS
     ]
-    behind = [p.name for p in parameters].index("decoder") + 1
-    parameters[behind:behind] = flags
-    command.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    behind = [p.name for p in taken].index("decoder") + 1
+    taken[behind:behind] = flags
+    command.__signature__ = own.replace(parameters=taken)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in taken}
     return command
 
 

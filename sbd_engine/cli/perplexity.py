@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +11,7 @@ import typer
 
 from ..errors import SbdValueError
 from . import experiment, options
-from .options import one_line, print_json
+from .options import print_json
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -103,11 +102,9 @@ def _model_and_file(paths: Sequence[Path]) -> tuple[Path | None, Path]:
 
 
 def _text(file: Path) -> str:
-    from ..text_file import decode_utf8, read_text
+    from ..text_file import read_standard_input, read_text
 
-    if str(file) == "-":
-        return decode_utf8(sys.stdin.buffer.read(), "standard input")
-    return read_text(file)
+    return read_standard_input() if str(file) == "-" else read_text(file)
 
 
 def _windows(tokenizer: Tokenizer, text: str, size: int) -> list[list[int]]:
@@ -147,10 +144,7 @@ def _print_report(report: dict[str, Any]) -> None:
 
     console = Console(markup=False)
     error = "" if report["error"] is None else f" +/- {report['error']:.4f}"
-    console.print(
-        one_line(f"{report['model']} on {report['device']}, {report['n_threads']} threads"),
-        soft_wrap=True,
-    )
+    experiment.print_engine(console, report)
     windows = "window" if report["windows"] == 1 else "windows"
     console.print(
         f"perplexity {report['perplexity']:.4f}{error}, {report['tokens']} tokens in "

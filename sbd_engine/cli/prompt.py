@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SbdValueError
-from ..text_file import decode_utf8, read_text
+from ..text_file import decode_utf8, read_standard_input, read_text
 
 
 def read_prompt(prompt: str | None, file: Path | None, escape: bool, chomp: bool) -> str:
@@ -24,7 +24,7 @@ def read_prompt(prompt: str | None, file: Path | None, escape: bool, chomp: bool
     if file is not None:
         text = read_text(file)
     elif piped:
-        text = decode_utf8(sys.stdin.buffer.read(), "standard input")
+        text = read_standard_input()
     else:
         raise SbdValueError("expected a prompt: give --prompt TEXT, --file FILE, or pipe it in")
     return re.sub(r"\r?\n\Z", "", text) if chomp else text
