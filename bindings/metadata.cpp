@@ -81,6 +81,12 @@ double shortest(float value) {
   return py::float_(py::str(digits.data(), static_cast<std::size_t>(end - digits.data())));
 }
 
+py::object to_object(const std::optional<OptionValue>& value) {
+  if (!value) return py::none();
+  if (const auto* number = std::get_if<float>(&*value)) return py::float_(shortest(*number));
+  return py::cast(*value);
+}
+
 }  // namespace
 
 py::dict to_dict(const Metadata& metadata) {
@@ -111,12 +117,6 @@ py::dict to_dict(const ModelConfig& config) {
   values["eos_token_ids"] = config.eos_token_ids;
   values["mask_token_id"] = config.mask_token_id;
   return values;
-}
-
-py::object to_object(const std::optional<OptionValue>& value) {
-  if (!value) return py::none();
-  if (const auto* number = std::get_if<float>(&*value)) return py::float_(shortest(*number));
-  return py::cast(*value);
 }
 
 py::dict to_dict(const DecoderOptions& defaults) {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
@@ -89,12 +89,9 @@ def named(name: str) -> str:
 
 def parse(arguments: Mapping[str, Any]) -> Parameters:
     """Checks names, types and ranges; errors name the argument and what was expected."""
-    options = {option.name for option in _core.OPTIONS}
-    known = [each.name for each in fields(Parameters) if each.name != "options"]
-    known += [option.name for option in _core.OPTIONS]
     for name in arguments:
-        if name not in known:
-            raise SbdTypeError(unknown("argument", str(name), known))
+        if name not in _CHECKS:
+            raise SbdTypeError(unknown("argument", str(name), [*_CHECKS]))
     if "prompt" not in arguments:
         raise SbdTypeError("expected a prompt: a string or a sequence of token ids, got none")
     checked: dict[str, Any] = {
@@ -102,7 +99,7 @@ def parse(arguments: Mapping[str, Any]) -> Parameters:
         for name, value in arguments.items()
         if value is not None or name == "prompt"
     }
-    asked = {name: checked.pop(name) for name in options & checked.keys()}
+    asked = {name: checked.pop(name) for name in _OPTIONS & checked.keys()}
     return Parameters(**checked, options=asked)
 
 
@@ -263,6 +260,7 @@ def _of(option: _core.Option) -> Callable[[str, Any], Any]:
     return _text if option.type == "str" else _where(option.expected, option.holds)
 
 
+_OPTIONS = {option.name for option in _core.OPTIONS}
 _BIAS = _where("as a finite number", lambda x: abs(x) <= _MAX_FLOAT32)
 _PENALTY = _where("from -2 to 2", lambda x: -2 <= x <= 2)
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {

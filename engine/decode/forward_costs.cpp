@@ -67,14 +67,12 @@ double ForwardCosts::least_ms(int rows) const {
   return least == 0 ? ms(rows) : least;
 }
 
-double RowPrice::ms(int rows) const {
-  const double alone = costs->ms(sequences) / sequences;
-  return alone + std::max(0.0, costs->ms(others + rows) - costs->ms(others + 1));
-}
+double RowPrice::ms(int rows) const { return part(costs->ms(others + rows)); }
 
-double RowPrice::least_ms(int rows) const {
-  const double alone = costs->ms(sequences) / sequences;
-  return alone + std::max(0.0, costs->least_ms(others + rows) - costs->ms(others + 1));
+double RowPrice::least_ms(int rows) const { return part(costs->least_ms(others + rows)); }
+
+double RowPrice::part(double forward_ms) const {
+  return costs->ms(sequences) / sequences + std::max(0.0, forward_ms - costs->ms(others + 1));
 }
 
 }  // namespace sbd

@@ -49,6 +49,10 @@ struct RowPrice {
   double ms(int rows) const;
   // As little as it can be, by what has been measured.
   double least_ms(int rows) const;
+
+ private:
+  // Of a forward that takes so long with all its rows.
+  double part(double forward_ms) const;
 };
 
 }  // namespace sbd

@@ -10,7 +10,7 @@ namespace {
 
 DraftPolicy make_policy(const LosslessMethod& method, float temperature) {
   const Draft start{.size = method.block_size, .boldness = kAsWritten};
-  if (method.history == nullptr) return DraftPolicy({.size = start.size, .boldness = kAsWritten});
+  if (method.history == nullptr) return DraftPolicy(start);
   return {start, method.rule_kept, !method.fused, temperature, method.history};
 }
 
@@ -52,19 +52,20 @@ Block LosslessDecoder::next_block(int size) const {
   return block;
 }
 
-int LosslessDecoder::draft_size(const Budget& budget) const {
-  if (draft_ends() || !(method_.fused || drafts_behind_known())) return 1;
+std::optional<Block> LosslessDecoder::next_draft(const Budget& budget) const {
+  if (draft_ends() || !(method_.fused || drafts_behind_known())) return std::nullopt;
   const int left = task_.tokens_wanted() - behind();
   // A row that is verified anyway decides the text's last token.
   Draft draft = policy_.choose(budget.price, std::max(1, method_.fused ? left - 1 : left));
-  if (draft.alone && drafted_ && pending_.size() > 1) return 1;
+  if (draft.alone && drafted_ && pending_.size() > 1) return std::nullopt;
   if (!policy_.fixed()) {
     const int rows = method_.fused ? static_cast<int>(pending_.size()) : 0;
     draft.size = std::clamp(budget.rows - rows, 1, draft.size);
   }
-  if (draft.size == 1) return 1;
-  const Block block = next_block(draft.size);
-  return guesses_of(block).empty() ? 1 : block.size();
+  if (draft.size == 1) return std::nullopt;
+  Block block = next_block(draft.size);
+  if (guesses_of(block).empty()) return std::nullopt;
+  return block;
 }
 
 // A draft, all of a prompt, or a part of a long one, which leaves the block some to go with.
@@ -91,10 +92,10 @@ int LosslessDecoder::most_positions() const {
 Demand LosslessDecoder::demand() const {
   const bool prompt = cached_ < static_cast<int>(task_.prompt.size());
   const int all = static_cast<int>(pending_.size());
-  const int size = pending_.empty() ? block_.size() : draft_size({.rows = 0});
-  const int block_rows = size > 1 ? size : 0;
-  if (pending_.empty() || (drafts_behind_known() && block_rows > 0)) {
-    return {.least_rows = size, .prompt_rows = 0};
+  const std::optional<Block> block = pending_.empty() ? block_ : next_draft({.rows = 0});
+  const int block_rows = block ? block->size() : 0;
+  if (pending_.empty() || (block && drafts_behind_known())) {
+    return {.least_rows = block_rows, .prompt_rows = 0};
   }
   const int rows = pending_rows(0, block_rows);
   return {.least_rows = rows + (drafted_ || rows == all ? block_rows : 0),
@@ -103,37 +104,30 @@ Demand LosslessDecoder::demand() const {
 
 Plan LosslessDecoder::plan(const Budget& budget) const {
   Plan plan{.segments = {}, .start = cached_};
-  Block block = block_;
-  bool drafts = pending_.empty();
+  std::optional<Block> block = pending_.empty() ? block_ : next_draft(budget);
   // Behind the text, whose newest token it begins with.
   std::span<const TokenId> draft;
-  if (!drafts) {
-    const int size = draft_size(budget);
-    const int block_rows = size > 1 ? size : 0;
-    drafts = block_rows > 0;
-    if (drafts) block = next_block(size);
-    if (!drafts || !drafts_behind_known()) {
-      const int rows = pending_rows(budget.rows, block_rows);
-      const bool whole = drafted_ || rows == static_cast<int>(pending_.size());
-      drafts = drafts && whole;
-      if (drafted_) draft = std::span<const TokenId>(pending_).subspan(1);
-      Segment commit{.tokens = {pending_.begin(), pending_.begin() + rows},
-                     .sampling = task_.sampling};
-      // Every row of a draft is asked for the token behind it, of other rows the last one.
-      for (int row = drafted_ ? 0 : rows - 1; whole && row < rows; ++row) {
-        commit.outputs.push_back(row);
-        if (rules_.none()) continue;
-        const auto before = draft.first(drafted_ ? static_cast<std::size_t>(row) : 0);
-        commit.asks.push_back(rules_.ask(before));
-      }
-      plan.segments.push_back(std::move(commit));
+  if (!pending_.empty() && !(block && drafts_behind_known())) {
+    const int rows = pending_rows(budget.rows, block ? block->size() : 0);
+    const bool whole = drafted_ || rows == static_cast<int>(pending_.size());
+    if (!whole) block.reset();
+    if (drafted_) draft = std::span<const TokenId>(pending_).subspan(1);
+    Segment commit{.tokens = {pending_.begin(), pending_.begin() + rows},
+                   .sampling = task_.sampling};
+    // Every row of a draft is asked for the token behind it, of other rows the last one.
+    for (int row = drafted_ ? 0 : rows - 1; whole && row < rows; ++row) {
+      commit.outputs.push_back(row);
+      if (rules_.none()) continue;
+      const auto before = draft.first(drafted_ ? static_cast<std::size_t>(row) : 0);
+      commit.asks.push_back(rules_.ask(before));
     }
+    plan.segments.push_back(std::move(commit));
   }
-  if (drafts) {
-    Segment masks{.tokens = block.tokens(),
+  if (block) {
+    Segment masks{.tokens = block->tokens(),
                   .attention = Attention::block,
                   .kv = Kv::scratch,
-                  .outputs = guesses_of(block),
+                  .outputs = guesses_of(*block),
                   .decides = 0,
                   .sampling = task_.sampling};
     masks.adapted = method_.adapted;

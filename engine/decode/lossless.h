@@ -17,6 +17,9 @@
 // How long a block is, and whether it is verified alone, the policy says.
 #pragma once
 
+#include <memory>
+#include <optional>
+
 #include "decode/block.h"
 #include "decode/decoder.h"
 #include "decode/draft_policy.h"
@@ -53,9 +56,9 @@ class LosslessDecoder final : public Decoder {
   int behind() const;
   // The block that a draft would be, its first token the known one where it begins with that.
   Block next_block(int size) const;
-  // Of the next block, where it comes with the pending tokens or, drafted behind the known token,
-  // in their place; 1: there is none.
-  int draft_size(const Budget& budget) const;
+  // The next block, where it comes with the pending tokens or, drafted behind the known token, in
+  // their place.
+  std::optional<Block> next_draft(const Budget& budget) const;
   bool drafts_behind_known() const;
   int pending_rows(int budget, int block_rows) const;
   // How many tokens of the draft are next-token decoding's own, `next` being its rows' statistics.
