@@ -20,10 +20,11 @@ constexpr float kRememberedInAll = 0.99f;
 
 constexpr double kHoped = 0.9;  // agreement of drafts that are tried again
 
-// A draft has to promise that much more than none: estimates are off by a few per cent, and what
-// rows add to a shared forward, a difference of two of them, by more.
+// A draft has to promise that much more than none: estimates are off by a few per cent. What rows
+// add to a shared forward is a difference of two of them, whose noise is that of the whole forward,
+// not of a sequence's part: the most promising of many drafts is mostly the one it flatters.
 constexpr double kWorthwhile = 1.04;
-constexpr double kMoreForEachOther = 0.07, kMaxWorthwhile = 1.3;
+constexpr double kMaxWorthwhile = 2;
 // Rounds until the choice is looked at again. Doing so takes microseconds, a small model's forward
 // some tens of them.
 constexpr int kRoundsOfNone = 16;
@@ -35,7 +36,7 @@ constexpr int kRefreshing = 2;
 constexpr int kMaxNever = 10;
 // Rounds between two looks at what else might be better.
 constexpr int kExplore = 16;
-constexpr double kExploring = 0.01;  // share of the time
+constexpr double kExploring = 0.006;  // share of the time
 
 }  // namespace
 
@@ -171,7 +172,7 @@ Draft DraftPolicy::decide(const RowPrice& price, int most) const {
     return {};
   }
   const double worthwhile =
-      std::min(kMaxWorthwhile, kWorthwhile + kMoreForEachOther * (price.sequences - 1));
+      std::min(kMaxWorthwhile, kWorthwhile + price.costs->noise() * (price.sequences - 1));
   const DraftOption none{{}, 1, price.ms(1)};
   DraftOption best = none;
   const auto consider = [&](const DraftOption& option, double worth) {

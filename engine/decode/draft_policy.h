@@ -8,7 +8,7 @@
 //
 // How many tokens a draft gains is learnt from those before it, by the slots of a block, from each
 // text and, as what its first draft goes by, from all of them. Where drafting does not pay it is
-// tried again now and then, for at most a hundredth of the time.
+// tried again now and then, for less than a hundredth of the time.
 #pragma once
 
 #include <array>

@@ -1,6 +1,7 @@
 #include "decode/forward_costs.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace sbd {
 
@@ -25,7 +26,11 @@ void ForwardCosts::record(int rows, double ms) {
   place.last = ++recorded_;
   place.times = std::min(place.times + 1, kSteady);
   // One that was interrupted says little: it counts as twice the usual at most.
-  if (place.times > 1) ms = std::min(ms, 2 * place.ms);
+  if (place.times > 1) {
+    ms = std::min(ms, 2 * place.ms);
+    constexpr double kNewest = 1.0 / 32;
+    noise_ += kNewest * (std::abs(ms / place.ms - 1) - noise_);
+  }
   place.rows += (rows - place.rows) / place.times;
   place.ms += (ms - place.ms) / place.times;
 }

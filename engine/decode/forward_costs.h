@@ -18,6 +18,8 @@ class ForwardCosts {
   double ms(int rows) const;
   // What is known for sure of a forward of no fewer rows.
   double least_ms(int rows) const;
+  // By what share the times of like forwards differ from each other.
+  double noise() const { return noise_; }
   // Forwards recorded since one of about so many rows was; kNever where none was.
   static constexpr int kNever = std::numeric_limits<int>::max();
   int age(int rows) const;
@@ -37,6 +39,7 @@ class ForwardCosts {
   std::array<Measured, kRows.size()> measured_{};
   int max_rows_ = 0;
   int recorded_ = 0;
+  double noise_ = 0.05;  // until it is known
 };
 
 // What rows cost one sequence of a forward that several share: its part of the forward that has a

@@ -259,7 +259,7 @@ TEST(scheduler_decoding_goes_on_while_prompts_are_read) {
   scheduler.step();
   std::set<SequenceId> reading;
   for (unsigned i = 0; i < 8; ++i) {
-    const Tokens prompt = prompt_of(150, 30 + i);
+    const Tokens prompt = prompt_of(90, 30 + i);
     reading.insert(scheduler.add(prompt, decoder_of(ntp, prompt, 1)));
   }
   std::map<SequenceId, Told> told;
