@@ -134,8 +134,8 @@ void DraftPolicy::verified(const Draft& draft, int guesses, int forwards, int ke
   const auto at = static_cast<std::size_t>(draft.boldness);
   counts_[at].record(guesses, forwards, kept, kRememberedInText);
   history_->of(known_, temperature_)[at].record(guesses, forwards, kept, kRememberedInAll);
-  if (std::exchange(tried_, false)) {
-    history_->earn(kept);
+  if (const double worth = std::exchange(tried_, 0); worth > 0) {
+    history_->earn(std::max(0.0, (kept + 2) / worth - 2));
     until_ = rounds_;  // whether it was worth it
   }
 }
@@ -183,13 +183,14 @@ Draft DraftPolicy::decide(const RowPrice& price, int most) const {
     consider(this->best(price, most, Hope::none, boldness), best.draft.size == 1 ? worthwhile : 1);
   }
   until_ = rounds_ + (best.draft.size == 1 ? kRoundsOfNone : kRoundsOfDrafts);
-  if (best.draft.size == 1) return try_again(price, most, none);
+  if (best.draft.size == 1) return try_again(price, most, none, worthwhile);
   if (rounds_ - explored_ >= kExplore) return explore(price, most, best);
   return best.draft;
 }
 
 // A draft where none is worth it, as long as one would be if it agreed.
-Draft DraftPolicy::try_again(const RowPrice& price, int most, const DraftOption& none) const {
+Draft DraftPolicy::try_again(const RowPrice& price, int most, const DraftOption& none,
+                             double worth) const {
   if (history_->credit() < 1) return none.draft;
   const DraftOption hoped = best(price, most, Hope::drafts_agree, start_.boldness);
   if (hoped.ms == 0 || hoped.rate() < kWorthwhile * none.rate()) return none.draft;
@@ -198,7 +199,7 @@ Draft DraftPolicy::try_again(const RowPrice& price, int most, const DraftOption&
   const double in_vain = ms / none.ms - (known_ ? 1 : 2);
   if (in_vain > history_->credit()) return none.draft;
   history_->spend(in_vain);
-  tried_ = true;
+  tried_ = worth / kWorthwhile;
   until_ = rounds_ + 1;
   return {size, true, hoped.draft.boldness};
 }
@@ -220,7 +221,7 @@ Draft DraftPolicy::explore(const RowPrice& price, int most, const DraftOption& b
   const double in_vain = std::max(0.0, ms * best.rate() - (costs ? hoped.tokens : 1));
   if (in_vain > history_->credit()) return best.draft;
   history_->spend(in_vain);
-  tried_ = true;
+  tried_ = 1;
   until_ = rounds_ + 1;
   return hoped.draft;
 }

@@ -111,7 +111,7 @@ class DraftPolicy {
 
   DraftOption best(const RowPrice& price, int most, Hope hope, int boldness) const;
   Draft decide(const RowPrice& price, int most) const;
-  Draft try_again(const RowPrice& price, int most, const DraftOption& none) const;
+  Draft try_again(const RowPrice& price, int most, const DraftOption& none, double worth) const;
   Draft explore(const RowPrice& price, int most, const DraftOption& best) const;
 
   bool fixed_;
@@ -125,11 +125,13 @@ class DraftPolicy {
   // What was chosen last, and the round from which it is chosen anew.
   mutable Draft chosen_;
   mutable int until_ = 0;
-  mutable int refreshed_ = 0;   // the round in which the cost of no draft was last looked at
-  mutable int never_ = 0;       // times that it was not known at all
-  mutable int explored_ = 0;    // the round of the last look at something else
-  mutable int turn_ = 0;        // at which
-  mutable bool tried_ = false;  // a draft is under way that was not the best by what is known
+  mutable int refreshed_ = 0;  // the round in which the cost of no draft was last looked at
+  mutable int never_ = 0;      // times that it was not known at all
+  mutable int explored_ = 0;   // the round of the last look at something else
+  mutable int turn_ = 0;       // at which
+  // A draft is under way that was not the best by what is known: to be worth it, it has to be so
+  // many times as good. 0: none is.
+  mutable double tried_ = 0;
 };
 
 }  // namespace sbd

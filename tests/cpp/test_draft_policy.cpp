@@ -284,6 +284,31 @@ TEST(draft_policy_shrinks_drafts_among_many) {
   CHECK_EQ(chosen(64), 1);
 }
 
+// What rows add to a noisy forward nobody knows to a few per cent.
+TEST(draft_policy_wants_more_where_times_are_noisy) {
+  const auto drafts = [](double noise) {  // of 200 rounds
+    DraftPolicy policy({.size = 16}, true, false, 0.0f, std::make_shared<DraftHistory>());
+    ForwardCosts costs;
+    for (int i = 0; i < 100; ++i) {
+      for (const int rows : {16, 24, 32, 48, 64}) {
+        costs.record(rows, (1 + rows / 40.0) * (i % 2 ? 1 + noise : 1 - noise));
+      }
+    }
+    int drafted = 0;
+    for (int i = 0; i < 200; ++i) {
+      const Draft draft = policy.choose({&costs, 16, 15}, kMaxDraft);
+      if (draft.size > 1) {
+        policy.verified(draft, draft.size - 1, 1, std::min(draft.size - 1, 4));
+        ++drafted;
+      }
+      policy.ran(1);
+    }
+    return drafted;
+  };
+  CHECK(drafts(0.005) > 150);
+  CHECK(drafts(0.15) < 20);
+}
+
 TEST(draft_policy_keeps_what_is_asked_for) {
   DraftPolicy fixed({.size = 16, .boldness = kAsWritten});
   ForwardCosts costs;
