@@ -289,7 +289,7 @@ void meet_warp(const char* kind, void* mine, WarpWork work) {
   if (warp.meeting.arrived == 0) {
     warp.kind = kind;
     warp.work = work;
-  } else if (std::strcmp(warp.kind, kind) != 0) {
+  } else if (warp.kind != kind && std::strcmp(warp.kind, kind) != 0) {
     stop("the lanes of a warp are at different instructions");
   }
   warp.lanes[current->lane] = mine;

@@ -1,4 +1,4 @@
-"""Builds the C++ tests, warnings as errors, and runs them on every instruction set."""
+"""Builds the C++ tests and runs them on every instruction set."""
 
 from __future__ import annotations
 

@@ -73,18 +73,29 @@ __global__ void __launch_bounds__(kThreads) peak_read(ReadArgs a) {
   if (all == 1) *a.sink = all;  // never
 }
 
+template <typename Work>
+double seconds(cudaStream_t stream, Work work) {
+  Event begin, end;
+  begin.record(stream);
+  work();
+  end.record(stream);
+  return std::max(microseconds(begin, end), 1e-3) * 1e-6;
+}
+
 // The most of `amount` a second that a few tries of work reach.
 template <typename Work>
 double best_rate(double amount, cudaStream_t stream, Work work) {
-  Event begin, end;
   double best = 0;
-  for (int i = 0; i < kTries; ++i) {
-    begin.record(stream);
-    work();
-    end.record(stream);
-    best = std::max(best, amount / (std::max(microseconds(begin, end), 1e-3) * 1e-6));
-  }
+  for (int i = 0; i < kTries; ++i) best = std::max(best, amount / seconds(stream, work));
   return best;
+}
+
+// The same, of rounds of `amount` each, as many as take a millisecond or more.
+template <typename Work>
+double best_rate_of_rounds(double amount, cudaStream_t stream, Work work) {
+  int rounds = 64;
+  while (rounds < 1 << 20 && seconds(stream, [&] { work(rounds); }) < 1e-3) rounds *= 2;
+  return best_rate(amount * rounds, stream, [&] { work(rounds); });
 }
 
 }  // namespace
@@ -104,12 +115,13 @@ Peaks CudaBackend::measure_peaks() {
                          [&] { launch(peak_read, grid, reads, stream_, false); });
   const double threads = static_cast<double>(grid.x) * grid.threads;
   constexpr double kProducts = 2.0 * 16 * 8 * 16 / kWarp;  // operations of a lane's share
-  const DotsArgs args{memory.as<float>(), 2000};
-  const double rounds = static_cast<double>(args.rounds) * kChains * threads;
-  peaks.bf16 = best_rate(kProducts * rounds, stream_,
-                         [&] { launch(peak_bf16, grid, args, stream_, false); });
-  peaks.f32 =
-      best_rate(2.0 * rounds, stream_, [&] { launch(peak_f32, grid, args, stream_, false); });
+  const auto dots = [&](auto kernel, double operations) {
+    return best_rate_of_rounds(operations * kChains * threads, stream_, [&](int rounds) {
+      launch(kernel, grid, DotsArgs{memory.as<float>(), rounds}, stream_, false);
+    });
+  };
+  peaks.bf16 = dots(peak_bf16, kProducts);
+  peaks.f32 = dots(peak_f32, 2);
   peaks.f16 = peaks.int8 = peaks.bf16;  // halves, and quants as such: at the same rate
   return peaks;
 }
