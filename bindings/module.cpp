@@ -173,6 +173,21 @@ std::optional<Event> next_event(Inbox& inbox, bool wait) {
   }
 }
 
+py::dict usage(const Loop& loop) {
+  const Usage usage = loop.usage();
+  py::dict values;
+  values["forwards"] = usage.forwards;
+  values["rows"] = usage.rows;
+  values["prompt_rows"] = usage.prompt_rows;
+  values["prompt_tokens"] = usage.prompt_tokens;
+  values["cached_tokens"] = usage.cached_tokens;
+  values["kv_used"] = usage.kv_used;
+  values["kv_cached"] = usage.kv_cached;
+  values["admitted"] = usage.admitted;
+  values["waiting"] = usage.waiting;
+  return values;
+}
+
 // By name: the decoder, and the options that decide what it does.
 py::dict resolve(const Loop& loop, const Request& request) {
   const auto& [decoder, options] = loop.engine()->resolve(request);
@@ -400,6 +415,10 @@ PYBIND11_MODULE(_core, module) {
                              [](const Loop& loop) { return loop.engine()->kv_budget(); })
       .def_property_readonly("prefix_cache",
                              [](const Loop& loop) { return loop.engine()->prefix_cache(); })
+      .def_property_readonly("kv_positions",
+                             [](const Loop& loop) { return loop.engine()->kv_positions(); })
+      .def_property_readonly("decoders", [](const Loop& loop) { return loop.engine()->decoders(); })
+      .def_property_readonly("usage", &usage)
       .def_property_readonly("device", [](const Loop& loop) { return loop.engine()->device(); })
       .def_property_readonly("auto_decoder",
                              [](const Loop& loop) { return loop.engine()->auto_decoder(); })

@@ -16,6 +16,7 @@
 #include "core/error.h"
 #include "core/interrupt.h"
 #include "core/notice.h"
+#include "decode/registry.h"
 #include "decode_defaults.h"
 #include "format/gguf.h"
 #include "model/transformer.h"
@@ -158,6 +159,9 @@ std::size_t Engine::kv_budget() const { return scheduler_->options().kv_budget; 
 std::size_t Engine::prefix_cache() const { return scheduler_->options().prefix_cache; }
 std::string Engine::device() const { return backend_->description(); }
 std::string Engine::auto_decoder() const { return defaults_.named.front(); }
+std::vector<std::string> Engine::decoders() const { return able_decoders(defaults_, n_ctx_); }
+Usage Engine::usage() const { return scheduler_->usage(); }
+int Engine::kv_positions() const { return scheduler_->most_positions(); }
 Peaks Engine::measure_peaks() { return backend_->measure_peaks(); }
 
 Engine::Resolved Engine::resolve(const Request& request) const {

@@ -54,6 +54,13 @@ class Engine {
   std::size_t prefix_cache() const;  // bytes
   std::string device() const;        // the backend and its instruction set, such as "cpu (avx512)"
 
+  // Of its sequences. Not while another thread steps.
+  Usage usage() const;
+  // The longest text, prompt and all, whose cache the kv_budget could hold.
+  int kv_positions() const;
+
+  // The decoders that can run, each with the file's options.
+  std::vector<std::string> decoders() const;
   // What "auto" stands for: the first of the file's decoders.
   std::string auto_decoder() const;
 

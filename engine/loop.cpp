@@ -71,6 +71,11 @@ int Loop::n_sequences() const {
   return static_cast<int>(sequences_.size());
 }
 
+Usage Loop::usage() const {
+  const Lock lock(mutex_);
+  return usage_;
+}
+
 void Loop::close() {
   std::shared_ptr<Engine> engine;  // freed without the lock
   Lock lock(mutex_);
@@ -102,6 +107,7 @@ void Loop::end_turn(Lock& lock) {
     for (const SequenceId id : leaving) engine->remove(id);
     lock.lock();
   }
+  if (engine_) usage_ = engine_->usage();
   in_turn_ = false;
   owner_ = {};
   pass_turn();

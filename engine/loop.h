@@ -53,6 +53,8 @@ class Loop {
 
   // Sequences that have not had their last event.
   int n_sequences() const;
+  // Of the engine, as of its last forward.
+  Usage usage() const;
 
   // Calls fn(engine) while no forward runs.
   template <typename Fn>
@@ -100,6 +102,7 @@ class Loop {
 
   mutable std::mutex mutex_;  // of all below, and of the inboxes; never held through a forward
   std::shared_ptr<Engine> engine_;
+  Usage usage_;
   std::string gone_;  // why there is no engine
   bool survives_fork_;
   bool in_turn_ = false;

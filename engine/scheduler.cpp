@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <new>
+#include <ranges>
 #include <utility>
 
 #include "core/error.h"
@@ -34,6 +35,22 @@ int Scheduler::Sequence::shared_positions() const {
 
 Scheduler::Scheduler(Transformer& model, const SchedulerOptions& options)
     : model_(model), options_(options) {}
+
+Usage Scheduler::usage() const {
+  Usage usage = counted_;
+  usage.kv_used = used_bytes_;
+  usage.kv_cached = parked_bytes_;
+  usage.waiting = static_cast<int>(waiting_.size());
+  usage.admitted = static_cast<int>(sequences_.size()) - usage.waiting;
+  return usage;
+}
+
+int Scheduler::most_positions() const {
+  const auto positions = std::views::iota(1, options_.n_ctx + 1);
+  const auto first_too_long = std::ranges::partition_point(
+      positions, [&](int n) { return bytes(n) <= options_.kv_budget; });
+  return static_cast<int>(first_too_long - positions.begin());
+}
 
 bool Scheduler::fits(std::size_t more_bytes) const {
   return used_bytes_ + parked_bytes_ + more_bytes <= options_.kv_budget;
@@ -150,6 +167,8 @@ void Scheduler::start(Sequence& sequence, const Lender& lender) {
   sequence.kv->truncate(lender.n);
   if (lender.n > 0) sequence.decoder->begin_behind(lender.n);
   sequence.prompt_read = sequence.cached_tokens = lender.n;
+  counted_.prompt_tokens += sequence.prompt_tokens;
+  counted_.cached_tokens += lender.n;
   used_bytes_ += sequence.bytes;
   living_.add(sequence.sharing.kind, {sequence.prompt().begin(), sequence.prompt().end()},
               sequence.id);
@@ -307,6 +326,8 @@ void Scheduler::run(std::span<const Turn> turns, std::vector<SequenceEvents>& ha
         std::chrono::steady_clock::now() - begin;
     costs_.record(n_rows, elapsed.count());
     if (!reads) decoding_costs_.record(n_rows, elapsed.count());
+    ++counted_.forwards;
+    counted_.rows += n_rows;
   } catch (const Error& failed) {
     if (failed.kind() == ErrorKind::device) throw;
     error = failed.what();
@@ -335,9 +356,11 @@ void Scheduler::run(std::span<const Turn> turns, std::vector<SequenceEvents>& ha
                             events.committed.end());
     const int read =
         std::clamp(starts[i] + plan.n_rows(), sequence->prompt_read, sequence->prompt_tokens);
+    const int prompt_rows = read - std::exchange(sequence->prompt_read, read);
+    counted_.prompt_rows += prompt_rows;
     happened.push_back({.id = sequence->id,
                         .events = std::move(events),
-                        .prompt_rows = read - std::exchange(sequence->prompt_read, read),
+                        .prompt_rows = prompt_rows,
                         .cached_tokens = sequence->begun ? 0 : sequence->cached_tokens});
     sequence->begun = true;
   }

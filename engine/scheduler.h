@@ -44,6 +44,19 @@ struct SchedulerOptions {
   std::size_t prefix_cache = 0;  // of these, what ended sequences may leave
 };
 
+// What a scheduler has done so far, and what its caches take now.
+struct Usage {
+  std::int64_t forwards = 0;
+  std::int64_t rows = 0;           // of these
+  std::int64_t prompt_rows = 0;    // of these, of prompts
+  std::int64_t prompt_tokens = 0;  // of admitted sequences
+  std::int64_t cached_tokens = 0;  // of these, what another sequence had left
+  std::size_t kv_used = 0;         // bytes of the budget, by admitted sequences
+  std::size_t kv_cached = 0;       // by what ended ones left
+  int admitted = 0;
+  int waiting = 0;  // for room in the budget
+};
+
 class Scheduler {
  public:
   // Rows of a forward at most, where one sequence does not need more: they bound the activations'
@@ -53,6 +66,9 @@ class Scheduler {
   Scheduler(Transformer& model, const SchedulerOptions& options);
 
   const SchedulerOptions& options() const { return options_; }
+  Usage usage() const;
+  // The longest cache that the budget can hold.
+  int most_positions() const;
 
   // Bytes of the budget that it may come to need. Refuses what the budget could never hold.
   std::size_t check(const Decoder& decoder) const;
@@ -123,6 +139,7 @@ class Scheduler {
   ForwardCosts costs_;
   ForwardCosts decoding_costs_;  // without prompts, whose rows want no statistics
 
+  Usage counted_;  // what only grows
   SequenceId next_id_ = 1;
   SequenceId next_turn_ = 1;  // the decoding sequence that the next forward begins with
   std::map<SequenceId, Sequence> sequences_;

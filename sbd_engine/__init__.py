@@ -17,7 +17,7 @@ from importlib.util import find_spec, module_from_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .completion import Chunk, Completion, Reveal, Scores, Stats, TokenLogprob
+    from .completion import Chunk, Completion, Reveal, Scores, Stats, TokenLogprob, Usage
     from .engine import Engine
     from .errors import (
         SbdDeviceError,
@@ -49,10 +49,11 @@ __all__ = [
     "Stream",
     "TokenLogprob",
     "Tokenizer",
+    "Usage",
 ]
 
 _HOMES = {
-    "completion": ("Chunk", "Completion", "Reveal", "Scores", "Stats", "TokenLogprob"),
+    "completion": ("Chunk", "Completion", "Reveal", "Scores", "Stats", "TokenLogprob", "Usage"),
     "engine": ("Engine",),
     "streams": ("AsyncStream", "Stream"),
     "tokenizer": ("Tokenizer",),

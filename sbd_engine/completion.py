@@ -80,6 +80,27 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """Of an engine, as of its last forward.
+
+    forwards, rows, prompt_rows: of all its forwards, and how many of their rows were of prompts.
+    prompt_tokens, cached_tokens: of all prompts that were begun, and how many of these were found
+    in what another text had left. kv_used, kv_cached: bytes of the kv_budget that texts need, and
+    that ended ones left. admitted, waiting: texts that run, and that wait for room in the budget.
+    """
+
+    forwards: int
+    rows: int
+    prompt_rows: int
+    prompt_tokens: int
+    cached_tokens: int
+    kv_used: int
+    kv_cached: int
+    admitted: int
+    waiting: int
+
+
+@dataclass(frozen=True)
 class Completion:
     """text: what was generated, without a closing end-of-sequence token or stop string.
     tokens: the new token ids, a closing end-of-sequence token included; with a stop string, up to

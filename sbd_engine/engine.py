@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from . import _core
-from .completion import Completion, Scores
+from .completion import Completion, Scores, Usage
 from .errors import SbdError, SbdTypeError, SbdValueError
 from .model_file import ModelPath, existing, model_file
 from .parameters import (
@@ -184,6 +184,21 @@ class Engine:
         """Bytes of the kv_budget that ended texts may leave for later ones."""
         return self._core.prefix_cache
 
+    @property
+    def kv_positions(self) -> int:
+        """Tokens of the longest text, prompt and all, that the kv_budget could hold."""
+        return self._core.kv_positions
+
+    @property
+    def decoders(self) -> list[str]:
+        """Those that can run with this file."""
+        return self._core.decoders
+
+    @property
+    def usage(self) -> Usage:
+        """What the engine has done so far, and what its caches take now."""
+        return Usage(**self._core.usage)
+
     # ---- generation ----
 
     def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Completion:
@@ -253,6 +268,10 @@ class Engine:
         called = time.perf_counter()
         prepared = self._prepare({"prompt": prompt, **options})
         return AsyncStream(self._courier_here(), prepared, called)
+
+    def check(self, prompt: Prompt, **options: Unpack[Options]) -> None:
+        """Raises what `generate` would before it starts."""
+        self._core.check(self._prepare({"prompt": prompt, **options}).request)
 
     def generate_batch(
         self, prompts: Iterable[Prompt | Mapping[str, Any]], **options: Unpack[Options]

@@ -18,8 +18,21 @@ def finite(value: Any) -> Any:
 
 def parse_json(text: str) -> Any:
     """Raises ValueError for all that cannot be read, whatever it is that stops the parser."""
+    return _parsed(text)
+
+
+def parse_strict_json(text: str) -> Any:
+    """The same, without the NaN and Infinity that Python adds to JSON."""
+    return _parsed(text, parse_constant=_no_constant)
+
+
+def _no_constant(name: str) -> None:
+    raise json.JSONDecodeError(f"{name} is no number in JSON", name, 0)
+
+
+def _parsed(text: str, **settings: Any) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, **settings)
     except json.JSONDecodeError:
         raise
     except ValueError:  # Python's limit, with advice for programmers

@@ -90,12 +90,12 @@ def named(name: str) -> str:
 def parse(arguments: Mapping[str, Any]) -> Parameters:
     """Checks names, types and ranges; errors name the argument and what was expected."""
     for name in arguments:
-        if name not in _CHECKS:
-            raise SbdTypeError(unknown("argument", str(name), [*_CHECKS]))
+        if name not in CHECKS:
+            raise SbdTypeError(unknown("argument", str(name), [*CHECKS]))
     if "prompt" not in arguments:
         raise SbdTypeError("expected a prompt: a string or a sequence of token ids, got none")
     checked: dict[str, Any] = {
-        name: _CHECKS[name](named(name), value)
+        name: CHECKS[name](named(name), value)
         for name, value in arguments.items()
         if value is not None or name == "prompt"
     }
@@ -263,7 +263,7 @@ def _of(option: _core.Option) -> Callable[[str, Any], Any]:
 _OPTIONS = {option.name for option in _core.OPTIONS}
 _BIAS = _where("as a finite number", lambda x: abs(x) <= _MAX_FLOAT32)
 _PENALTY = _where("from -2 to 2", lambda x: -2 <= x <= 2)
-_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "prompt": _prompt,
     "max_tokens": _at_least(1),
     "decoder": _text,

@@ -13,6 +13,7 @@ from .eval import evaluate
 from .inspect import inspect
 from .perplexity import perplexity
 from .run import run
+from .serve import serve
 from .set_keys import set_keys
 from .sweep import sweep
 
@@ -37,6 +38,7 @@ app.command()(bench)
 app.command("eval")(evaluate)
 app.command()(sweep)
 app.command()(perplexity)
+app.command()(serve)
 app.command("set")(set_keys)
 
 # Boxes around the help of less width would cut the names of options.

@@ -343,7 +343,7 @@ class TestSession:
 
         table = {option.name: option.type for option in _core.OPTIONS}
         names = {field.name for field in fields(parameters.Parameters)} - {"options"} | {*table}
-        assert set(parameters._CHECKS) == names
+        assert set(parameters.CHECKS) == names
         typed = parameters.Options.__annotations__
         assert set(typed) == names - {"prompt"}
         for name, type in table.items():

@@ -1,0 +1,1 @@
+"""An engine behind the interface that OpenAI's clients speak."""
