@@ -242,6 +242,7 @@ def _boolean(name: str, value: Any) -> bool:
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise SbdTypeError(f"expected {name} as a string, got {value!r}")
+    check_utf8(name, value)
     return value
 
 

@@ -15,11 +15,12 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..errors import SbdError
 from . import fields, metrics
 from .answers import Answer
 from .choices import ChatChoice, CompletionChoice
 from .edge import Edge, Limits, Visit
-from .errors import ApiError
+from .errors import ApiError, failed
 from .fields import Asked
 from .model import Model
 from .texts import Task
@@ -82,6 +83,8 @@ class Service:
             app.add_api_route(path, endpoint, methods=[method], response_model=None)
         app.add_exception_handler(ApiError, _answer_error)
         app.add_exception_handler(HTTPException, _answer_http_error)
+        app.add_exception_handler(SbdError, _answer_fault)
+        app.add_exception_handler(Exception, _answer_fault)
         return app
 
     # ---- texts ----
@@ -262,6 +265,11 @@ def _seed() -> int:
 def _answer_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return JSONResponse(error.body(), error.status, error.headers)
+
+
+def _answer_fault(_: Request, error: Exception) -> Response:
+    told = failed(error)
+    return JSONResponse(told.body(), told.status, told.headers)
 
 
 def _answer_http_error(request: Request, error: Exception) -> Response:

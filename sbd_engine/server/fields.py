@@ -160,7 +160,7 @@ def _token_ids(name: str, value: list[Any]) -> list[int]:
 def _prompts(name: str, value: Any) -> list[str | list[int]]:
     """A string, several, token ids, or several of those: as a list of prompts."""
     if isinstance(value, str):
-        return [_text(name, value)]
+        return [CHECKS["prompt"](name, value)]
     values = _array(name, value)
     if not values:
         raise SbdValueError(f"expected {name} with something in it, got an empty array")
@@ -173,7 +173,7 @@ def _prompts(name: str, value: Any) -> list[str | list[int]]:
                 f"expected {name} as strings or as arrays of token ids, got {_kind(each)} at "
                 f"position {index}"
             )
-    return [_text(name, v) if kind is str else _token_ids(name, v) for v in values]
+    return [CHECKS["prompt"](name, v) if kind is str else _token_ids(name, v) for v in values]
 
 
 def _messages(name: str, value: Any) -> list[Json]:
@@ -184,7 +184,9 @@ def _messages(name: str, value: Any) -> list[Json]:
 
 
 def _message(where: str, value: Any) -> Json:
-    message: Json = _object(where, value)
+    if not isinstance(value, dict):
+        raise ApiError(400, f"expected {where} as an object, got {_kind(value)}", where)
+    message: Json = value
     for key, each in message.items():
         if key not in _MESSAGE_KEYS and each:  # refusal, annotations, ... of an answer: empty
             raise ApiError(

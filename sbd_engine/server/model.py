@@ -14,6 +14,7 @@ from ..parameters import token_ids
 from .errors import ApiError, refused
 from .gate import Gate
 
+TOO_LONG = "context_length_exceeded"  # OpenAI's code
 _THINKING_TOKENS = 8  # of a prompt's end, where a template may have begun the thinking
 
 
@@ -67,7 +68,10 @@ class Model:
                 self.tokenizer.encode, prompt, add_bos, self.engine.n_ctx
             )
         except SbdError as error:
-            raise refused(error, param) from None
+            refusal = refused(error, param)
+            if len(prompt) > self.engine.n_ctx:  # else it is not refused for its length
+                refusal.code = TOO_LONG
+            raise refusal from None
 
     async def encode_chat(
         self, messages: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]
@@ -93,8 +97,10 @@ class Model:
     def most_tokens(self, prompt_tokens: int, block_size: int | None) -> int:
         """The new tokens that there is room for behind a prompt, the last in a block."""
         engine = self.engine
-        last_block = block_size or engine.defaults["block_size"] or 1
-        return max(1, min(engine.n_ctx, engine.kv_positions - last_block) - prompt_tokens)
+        room = engine.n_ctx
+        if engine.kv_positions < room:
+            room = engine.kv_positions - (block_size or engine.defaults["block_size"] or 1)
+        return max(1, room - prompt_tokens)
 
     def tokenizer_info(self) -> dict[str, Any]:
         tokenizer = self.tokenizer
@@ -129,5 +135,5 @@ class Model:
                 f"expected a prompt of at most {most} tokens, as the context holds "
                 f"{self.engine.n_ctx}, got {len(prompt)}: shorten it",
                 param,
-                "context_length_exceeded",
+                TOO_LONG,
             )

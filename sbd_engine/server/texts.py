@@ -75,8 +75,11 @@ class Task:
         for index, prompt in enumerate(self.prompts):
             self.model.check_length(prompt, room, self.param)
             arguments = self.arguments(index * self.asked.n)
+            if room == 0:  # the prompt is only scored, and may be as long as the context
+                self.model.check_tokens(prompt, self.param)
+                arguments |= {"prompt": prompt[:1], "max_tokens": 1}
             try:
-                self.model.engine.check(**{**arguments, "max_tokens": arguments["max_tokens"] or 1})
+                self.model.engine.check(**arguments)
             except SbdError as error:
                 raise refused(error, self.param) from None
 
