@@ -97,6 +97,8 @@ def serve(
         ) from None
     from ..engine import Engine
 
+    if alias is not None and not alias.strip():
+        raise SbdValueError("expected --alias as a name, got an empty one")
     file = options.one_model(model, model_flag)
     keys = _keys(api_key_file)
     template = None if chat_template is None else _template(chat_template)
@@ -115,10 +117,12 @@ def serve(
             options.note("without --api-key-file whoever reaches this port may use it")
         limits = Limits(request_seconds=timeout)
         service = Service([served], limits, keys, cors_origin or ())
-        logging.getLogger("sbd_engine.server").info(
-            "serving %s at %s (Ctrl-C ends)", name, listening.address_of(socket)
-        )
-        listening.Server(service).run([socket])
+
+        def tell() -> None:
+            log = logging.getLogger("sbd_engine.server")
+            log.info("serving %s at %s (Ctrl-C ends)", name, listening.address_of(socket))
+
+        listening.Server(service, tell).run([socket])
     return 0
 
 

@@ -34,12 +34,10 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 @dataclass(frozen=True)
 class Limits:
-    """Bytes of a body; seconds for it to come, for a client to take a part of an answer, and for an
-    answer in all."""
+    """Bytes of a body; seconds for it to come, and for an answer."""
 
     body_bytes: int = 16 << 20
     body_seconds: float = 30.0
-    send_seconds: float = 60.0
     request_seconds: float = 600.0
 
 
@@ -77,7 +75,7 @@ class Edge:
         asked_id = headers.get(b"x-request-id", b"").decode("latin-1")
         visit = Visit(asked_id if _ID.fullmatch(asked_id) else secrets.token_hex(12))
         scope["visit"] = visit
-        answer = _Answer(send, visit, self._limits.send_seconds)
+        answer = _Answer(send, visit)
         try:
             try:
                 self._check(scope["path"], headers)
@@ -87,7 +85,6 @@ class Edge:
                 return
             await self._serve(scope, body, receive, answer)
         finally:
-            answer.close()
             self._note(scope, visit, answer)
 
     def _check(self, path: str, headers: dict[bytes, bytes]) -> None:
@@ -149,7 +146,6 @@ class Edge:
             return {"type": "http.disconnect"}
 
         endpoint = asyncio.create_task(self._answer(scope, replay, answer))
-        answer.endpoint = endpoint
         self.active.add(endpoint)
         try:
             await asyncio.wait([endpoint, gone], return_when=asyncio.FIRST_COMPLETED)
@@ -185,13 +181,10 @@ class Edge:
 
 
 class _Answer:
-    """What goes out. A client that takes none of it for long is as good as gone."""
+    """What goes out. left: its client did before its end."""
 
-    def __init__(self, send: Send, visit: Visit, seconds: float) -> None:
-        self._send, self._visit, self._seconds = send, visit, seconds
-        self._waits_since: float | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self.endpoint: asyncio.Task[None] | None = None
+    def __init__(self, send: Send, visit: Visit) -> None:
+        self._send, self._visit = send, visit
         self.status: int | None = None
         self.complete = self.left = False
 
@@ -204,11 +197,7 @@ class _Answer:
             self.status = message["status"]
             own = (b"x-request-id", self._visit.id.encode())
             message["headers"] = [*message.get("headers", ()), own]
-        self._waits_since = perf_counter()
-        if self._timer is None:
-            self._arm()
         await self._send(message)
-        self._waits_since = None
         if message["type"] == "http.response.body" and not message.get("more_body"):
             self.complete = True
 
@@ -222,23 +211,6 @@ class _Answer:
         raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         await self.send({"type": "http.response.start", "status": error.status, "headers": raw})
         await self.send({"type": "http.response.body", "body": body})
-
-    def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _arm(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self._seconds / 4, self._look)
-
-    def _look(self) -> None:
-        since = self._waits_since
-        if since is not None and perf_counter() - since > self._seconds:
-            self.left = True
-            if self.endpoint is not None:
-                self.endpoint.cancel()
-        else:
-            self._arm()
 
 
 async def _whole(receive: Receive, most: int) -> bytes:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import resource
 import socket
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..errors import SbdFileError
 from .app import Service
 from .errors import ApiError
 
-_IDLE_SECONDS = 30.0  # of a connection whose next request does not come, or not whole
+_PATIENCE_SECONDS = 30.0  # with a connection on which nothing happens
 _BACKLOG = 2048
 _FILES = 1 << 16  # that may be open: a connection each
 
@@ -53,10 +54,10 @@ def allow_files() -> None:
 class Server(uvicorn.Server):
     """The first signal lets nobody in and ends with the last request, a second one at once.
 
-    told: called with the address once there is somebody to answer there.
+    started: called once requests are answered.
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, started: Callable[[], None] = lambda: None) -> None:
         super().__init__(
             uvicorn.Config(
                 service.app,
@@ -67,10 +68,15 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 backlog=_BACKLOG,
-                timeout_keep_alive=int(_IDLE_SECONDS),
+                timeout_keep_alive=int(_PATIENCE_SECONDS),
+                log_level="critical",  # what there is to say the edge says
             )
         )
-        self._edge = service.edge
+        self._edge, self._tell = service.edge, started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._tell()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._edge.draining:
@@ -89,22 +95,27 @@ class Server(uvicorn.Server):
 
 
 class Connection(H11Protocol):
-    """One that does not stay open for nothing, and says in OpenAI's form what is no HTTP."""
+    """One that does not stay open for nothing, and says in OpenAI's form what is no HTTP.
+
+    It is looked at from time to time, and ends where nothing has happened since: no request has
+    come, or not whole, or the client has taken nothing of what waits for it.
+    """
 
     _timer: asyncio.TimerHandle | None = None
+    _taken = 0  # times that the client caught up
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._watch()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        self._watch()
+        self._look_later()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
         super().connection_lost(exc)
+
+    def resume_writing(self) -> None:
+        self._taken += 1
+        super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
         body = json.dumps(ApiError(400, msg).body())
@@ -114,12 +125,17 @@ class Connection(H11Protocol):
         )
         self.transport.close()
 
-    def _watch(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self.loop.call_later(_IDLE_SECONDS, self._close_idle, self.cycle)
+    def _look_later(self) -> None:
+        idle = self.cycle is None or self.cycle.response_complete
+        seen = (self.cycle, idle, self._taken)
+        self._timer = self.loop.call_later(_PATIENCE_SECONDS, self._look, *seen)
 
-    def _close_idle(self, cycle: object) -> None:
-        """Where no request has come since."""
-        if self.cycle is cycle and not self.transport.is_closing():
-            self.transport.close()
+    def _look(self, cycle: object, idle: bool, taken: int) -> None:
+        without_request = idle and self.cycle is cycle
+        without_reader = self._taken == taken and (
+            self.flow.write_paused or self.transport.is_closing()
+        )
+        if without_request or without_reader:
+            self.transport.abort()
+        else:
+            self._look_later()

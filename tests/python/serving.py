@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from socket import SO_SNDBUF, SOL_SOCKET
 from typing import Any
 
 from sbd_engine import Engine
@@ -24,7 +25,7 @@ MESSAGES = [{"role": "user", "content": "Hello the world"}]
 @dataclass
 class Served:
     engine: Engine
-    service: Service
+    gate: Gate
     server: listening.Server
     port: int
 
@@ -91,18 +92,21 @@ def serve(
     parallel: int = 16,
     max_queue: int = 64,
     chat_template: str | None = None,
+    send_buffer: int | None = None,
     **settings: Any,
 ) -> Iterator[Served]:
-    model = Model(alias, engine, Gate(parallel, max_queue), chat_template)
-    service = Service([model], **settings)
-    server = listening.Server(service)
+    gate = Gate(parallel, max_queue)
+    model = Model(alias, engine, gate, chat_template)
+    server = listening.Server(Service([model], **settings))
     with listening.listen("127.0.0.1", 0) as socket:
         port = socket.getsockname()[1]
+        if send_buffer:
+            socket.setsockopt(SOL_SOCKET, SO_SNDBUF, send_buffer)
         thread = threading.Thread(target=server.run, args=([socket],))
         thread.start()
         try:
             until(lambda: server.started)
-            yield Served(engine, service, server, port)
+            yield Served(engine, gate, server, port)
         finally:
             server.should_exit = server.force_exit = True
             thread.join(20)
