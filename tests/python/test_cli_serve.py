@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -18,29 +19,31 @@ from typing import Any
 
 import pytest
 from python.command import COMMAND, call_here, check_refused
+from python.serving import until
 
 pytest.importorskip("fastapi")
 
 
 @contextmanager
-def serving(*arguments: object, **environment: str) -> Iterator[tuple[Any, str]]:
-    """The process, and where it serves."""
-    process = subprocess.Popen(
-        [COMMAND, "serve", "--port", "0", *map(str, arguments)],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | environment,
-    )
-    try:
-        assert process.stderr
-        for line in process.stderr:
-            if found := re.search(r"serving \S+ at (http://\S+)", line):
-                yield process, found[1]
-                return
-        raise AssertionError("it did not start")
-    finally:
-        process.kill()
-        process.wait()
+def serving(*arguments: object, **environment: str) -> Iterator[tuple[Any, str, Any]]:
+    """The process, where it serves, and what reads its log: a pipe would be full some time."""
+    with tempfile.NamedTemporaryFile("a") as log:
+        process = subprocess.Popen(
+            [COMMAND, "serve", "--port", "0", *map(str, arguments)],
+            stderr=log.fileno(),
+            env=os.environ | environment,
+        )
+
+        def read() -> str:
+            return Path(log.name).read_text()
+
+        try:
+            until(lambda: "Ctrl-C ends" in read())
+            (url,) = re.findall(r"serving \S+ at (http://\S+)", read())
+            yield process, url, read
+        finally:
+            process.kill()
+            process.wait()
 
 
 def ask(url: str, body: Any = None, **headers: str) -> Any:
@@ -51,20 +54,19 @@ def ask(url: str, body: Any = None, **headers: str) -> Any:
 
 
 def test_the_demo_model_answers_until_a_signal() -> None:
-    with serving("--alias", "mine") as (process, url):
+    with serving("--alias", "mine") as (process, url, log):
         assert ask(f"{url}/v1/models")["data"][0]["id"] == "mine"
         body = {"prompt": "def add(a, b):", "temperature": 0}
         answer = ask(f"{url}/v1/completions", body)
         assert answer["choices"][0]["text"] == "\n    return a + b"
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
-        log = process.stderr.read()
-        assert "POST /v1/completions 200 " in log
-        assert "return" not in log
+        assert "POST /v1/completions 200 " in log()
+        assert "return" not in log()
 
 
 def test_a_second_signal_ends_what_runs(model: Path) -> None:
-    with serving(model, "--threads", 1) as (process, url):
+    with serving(model, "--threads", 1) as (process, url, log):
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as caller:
             body = json.dumps({"prompt": "a", "n": 100, "max_tokens": 400, "stream": True}).encode()
@@ -76,13 +78,13 @@ def test_a_second_signal_ends_what_runs(model: Path) -> None:
             process.send_signal(signal.SIGINT)
             process.send_signal(signal.SIGTERM)
             assert process.wait(10) == 0
-        assert "Traceback" not in process.stderr.read()
+        assert "Traceback" not in log()
 
 
 def test_keys_of_the_environment_and_a_template(plain_model: Path, tmp_path: Path) -> None:
     template = tmp_path / "chat.jinja"
     template.write_text("{% for m in messages %}{{ m.content }}\n{% endfor %}")
-    with serving(plain_model, "--chat-template", template, SBD_API_KEY="k1") as (_, url):
+    with serving(plain_model, "--chat-template", template, SBD_API_KEY="k1") as (_, url, _):
         with pytest.raises(urllib.error.HTTPError, match="401"):
             ask(f"{url}/v1/models")
         body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
