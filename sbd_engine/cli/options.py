@@ -148,10 +148,8 @@ Debug = Annotated[
     bool, typer.Option("--debug", help="Show tracebacks of errors.", callback=_set_debug)
 ]
 
-# Of Engine.generate: what `run` and `eval` pass on as it is.
+# Of Engine.generate: what `eval` passes on as it is.
 SAMPLING_NAMES = ("temperature", "top_k", "top_p", "seed")
-# Of `run` alone.
-RULE_NAMES = ("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logprobs")
 
 _TYPES = {"int": int, "float": float, "str": str}
 Command = TypeVar("Command", bound=Callable[..., Any])
