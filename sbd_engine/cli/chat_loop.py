@@ -99,7 +99,7 @@ class ChatLoop:
         seed = None
         if asked.get("temperature", 0) > 0:
             if asked.get("seed") is None:
-                asked["seed"] = generation.drawn_seed(asked["temperature"])
+                asked["seed"] = generation.drawn_seed()
             else:
                 asked["sample_index"] = self._again
             seed = asked["seed"]

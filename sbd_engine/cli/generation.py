@@ -6,6 +6,7 @@ import math
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +14,7 @@ import typer
 from .. import parameters
 from ..errors import SbdValueError
 from . import options
-from .options import terminal_safe
+from .options import Command, terminal_safe
 
 if TYPE_CHECKING:
     from ..completion import Chunk, Completion
@@ -32,55 +33,99 @@ TemplateArg = Annotated[
         rich_help_panel=INPUT,
     ),
 ]
-Seed = Annotated[
-    int | None,
-    typer.Option(
-        "--seed",
-        "-s",
-        help="Same seed, same text. Without: another one each time, which is told.",
-        rich_help_panel="Sampling",
-    ),
-]
-ShowBlocks = Annotated[
-    bool,
-    typer.Option(
-        "--show-blocks",
-        help="Show each block filling in (on a terminal).",
-        rich_help_panel=OUTPUT,
-    ),
-]
-KeepBlocks = Annotated[
-    bool,
-    typer.Option(
-        "--keep-blocks",
-        help="The same, a line for each forward that stays on the screen.",
-        rich_help_panel=OUTPUT,
-    ),
-]
-Delay = Annotated[
-    float | None,
-    typer.Option(
-        metavar="SECONDS", help="Show each forward's block so long.", rich_help_panel=OUTPUT
-    ),
-]
 
 
-def check_delay(delay: float | None, show_blocks: bool) -> float:
-    if delay is None:
-        return 0.0
-    if not show_blocks:
-        raise SbdValueError("--delay has no effect without --show-blocks or --keep-blocks")
-    if not 0 <= delay < math.inf:  # NaN too
-        raise SbdValueError(f"expected --delay as seconds >= 0, got {delay:g}")
-    return delay
+def _flags(
+    max_tokens: options.MaxTokens,
+    stop: options.Stop = None,
+    ignore_eos: options.IgnoreEos = False,
+    decoder: options.Decoder = "auto",
+    temperature: options.Temperature = 0.0,
+    top_k: options.TopK = 0,
+    top_p: options.TopP = 1.0,
+    min_p: options.MinP = 0.0,
+    logit_bias: options.LogitBias = None,
+    repetition_penalty: options.RepetitionPenalty = 1.0,
+    presence_penalty: options.PresencePenalty = 0.0,
+    frequency_penalty: options.FrequencyPenalty = 0.0,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed",
+            "-s",
+            help="Same seed, same text. Without: another one each time, which is told.",
+            rich_help_panel="Sampling",
+        ),
+    ] = None,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    n_ctx: options.NCtx = None,
+    kv_dtype: options.KvDtype = "f16",
+    draft_lora: options.DraftLora = None,
+    kv_budget: options.KvBudget = None,
+    show_blocks: Annotated[
+        bool,
+        typer.Option(
+            "--show-blocks",
+            help="Show each block filling in (on a terminal).",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
+    keep_blocks: Annotated[
+        bool,
+        typer.Option(
+            "--keep-blocks",
+            help="The same, a line for each forward that stays on the screen.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
+    delay: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", help="Show each forward's block so long.", rich_help_panel=OUTPUT
+        ),
+    ] = None,
+) -> None:
+    """What both take, behind --template-arg."""
 
 
-def on_a_terminal(show_blocks: bool) -> bool:
-    """Whether blocks can be shown where they are wanted; says so where not."""
-    if show_blocks and not sys.stdout.isatty():
-        options.note("--show-blocks needs a terminal: writing plain text")
-        return False
-    return show_blocks
+def with_flags(max_tokens: int) -> Callable[[Command], Command]:
+    """Gives a command these flags, with that default, and those of the engine's options; it gets
+    them as keywords."""
+
+    def add(command: Command) -> Command:
+        own = signature(command, eval_str=True).parameters.values()
+        taken = [p for p in own if p.kind is not Parameter.VAR_KEYWORD]
+        behind = [p.name for p in taken].index("template_arg") + 1
+        length, *others = signature(_flags, eval_str=True).parameters.values()
+        taken[behind:behind] = [length.replace(default=max_tokens), *others]
+        return options.with_decoding(options.with_parameters(command, taken))
+
+    return add
+
+
+def engine(context: typer.Context) -> Engine:
+    """The one that the flags describe."""
+    from ..engine import Engine
+
+    flags = context.params
+    return Engine(
+        options.one_model(flags["model"], flags["model_flag"]),
+        flags["device"],
+        flags["threads"],
+        flags["n_ctx"],
+        flags["kv_dtype"],
+        flags["draft_lora"],
+        options.in_bytes(flags["kv_budget"]),
+    )
+
+
+def check_engine(context: typer.Context, engine: Engine) -> None:
+    decoder = context.params["decoder"]
+    if context.params["draft_lora"] is not None:
+        options.check_drafts(engine, decoder)
+    if decoder == "auto" and engine.auto_decoder == "ntp":
+        options.note("this model does not say that it can decode blocks: decoding with ntp")
 
 
 def asked(context: typer.Context) -> dict[str, Any]:
@@ -117,25 +162,40 @@ def biases(texts: Sequence[str]) -> dict[int, float]:
     return found
 
 
-def drawn_seed(temperature: float) -> int | None:
-    """One where it has an effect and none was given."""
-    return secrets.randbits(32) if temperature > 0 else None
+def drawn_seed() -> int:
+    return secrets.randbits(32)
 
 
-def note_decoder(engine: Engine, decoder: str) -> None:
-    if decoder == "auto" and engine.auto_decoder == "ntp":
-        options.note("this model does not say that it can decode blocks: decoding with ntp")
+def wants_blocks(context: typer.Context) -> bool:
+    """Whether they are asked for; raises SbdValueError for a --delay that they have no use for."""
+    wanted: bool = context.params["show_blocks"] or context.params["keep_blocks"]
+    delay = context.params["delay"]
+    if delay is not None:
+        if not wanted:
+            raise SbdValueError("--delay has no effect without --show-blocks or --keep-blocks")
+        if not 0 <= delay < math.inf:  # NaN too
+            raise SbdValueError(f"expected --delay as seconds >= 0, got {delay:g}")
+    return wanted
 
 
-def show_blocks(
-    engine: Engine, stream: Stream, asked: dict[str, Any], delay: float, keep: bool
-) -> None:
-    from .blocks import show
+class Blocks:
+    """Texts with their blocks filling in, where they are wanted and there is a terminal."""
 
-    in_force = engine.resolve(**asked)
-    # Without a block size the new text is one block.
-    size = in_force.get("block_size", 1) or in_force["max_tokens"]
-    show(engine, stream, size, delay, keep)
+    def __init__(self, context: typer.Context, engine: Engine) -> None:
+        self._engine = engine
+        self._delay, self._keep = context.params["delay"] or 0.0, context.params["keep_blocks"]
+        self.wanted = wants_blocks(context)
+        if self.wanted and not sys.stdout.isatty():
+            self.wanted = False
+            options.note("--show-blocks needs a terminal: writing plain text")
+
+    def show(self, stream: Stream, asked: dict[str, Any]) -> None:
+        from .blocks import show
+
+        in_force = self._engine.resolve(**asked)
+        # Without a block size the new text is one block.
+        size = in_force.get("block_size", 1) or in_force["max_tokens"]
+        show(self._engine, stream, size, self._delay, self._keep)
 
 
 def write(chunks: Iterator[Chunk], stream: Stream, quiet: bool = False) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _INPUT, _OUTPUT = generation.INPUT, generation.OUTPUT
 
 
-@options.with_decoding
+@generation.with_flags(max_tokens=256)
 def run(
     context: typer.Context,
     model: options.Model = None,
@@ -63,28 +63,6 @@ def run(
         ),
     ] = False,
     template_arg: generation.TemplateArg = None,
-    max_tokens: options.MaxTokens = 256,
-    stop: options.Stop = None,
-    ignore_eos: options.IgnoreEos = False,
-    decoder: options.Decoder = "auto",
-    temperature: options.Temperature = 0.0,
-    top_k: options.TopK = 0,
-    top_p: options.TopP = 1.0,
-    min_p: options.MinP = 0.0,
-    logit_bias: options.LogitBias = None,
-    repetition_penalty: options.RepetitionPenalty = 1.0,
-    presence_penalty: options.PresencePenalty = 0.0,
-    frequency_penalty: options.FrequencyPenalty = 0.0,
-    seed: generation.Seed = None,
-    device: options.Device = "auto",
-    threads: options.Threads = None,
-    n_ctx: options.NCtx = None,
-    kv_dtype: options.KvDtype = "f16",
-    draft_lora: options.DraftLora = None,
-    kv_budget: options.KvBudget = None,
-    show_blocks: generation.ShowBlocks = False,
-    keep_blocks: generation.KeepBlocks = False,
-    delay: generation.Delay = None,
     json: Annotated[
         bool,
         typer.Option("--json", help="One JSON object on standard output.", rich_help_panel=_OUTPUT),
@@ -106,48 +84,40 @@ def run(
         ),
     ] = None,
     debug: options.Debug = False,
-    **decoding: Any,
+    **flags: Any,
 ) -> int:
     """Generate text from a prompt.
 
     The text is written as it becomes final; figures follow on standard error.
     """
-    from ..engine import Engine
-
-    show_blocks = show_blocks or keep_blocks
+    show_blocks = generation.wants_blocks(context)
     _check_output(show_blocks, json, trace, logprobs)
-    seconds = generation.check_delay(delay, show_blocks)
     if template_arg and not chat:
         raise SbdValueError("--template-arg has no effect without --chat: give both")
     arguments = dict(map(template_argument, template_arg or ()))
     text = read_prompt(prompt, file, escape, chomp)
-    stops = [unescaped(each, "--stop") if escape else each for each in stop or ()]
+    stops = [unescaped(each, "--stop") if escape else each for each in flags["stop"] or ()]
     if escape and prompt in (None, "-") and not stops:
         raise SbdValueError("--escape has no effect without --prompt TEXT or --stop: leave it out")
-    model = options.one_model(model, model_flag)
-    budget = options.in_bytes(kv_budget)
-    with Engine(model, device, threads, n_ctx, kv_dtype, draft_lora, budget) as engine:
-        asked = {
-            **generation.asked(context),
-            "seed": generation.drawn_seed(temperature) if seed is None else seed,
-            "stop": stops,
-        }
+    with generation.engine(context) as engine:
+        asked = {**generation.asked(context), "stop": stops}
+        sampled = asked.get("temperature", 0) > 0
+        if sampled and "seed" not in asked:
+            asked["seed"] = generation.drawn_seed()
         messages = [{"role": "user", "content": text}]
         stream = engine.stream(
             engine.tokenizer.encode_chat(messages, **arguments) if chat else text, **asked
         )
-        if seed is not None and temperature == 0:
+        if "seed" in asked and not sampled:
             options.note("--seed has no effect at temperature 0: the most probable token is taken")
-        if draft_lora is not None:
-            options.check_drafts(engine, decoder)
-        generation.note_decoder(engine, decoder)
-        show_blocks = generation.on_a_terminal(show_blocks)
+        generation.check_engine(context, engine)
+        blocks = generation.Blocks(context, engine)
         interrupted = False
         chunks: list[Chunk] = []
         with stream:
             try:
-                if show_blocks:
-                    generation.show_blocks(engine, stream, asked, seconds, keep_blocks)
+                if blocks.wanted:
+                    blocks.show(stream, asked)
                 else:
                     chosen = _kept(stream, chunks) if trace else stream
                     generation.write(chosen, stream, quiet=json)
@@ -163,7 +133,7 @@ def run(
                 report["trace"] = [_traced(engine, chunk) for chunk in chunks]
             print_json(report)
     if not json:
-        generation.print_figures(completion, asked["seed"] if temperature > 0 else None)
+        generation.print_figures(completion, asked["seed"] if sampled else None)
     return 130 if interrupted else 0
 
 

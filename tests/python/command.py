@@ -114,29 +114,36 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._main, text.encode())
 
+    def interrupt(self) -> None:
+        """Ctrl-C. Between writing its prompt and waiting for a key readline hears no signal."""
+        time.sleep(0.1)
+        self.type("\x03")
+
     def wait_for(self, text: str, seconds: float = 20) -> str:
         """What comes up to the text, it included."""
         end = time.monotonic() + seconds
         while (at := self.screen.find(text, self._read)) < 0:
-            assert select.select([self._main], [], [], max(0, end - time.monotonic()))[0], (
-                f"no {text!r} in {self.screen[self._read :]!r}"
-            )
-            try:
-                data = os.read(self._main, 65536)
-            except OSError:  # how Linux says that the other end has closed
-                data = b""
-            assert data, f"ended before {text!r}: {self.screen[self._read :]!r}"
-            self.screen += data.decode(errors="replace").replace("\r\n", "\n")
+            assert self._come(end), f"no {text!r} in {self.screen[self._read :]!r}"
         come = self.screen[self._read : at + len(text)]
         self._read = at + len(text)
         return come
 
-    def end(self) -> int:
+    def end(self, seconds: float = 20) -> int:
         """Its exit code, once it has ended."""
-        try:
-            while data := os.read(self._main, 65536):
-                self.screen += data.decode(errors="replace")
-        except OSError:
+        end = time.monotonic() + seconds
+        while self._come(end):
             pass
         os.close(self._main)
-        return self.process.wait(timeout=20)
+        return self.process.wait(timeout=5)
+
+    def _come(self, end: float) -> bool:
+        """Whether there is more to see, until then."""
+        left = max(0, end - time.monotonic())
+        if not select.select([self._main], [], [], left)[0]:
+            return False
+        try:
+            data = os.read(self._main, 65536)
+        except OSError:  # how Linux says that the other end has closed
+            return False
+        self.screen += data.decode(errors="replace").replace("\r\n", "\n")
+        return bool(data)

@@ -377,7 +377,7 @@ class TestInterrupt:
         chat.wait_for("\n")
         while len(chat.screen) < 300:
             chat.wait_for(chr(ord("e")))
-        chat.type("\x03")
+        chat.interrupt()
         chat.wait_for("tok/s")
         chat.type("/set max_tokens=3\n")
         chat.wait_for("190000 -> 3")
@@ -385,13 +385,14 @@ class TestInterrupt:
         chat.wait_for("3 tokens, ")
         chat.type(f"/save {tmp_path / 'chat.json'}\n")
         chat.wait_for("2 turns saved")
+        chat.wait_for("\n> ")
         chat.type("half a mess")
         chat.wait_for("half a mess")
-        chat.type("\x03")  # only the line
+        chat.interrupt()  # only the line
         chat.wait_for("\n> ")
-        chat.type("\x03")
+        chat.interrupt()
         assert "Ctrl-C once more ends the chat" in chat.wait_for("\n> ")
-        chat.type("\x03")
+        chat.interrupt()
         assert chat.end() == 130
         assert "Traceback" not in chat.screen
         answer = saved(tmp_path / "chat.json")["messages"][1]["content"]
