@@ -9,6 +9,7 @@ import typer
 
 from ..errors import SbdValueError
 from .bench import bench
+from .chat import chat
 from .eval import evaluate
 from .inspect import inspect
 from .perplexity import perplexity
@@ -33,6 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(run)
+app.command()(chat)
 app.command()(inspect)
 app.command()(bench)
 app.command("eval")(evaluate)

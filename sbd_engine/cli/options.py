@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from inspect import Parameter, signature
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -148,10 +148,8 @@ Debug = Annotated[
     bool, typer.Option("--debug", help="Show tracebacks of errors.", callback=_set_debug)
 ]
 
-# Of Engine.generate: what `run` and `eval` pass on as it is.
+# Of Engine.generate: what `eval` passes on as it is.
 SAMPLING_NAMES = ("temperature", "top_k", "top_p", "seed")
-# Of `run` alone.
-RULE_NAMES = ("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logprobs")
 
 _TYPES = {"int": int, "float": float, "str": str}
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -178,7 +176,12 @@ def with_decoding(command: Command) -> Command:
     ]
     behind = [p.name for p in taken].index("decoder") + 1
     taken[behind:behind] = flags
-    command.__signature__ = own.replace(parameters=taken)  # type: ignore[attr-defined]
+    return with_parameters(command, taken)
+
+
+def with_parameters(command: Command, taken: Sequence[Parameter]) -> Command:
+    """The command as one that takes these."""
+    command.__signature__ = Signature(taken)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in taken}
     return command
 

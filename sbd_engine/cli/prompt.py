@@ -49,10 +49,27 @@ def unescaped(text: str, source: str) -> str:
     )
 
 
+_TAKEN = ("self", "messages")  # what no argument of a template may be called
+
+
+def check_template_name(name: str) -> None:
+    """Of an argument that comes from a file."""
+    if not name.isidentifier() or name in _TAKEN:
+        raise SbdValueError(f"expected names of what the chat template takes, got {name!r}")
+
+
+def read_template(file: Path) -> str:
+    """The text of --chat-template."""
+    text = read_text(file)
+    if "{" not in text:  # it would be the name of one
+        raise SbdValueError(f"--chat-template {file}: expected a Jinja template, got none in it")
+    return text
+
+
 def template_argument(text: str) -> tuple[str, Any]:
     """NAME=VALUE for a chat template: JSON where it is, else a string."""
     name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier() or name == "messages":
+    if not equals or not name.isidentifier() or name in _TAKEN:
         raise SbdValueError(
             f"expected --template-arg NAME=VALUE, such as enable_thinking=false, got {text!r}"
         )

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import secrets
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import SbdValueError
-from . import options
-from .options import print_json, terminal_safe
+from . import generation, options
+from .options import print_json
 from .prompt import read_prompt, template_argument, unescaped
 
 if TYPE_CHECKING:
@@ -21,10 +18,10 @@ if TYPE_CHECKING:
     from ..engine import Engine
     from ..streams import Stream
 
-_INPUT, _OUTPUT = "Prompt", "Output"
+_INPUT, _OUTPUT = generation.INPUT, generation.OUTPUT
 
 
-@options.with_decoding
+@generation.with_flags(max_tokens=256)
 def run(
     context: typer.Context,
     model: options.Model = None,
@@ -65,64 +62,7 @@ def run(
             "--chat", help="Put the prompt into the model's chat template.", rich_help_panel=_INPUT
         ),
     ] = False,
-    template_arg: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE",
-            help="What the chat template takes, such as enable_thinking=false: JSON, or else a "
-            "string; may be repeated.",
-            rich_help_panel=_INPUT,
-        ),
-    ] = None,
-    max_tokens: options.MaxTokens = 256,
-    stop: options.Stop = None,
-    ignore_eos: options.IgnoreEos = False,
-    decoder: options.Decoder = "auto",
-    temperature: options.Temperature = 0.0,
-    top_k: options.TopK = 0,
-    top_p: options.TopP = 1.0,
-    min_p: options.MinP = 0.0,
-    logit_bias: options.LogitBias = None,
-    repetition_penalty: options.RepetitionPenalty = 1.0,
-    presence_penalty: options.PresencePenalty = 0.0,
-    frequency_penalty: options.FrequencyPenalty = 0.0,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            "--seed",
-            "-s",
-            help="Same seed, same text. Without: another one each time, which is told.",
-            rich_help_panel="Sampling",
-        ),
-    ] = None,
-    device: options.Device = "auto",
-    threads: options.Threads = None,
-    n_ctx: options.NCtx = None,
-    kv_dtype: options.KvDtype = "f16",
-    draft_lora: options.DraftLora = None,
-    kv_budget: options.KvBudget = None,
-    show_blocks: Annotated[
-        bool,
-        typer.Option(
-            "--show-blocks",
-            help="Show each block filling in (on a terminal).",
-            rich_help_panel=_OUTPUT,
-        ),
-    ] = False,
-    keep_blocks: Annotated[
-        bool,
-        typer.Option(
-            "--keep-blocks",
-            help="The same, a line for each forward that stays on the screen.",
-            rich_help_panel=_OUTPUT,
-        ),
-    ] = False,
-    delay: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SECONDS", help="Show each forward's block so long.", rich_help_panel=_OUTPUT
-        ),
-    ] = None,
+    template_arg: generation.TemplateArg = None,
     json: Annotated[
         bool,
         typer.Option("--json", help="One JSON object on standard output.", rich_help_panel=_OUTPUT),
@@ -144,66 +84,48 @@ def run(
         ),
     ] = None,
     debug: options.Debug = False,
-    **decoding: Any,
+    **flags: Any,
 ) -> int:
     """Generate text from a prompt.
 
     The text is written as it becomes final; figures follow on standard error.
     """
-    from ..engine import Engine
-
-    show_blocks = show_blocks or keep_blocks
-    _check_output(show_blocks, delay, json, trace, logprobs)
+    show_blocks = generation.wants_blocks(context)
+    _check_output(show_blocks, json, trace, logprobs)
     if template_arg and not chat:
         raise SbdValueError("--template-arg has no effect without --chat: give both")
     arguments = dict(map(template_argument, template_arg or ()))
     text = read_prompt(prompt, file, escape, chomp)
-    stops = [unescaped(each, "--stop") if escape else each for each in stop or ()]
+    stops = [unescaped(each, "--stop") if escape else each for each in flags["stop"] or ()]
     if escape and prompt in (None, "-") and not stops:
         raise SbdValueError("--escape has no effect without --prompt TEXT or --stop: leave it out")
-    model = options.one_model(model, model_flag)
-    budget = options.in_bytes(kv_budget)
-    with Engine(model, device, threads, n_ctx, kv_dtype, draft_lora, budget) as engine:
-        asked = {
-            "max_tokens": max_tokens,
-            "decoder": decoder,
-            **decoding,
-            **options.given(context, options.SAMPLING_NAMES),
-            **options.given(context, options.RULE_NAMES),
-            "logit_bias": _biases(logit_bias or ()),
-            "seed": secrets.randbits(32) if seed is None and temperature > 0 else seed,
-            "stop": stops,
-            "ignore_eos": ignore_eos,
-        }
+    with generation.engine(context) as engine:
+        asked = {**generation.asked(context), "stop": stops}
+        sampled = asked.get("temperature", 0) > 0
+        if sampled and "seed" not in asked:
+            asked["seed"] = generation.drawn_seed()
         messages = [{"role": "user", "content": text}]
         stream = engine.stream(
             engine.tokenizer.encode_chat(messages, **arguments) if chat else text, **asked
         )
-        if seed is not None and temperature == 0:
+        if "seed" in asked and not sampled:
             options.note("--seed has no effect at temperature 0: the most probable token is taken")
-        if draft_lora is not None:
-            options.check_drafts(engine, decoder)
-        if decoder == "auto" and engine.auto_decoder == "ntp":
-            options.note("this model does not say that it can decode blocks: decoding with ntp")
-        if show_blocks and not sys.stdout.isatty():
-            show_blocks = False
-            options.note("--show-blocks needs a terminal: writing plain text")
+        generation.check_engine(context, engine)
+        blocks = generation.Blocks(context, engine)
         interrupted = False
         chunks: list[Chunk] = []
         with stream:
             try:
-                if show_blocks:
-                    from .blocks import show
-
-                    in_force = engine.resolve(**asked)
-                    # Without a block size the new text is one block.
-                    size = in_force.get("block_size", 1) or max_tokens
-                    show(engine, stream, size, delay or 0.0, keep_blocks)
+                if blocks.wanted:
+                    blocks.show(stream, asked)
                 else:
-                    _write(_kept(stream, chunks) if trace else stream, stream, quiet=json)
+                    chosen = _kept(stream, chunks) if trace else stream
+                    generation.write(chosen, stream, quiet=json)
             except KeyboardInterrupt:
                 interrupted = True
         completion = stream.completion
+        if not (chat or json or interrupted):
+            _hint_chat(engine, text)
         if json:
             report = _report(completion, engine.resolve(**asked))
             report["logprobs"] = _scored(engine, completion)
@@ -211,40 +133,27 @@ def run(
                 report["trace"] = [_traced(engine, chunk) for chunk in chunks]
             print_json(report)
     if not json:
-        _print_figures(completion, asked["seed"] if temperature > 0 else None)
+        generation.print_figures(completion, asked["seed"] if sampled else None)
     return 130 if interrupted else 0
 
 
-def _check_output(
-    show_blocks: bool, delay: float | None, json: bool, trace: bool, logprobs: int | None
-) -> None:
+def _check_output(show_blocks: bool, json: bool, trace: bool, logprobs: int | None) -> None:
     if show_blocks and json:
         raise SbdValueError("expected --show-blocks or --json, got both")
     if trace and not json:
         raise SbdValueError("--trace has no effect without --json: give both")
     if logprobs is not None and not json:
         raise SbdValueError("--logprobs has no effect without --json: give both")
-    if delay is not None:
-        if not show_blocks:
-            raise SbdValueError("--delay has no effect without --show-blocks or --keep-blocks")
-        if not 0 <= delay < math.inf:  # NaN too
-            raise SbdValueError(f"expected --delay as seconds >= 0, got {delay:g}")
 
 
-def _biases(texts: Sequence[str]) -> dict[int, float]:
-    biases: dict[int, float] = {}
-    for text in texts:
-        token, _, bias = text.partition("=")
-        try:
-            number, value = int(token), float(bias)
-        except ValueError:
-            raise SbdValueError(
-                f"expected --logit-bias TOKEN=BIAS, such as 42=-100, got {text!r}"
-            ) from None
-        if number in biases:
-            raise SbdValueError(f"--logit-bias names token {number} twice: give it once")
-        biases[number] = value
-    return biases
+def _hint_chat(engine: Engine, text: str) -> None:
+    """Of a chat model whose prompt is in no template, its own special tokens or another's."""
+    tokenizer = engine.tokenizer
+    if tokenizer.chat_templates and not any(tokenizer.special_tokens.find(text)):
+        options.note(
+            "this is a chat model: --chat puts the prompt into its template, `sbd-engine chat` "
+            "holds a conversation"
+        )
 
 
 def _kept(stream: Stream, chunks: list[Chunk]) -> Iterator[Chunk]:
@@ -281,39 +190,3 @@ def _scored(engine: Engine, completion: Completion) -> list[dict[str, Any]] | No
         {**one(token, logprob), "best": [one(*each) for each in best]}
         for token, logprob, best in completion.logprobs
     ]
-
-
-def _write(chunks: Iterator[Chunk], stream: Stream, quiet: bool) -> None:
-    """Writes each chunk at once; after an interruption, all that was committed, and a line end."""
-    shown: Callable[[str], str] = terminal_safe if sys.stdout.isatty() else str
-    written = 0
-    try:
-        for chunk in chunks:
-            if chunk.text and not quiet:
-                sys.stdout.write(shown(chunk.text))
-                sys.stdout.flush()
-                written += len(chunk.text)
-    finally:
-        if not quiet:
-            stream.close()
-            print(shown(stream.completion.text[written:]), flush=True)
-
-
-def _print_figures(completion: Completion, seed: int | None) -> None:
-    from .console import Console
-
-    stats = completion.stats
-    count = len(completion.tokens)
-    line = (
-        f"{count} token{'s' if count != 1 else ''}, "
-        f"{stats.nfe} forward{'s' if stats.nfe != 1 else ''} (NFE), "
-        f"{stats.tokens_per_forward:.2f} tokens per forward, {stats.decode_tok_s:.1f} tok/s, "
-        f"first token after {stats.ttft_ms:.0f} ms"
-    )
-    if stats.drafts is not None and stats.drafts.guesses:
-        line += f", {stats.drafts.accepted} of {stats.drafts.guesses} drafted tokens accepted"
-    if stats.thinking_forwards is not None:
-        line += f", {stats.thinking_forwards} forwards through the thinking layers"
-    if seed is not None:
-        line += f", seed {seed}"
-    Console(stderr=True).print(line, style="dim", soft_wrap=True)

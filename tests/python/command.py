@@ -6,10 +6,12 @@ import fcntl
 import os
 import pty
 import re
+import select
 import struct
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +89,61 @@ def check_refused(done: tuple[int, str, str], complaint: str) -> None:
     assert errors.count("\n") == 1
     assert "\x1b" not in errors
     assert output == ""
+
+
+class Terminal:
+    """A command on a terminal that somebody types at."""
+
+    def __init__(self, *arguments: object, columns: int = 200, **environment: str) -> None:
+        self._main, child = pty.openpty()
+        fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+        unsized = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
+        self.process = subprocess.Popen(
+            [COMMAND, *map(str, arguments)],
+            stdin=child,
+            stdout=child,
+            stderr=child,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 - for Ctrl-C
+            env=unsized | {"TERM": "dumb"} | environment,
+        )
+        os.close(child)
+        self.screen = ""
+        self._read = 0  # characters of it that were waited for
+
+    def type(self, text: str) -> None:
+        os.write(self._main, text.encode())
+
+    def interrupt(self) -> None:
+        """Ctrl-C. Between writing its prompt and waiting for a key readline hears no signal."""
+        time.sleep(0.1)
+        self.type("\x03")
+
+    def wait_for(self, text: str, seconds: float = 20) -> str:
+        """What comes up to the text, it included."""
+        end = time.monotonic() + seconds
+        while (at := self.screen.find(text, self._read)) < 0:
+            assert self._come(end), f"no {text!r} in {self.screen[self._read :]!r}"
+        come = self.screen[self._read : at + len(text)]
+        self._read = at + len(text)
+        return come
+
+    def end(self, seconds: float = 20) -> int:
+        """Its exit code, once it has ended."""
+        end = time.monotonic() + seconds
+        while self._come(end):
+            pass
+        os.close(self._main)
+        return self.process.wait(timeout=5)
+
+    def _come(self, end: float) -> bool:
+        """Whether there is more to see, until then."""
+        left = max(0, end - time.monotonic())
+        if not select.select([self._main], [], [], left)[0]:
+            return False
+        try:
+            data = os.read(self._main, 65536)
+        except OSError:  # how Linux says that the other end has closed
+            return False
+        self.screen += data.decode(errors="replace").replace("\r\n", "\n")
+        return bool(data)

@@ -109,6 +109,7 @@ class TestBadInput:
             (["--template-arg", "x=1"], "--template-arg has no effect without --chat"),
             (["--chat", "--template-arg", "x"], "--template-arg NAME=VALUE"),
             (["--chat", "--template-arg", "messages=[]"], "got 'messages=[]'"),
+            (["--chat", "--template-arg", "self=1"], "got 'self=1'"),
             (["--chat", "--template-arg", "chat_template=rag"], "expected one of default"),
             (["--chat", "--template-arg", "tools=1"], "expected tools as a list"),
         ],
@@ -150,14 +151,14 @@ def test_help_and_version() -> None:
     for arguments in ([], ["--help"], ["-h"]):
         done = run(*arguments)
         assert done.returncode == 0
-        for name in ("run", "inspect", "bench", "convert"):
+        for name in ("run", "chat", "inspect", "bench", "convert"):
             assert name in done.stdout.decode()
         assert done.stderr == b""
     assert "--gamma" in run("run", "--help").stdout.decode()
     assert "--mask-token" in run("convert", "--help").stdout.decode()
 
 
-@pytest.mark.parametrize("command", ["run", "inspect", "bench", "eval", "sweep", "convert"])
+@pytest.mark.parametrize("command", ["run", "chat", "inspect", "bench", "eval", "sweep", "convert"])
 def test_short_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     short, long = (run_here(capsys, command, flag) for flag in ("-h", "--help"))
     assert short.returncode == 0
@@ -166,7 +167,7 @@ def test_short_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("columns", [40, 60, 80, 120])
-@pytest.mark.parametrize("command", ["run", "eval", "bench"])
+@pytest.mark.parametrize("command", ["run", "chat", "eval", "bench"])
 def test_help_names_every_flag_whole(command: str, columns: int) -> None:
     text = run(command, "--help", COLUMNS=str(columns)).stdout.decode()
     assert "\u2026" not in text
