@@ -30,6 +30,7 @@ def read_prompt(prompt: str | None, file: Path | None, escape: bool, chomp: bool
     return re.sub(r"\r?\n\Z", "", text) if chomp else text
 
 
+_NO_TEMPLATE_ARGUMENTS = ("self", "messages", "fits")  # of Tokenizer.encode_chat
 _ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"\\": b"\\", b"'": b"'", b'"': b'"'}
 
 
@@ -52,7 +53,7 @@ def unescaped(text: str, source: str) -> str:
 def template_argument(text: str) -> tuple[str, Any]:
     """NAME=VALUE for a chat template: JSON where it is, else a string."""
     name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier() or name == "messages":
+    if not equals or not name.isidentifier() or name in _NO_TEMPLATE_ARGUMENTS:
         raise SbdValueError(
             f"expected --template-arg NAME=VALUE, such as enable_thinking=false, got {text!r}"
         )

@@ -177,7 +177,10 @@ def run(
         }
         messages = [{"role": "user", "content": text}]
         stream = engine.stream(
-            engine.tokenizer.encode_chat(messages, **arguments) if chat else text, **asked
+            engine.tokenizer.encode_chat(messages, fits=engine.n_ctx, **arguments)
+            if chat
+            else text,
+            **asked,
         )
         if seed is not None and temperature == 0:
             options.note("--seed has no effect at temperature 0: the most probable token is taken")
