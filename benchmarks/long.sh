@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Full counts of what .ci/run samples: an hour or more on two cores. After the README's commands.
-#   bash benchmarks/long.sh [fuzz] [threads]     all of them without an argument
+#   bash benchmarks/long.sh [files] [texts] [threads]     all of them without an argument
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH=$PWD/.venv/bin:$PATH
@@ -10,9 +10,16 @@ build() {  # folder, sanitizer, targets
   cmake --build "build/$1" --target "${@:3}"
 }
 
-fuzz() {  # model files
+files() {  # model files
   build asan address fuzz_gguf
   build/asan/fuzz_gguf --iterations 1000000
+}
+
+texts() {  # what else comes from others
+  for kind in tokenizers templates requests checkpoints; do
+    printf '%s: ' "$kind"
+    RUST_BACKTRACE=0 python "tests/fuzz/fuzz_$kind.py" --rounds 100000 2>/dev/null
+  done
 }
 
 threads() {  # sequences that start, are read, cancelled and closed by 16 threads
@@ -21,12 +28,12 @@ threads() {  # sequences that start, are read, cancelled and closed by 16 thread
 }
 
 if [[ $# -eq 0 ]]; then
-  set -- fuzz threads
+  set -- files texts threads
 fi
 for part in "$@"; do
   case $part in
-    fuzz | threads) ;;
-    *) echo "unknown part $part: expected fuzz or threads" >&2 && exit 2 ;;
+    files | texts | threads) ;;
+    *) echo "unknown part $part: expected files, texts or threads" >&2 && exit 2 ;;
   esac
   printf '=== %s\n' "$part"
   SECONDS=0

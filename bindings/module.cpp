@@ -290,11 +290,12 @@ py::dict read_gguf(const std::filesystem::path& path) {
   py::list tensors;
   for (const FileTensor& tensor : file.tensors()) {
     tensors.append(py::make_tuple(tensor.name, py::str(tensor.type).attr("lower")(),
-                                  py::tuple(py::cast(tensor.shape)), tensor.data.size()));
+                                  py::tuple(py::cast(tensor.shape)), tensor.n_bytes));
   }
   py::dict contents;
   contents["metadata"] = to_dict(file.metadata());
   contents["tensors"] = tensors;
+  contents["data_begin"] = file.data_begin();
   contents["model_config"] = py::none();
   contents["defaults"] = py::none();
   contents["decoders"] = py::none();

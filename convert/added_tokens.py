@@ -36,7 +36,7 @@ def named_tokens(checkpoint: Checkpoint, config: dict[str, Any], raw: bool) -> l
     special = {content(value): value for value in _special(config) if content(value)}
     newer = "added_tokens_decoder" in config
     if newer:
-        entries = list((config["added_tokens_decoder"] or {}).items())
+        entries = list(_checked(config, "added_tokens_decoder", dict).items())
     else:
         entries = [(i, token) for token, i in checkpoint.json("added_tokens.json").items()]
     numbered = [(_id(i, value), value) for i, value in entries]
@@ -94,9 +94,18 @@ def _special(config: dict[str, Any]) -> list[Any]:
     """Values of `bos_token`, `image_token`, ... and of the lists; some are names with values."""
     values = [value for key, value in config.items() if key.endswith("_token")]
     for key in LISTS:
-        more = config.get(key) or []
+        more = _checked(config, key, (dict, list))
         values += more.values() if isinstance(more, dict) else more
     return values
+
+
+def _checked(config: dict[str, Any], key: str, kinds: Any) -> Any:
+    value = config.get(key) or {}
+    if not isinstance(value, kinds):
+        raise ConvertError(
+            f"tokenizer_config.json: {key}: expected several tokens, got {value!r:.60}"
+        )
+    return value
 
 
 def _added_token(value: Any, special: bool, raw: bool) -> AddedToken:

@@ -18,6 +18,8 @@ from .errors import LISTED, ConvertError, listed
 
 INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r"(?P<stem>.+)-(?P<part>\d+)-of-(?P<parts>\d+)\.safetensors")
+MOST_BYTES = 1 << 27  # of a file that is read whole: several times the largest tokenizer.json
+MOST_FILES = 1 << 12  # with weights
 READ = (".json", ".jinja", ".model", ".txt", ".safetensors")  # endings of a checkpoint's files
 # BF16 is the upper half of a float32; numpy has no such type, so its bits are read as they are.
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -43,7 +45,13 @@ class StoredTensor:
         dtype = np.dtype(DTYPES[self.dtype])
         row = int(np.prod(self.shape[1:]))
         offset = self.offset + start * row * dtype.itemsize
-        values = np.fromfile(self.path, dtype, (stop - start) * row, offset=offset)
+        count = (stop - start) * row
+        values = np.fromfile(self.path, dtype, count, offset=offset)
+        if len(values) < count:
+            raise ConvertError(
+                f"{self.path}: the file was cut short while it was read; convert it once it is "
+                "whole"
+            )
         if self.dtype == "BF16":
             values = (values.astype(np.uint32) << 16).view(np.float32)
         return values.astype(np.float32, copy=False).reshape(stop - start, *self.shape[1:])
@@ -123,7 +131,10 @@ def _check_links(folder: Path, but: str = "") -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        data = read_bytes(path)
+        value = json.loads(data.decode())
+        if b"\\u" in data:  # which may stand for half a character
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise ConvertError(f"{path}: not JSON: {error}") from None
     if not isinstance(value, dict):
@@ -131,9 +142,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_bytes(path: Path) -> bytes:
+    size = path.stat().st_size
+    if size > MOST_BYTES:
+        raise ConvertError(f"{path}: expected at most {MOST_BYTES} bytes, got {size}")
+    return path.read_bytes()
+
+
 def read_text(path: Path) -> str:
     try:
-        return path.read_bytes().decode()
+        return read_bytes(path).decode()
     except UnicodeDecodeError as error:
         raise ConvertError(f"{path}: not UTF-8: {error}") from None
 
@@ -176,6 +194,10 @@ def _weight_files(folder: Path) -> list[Path]:
     # "consolidated" is Mistral's own layout, shipped beside the Hugging Face one.
     found = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
     files = [f for f in found if not f.name.startswith(("adapter_", "consolidated"))]
+    if len(files) > MOST_FILES:
+        raise ConvertError(
+            f"{folder}: {len(files)} .safetensors files: expected at most {MOST_FILES}"
+        )
     if files:
         return files
     if (folder / "adapter_config.json").is_file():
@@ -197,8 +219,12 @@ def _indexed_files(folder: Path) -> list[Path]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise ConvertError(f"{folder / INDEX}: no weight_map")
     names = sorted({str(name) for name in weight_map.values()})
+    if len(names) > MOST_FILES:
+        raise ConvertError(
+            f"{folder / INDEX}: names {len(names)} weight files: expected at most {MOST_FILES}"
+        )
     files = [file_of(folder, name) for name in names]
-    missing = [name for name, file in zip(names, files, strict=True) if not file.is_file()]
+    missing = [name for name, file in zip(names, files, strict=True) if not _is_file(file)]
     if missing:
         raise ConvertError(
             f"{folder}: missing {len(missing)} of {len(names)} weight files: {listed(missing)}"
@@ -209,11 +235,19 @@ def _indexed_files(folder: Path) -> list[Path]:
     return files
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # no name that a file could have
+        return False
+
+
 def _check_shards(files: list[Path]) -> None:
     """Shards say in their names how many there are; any number, so it is not counted out."""
-    shards = [match for match in (SHARD.fullmatch(file.name) for file in files) if match]
-    for stem, count in sorted({(match["stem"], match["parts"]) for match in shards}):
-        named = [m["part"] for m in shards if (m["stem"], m["parts"]) == (stem, count)]
+    found: dict[tuple[str, str], list[str]] = {}
+    for match in filter(None, (SHARD.fullmatch(file.name) for file in files)):
+        found.setdefault((match["stem"], match["parts"]), []).append(match["part"])
+    for (stem, count), named in sorted(found.items()):
         parts, width = int(count), max(map(len, named))
         there = {int(part) for part in named if 0 < int(part) <= parts}
         if len(there) < parts:

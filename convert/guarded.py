@@ -18,6 +18,7 @@ from .spm_merges import check_nesting
 
 Json = dict[str, Any]
 
+MOST_CHARACTERS = 1 << 27  # of a tokenizer.json: several times the largest
 MOST_GROWTH = 256  # characters that all steps together may make of one
 MOST_ADDED, MOST_ADDED_CHARACTERS = 1 << 17, 1 << 21
 MOST_SURROUNDING = 256  # tokens that a post-processor may put around a text
@@ -50,6 +51,8 @@ class GuardedTokenizer:
         """Of a tokenizer.json that check_tokenizer lets through."""
 
         def build() -> Tokenizer:
+            if len(text) > MOST_CHARACTERS:
+                raise ValueError(f"{len(text)} characters: expected at most {MOST_CHARACTERS}")
             check_tokenizer(json.loads(text))
             return Tokenizer.from_str(text)
 

@@ -100,7 +100,7 @@ def _settings(config: Config) -> Config:
                 )
     scaling, parameters = forms.values()
     theta = config.get("rope_theta")
-    if scaling and {scaling.get("rope_theta"), theta} == {None}:
+    if scaling and scaling.get("rope_theta") is None and theta is None:
         hidden = parameters.get("rope_theta")
         if hidden not in (None, 10000.0):
             raise ConvertError(

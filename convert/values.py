@@ -12,7 +12,9 @@ Value = bool | int | float | str | list[str] | list[int] | list[float]  # of the
 
 _FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 
-# The most that the engine's reader takes, so that nothing is counted out that no model has.
+# What the engine's reader takes: numbers of these ranges, and at most so many of what it counts, so
+# that nothing is counted out that no model has.
+RANGES = {"rms_norm_eps": (1e-12, 0.999), "rope_theta": (1, _FLOAT32_MAX)}
 MOST = {
     "num_hidden_layers": 1 << 12,
     "hidden_size": 1 << 18,
@@ -34,8 +36,10 @@ def positive(values: Config, key: str) -> int:
 
 def number(values: Config, key: str, default: float | None = None) -> float:
     value = default if values.get(key) is None else values[key]
-    if not is_finite(value) or value <= 0:
-        raise ConvertError(f"config.json: {key}: expected a positive number, got {value!r:.60}")
+    low, high = RANGES.get(key, (0, _FLOAT32_MAX))
+    if not is_finite(value) or not (value > 0 and low <= value <= high):
+        expected = f"a number from {low:g} to {high:g}" if key in RANGES else "a positive number"
+        raise ConvertError(f"config.json: {key}: expected {expected}, got {value!r:.60}")
     return float(value)
 
 

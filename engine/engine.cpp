@@ -26,8 +26,6 @@ namespace sbd {
 namespace {
 
 constexpr int kMaxThreads = 1024;
-// Of a forward outside of decoding.
-constexpr int kMaxRows = Scheduler::kMaxRows;
 
 int available_cores() {
 #if defined(__linux__)
@@ -112,6 +110,7 @@ Engine::Engine(const std::filesystem::path& path, const EngineOptions& options)
   const GgufFile file(path);
   configure(file.metadata(), read_model_config(file.metadata(), file.tensors()), options.n_ctx);
   FileTensors tensors(file);
+  check_memory(tensors.bytes(*backend_), file.metadata().source());
   model_ = std::make_unique<Transformer>(config_, tensors, *backend_);
   tensors.check_all_used();
   for (const std::string& line : backend_->notes()) notice(line);
@@ -125,6 +124,7 @@ Engine::Engine(const Metadata& metadata, DType dtype, bool tie_word_embeddings,
     : backend_(make_backend(options)), kv_dtype_(options.kv_dtype) {
   configure(metadata, read_model_config(metadata), options.n_ctx);
   RandomTensors tensors(dtype, tie_word_embeddings);
+  check_memory(tensors.bytes(config_, *backend_), "random weights");
   model_ = std::make_unique<Transformer>(config_, tensors, *backend_);
   for (const std::string& line : backend_->notes()) notice(line);
   start(options);
@@ -134,7 +134,21 @@ void Engine::start(const EngineOptions& options) {
   const std::size_t budget = options.kv_budget.value_or(backend_->free_memory() / 10 * 9);
   const std::size_t left = options.prefix_cache.value_or(budget / 4);
   scheduler_ = std::make_unique<Scheduler>(
-      *model_, SchedulerOptions{n_ctx_, kv_dtype_, budget, std::min(left, budget)});
+      *model_, SchedulerOptions{n_ctx_, kv_dtype_, budget, std::min(left, budget),
+                                Transformer::max_rows(config_)});
+}
+
+void Engine::check_memory(double weight_bytes, std::string_view source) const {
+  const double activations = Transformer::activation_bytes(config_, Transformer::max_rows(config_));
+  const double needed = weight_bytes + activations;
+  const auto free = static_cast<double>(backend_->free_memory());
+  if (needed <= free) return;
+  const auto mib = [](double bytes) { return static_cast<std::int64_t>(bytes / (1 << 20)); };
+  fail(
+      ErrorKind::memory,
+      "{}: the model needs {} MiB, {} for its weights, and {} MiB are free: use a smaller model or "
+      "type",
+      source, mib(needed), mib(weight_bytes), mib(free));
 }
 
 void Engine::configure(const Metadata& metadata, const ModelConfig& config, int n_ctx) {
@@ -181,8 +195,8 @@ std::unique_ptr<Decoder> Engine::make_decoder(const Request& request) const {
 
 void Engine::check(const Request& request) const { scheduler_->check(*make_decoder(request)); }
 
-SequenceId Engine::add(const Request& request) {
-  return scheduler_->add(request.prompt, make_decoder(request));
+SequenceId Engine::add(const Request& request, std::optional<SequenceId> chosen) {
+  return scheduler_->add(request.prompt, make_decoder(request), chosen);
 }
 
 void Engine::remove(SequenceId id) { scheduler_->remove(id); }
@@ -197,11 +211,12 @@ std::vector<float> Engine::forward(const std::vector<TokenId>& tokens, int block
             block);
   KvCache kv = model_->make_kv(n_ctx_, kv_dtype_);
   std::vector<float> logits;
+  const int max_rows = Transformer::max_rows(config_);
   // The causal rows in chunks, which bounds the activations' memory, then the block in one.
   for (int begin = 0; begin < n;) {
     const int causal_end = n - block;
     const bool causal = begin < causal_end;
-    const int end = causal ? std::min(begin + kMaxRows, causal_end) : n;
+    const int end = causal ? std::min(begin + max_rows, causal_end) : n;
     Segment segment = wanted_rows(tokens, begin, end);
     segment.attention = causal ? Attention::causal : Attention::block;
     const std::vector<float> part = model_->forward_logits({{{&kv, {{segment}}}}});
@@ -221,8 +236,9 @@ std::vector<RowScores> Engine::score(const std::vector<TokenId>& tokens, int top
             "expected `top` from 0 to the vocabulary of {}, got {}", config_.vocab_size, top);
   KvCache kv = model_->make_kv(n_ctx_, kv_dtype_);
   std::vector<RowScores> scores;
-  for (int begin = 0; begin < n - 1; begin += kMaxRows) {
-    const int end = std::min(begin + kMaxRows, n - 1);
+  const int max_rows = Transformer::max_rows(config_);
+  for (int begin = 0; begin < n - 1; begin += max_rows) {
+    const int end = std::min(begin + max_rows, n - 1);
     Segment segment = wanted_rows(tokens, begin, end);
     for (int i = begin; i < end; ++i) {
       segment.asks.push_back({.n_best = top, .given = tokens[i + 1]});

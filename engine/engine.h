@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/dtype.h"
@@ -74,7 +75,8 @@ class Engine {
   // Throws what add would, but for want of memory. Safe while another thread steps.
   void check(const Request& request) const;
   // Adds the request's sequence; it lives until it has finished, failed or is removed.
-  SequenceId add(const Request& request);
+  // chosen: its id, above all before it. None: the next one.
+  SequenceId add(const Request& request, std::optional<SequenceId> chosen = {});
   void remove(SequenceId id);
   // One forward over living sequences (scheduler.h says which): what happened to each. Finished and
   // failed ones are gone.
@@ -101,6 +103,8 @@ class Engine {
   struct Timed;
 
   void configure(const Metadata& metadata, const ModelConfig& config, int n_ctx);
+  // That there is memory for what loading will take.
+  void check_memory(double weight_bytes, std::string_view source) const;
   void start(const EngineOptions& options);
   // Checks the request.
   std::unique_ptr<Decoder> make_decoder(const Request& request) const;

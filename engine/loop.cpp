@@ -82,9 +82,7 @@ void Loop::close() {
   refuse_own_turn();
   engine = std::exchange(engine_, nullptr);
   if (engine) gone_ = "this engine is closed: make a new one";
-  while (!sequences_.empty()) {
-    end(sequences_.begin(), {.id = sequences_.begin()->first, .error = error_of(gone_)});
-  }
+  end_all(error_of(gone_));
   ++queued_;
   turn_over_->wait(lock, [&] { return !in_turn_; });
   --queued_;
@@ -101,10 +99,10 @@ void Loop::begin_turn() {
 // Caches are freed without the lock.
 void Loop::end_turn(Lock& lock) {
   while (engine_ && !leaving_.empty()) {
-    const std::vector<SequenceId> leaving = std::exchange(leaving_, {});
+    const Sequences leaving = std::exchange(leaving_, {});
     Engine* engine = engine_.get();
     lock.unlock();
-    for (const SequenceId id : leaving) engine->remove(id);
+    for (const auto& [id, sequence] : leaving) engine->remove(id);
     lock.lock();
   }
   if (engine_) usage_ = engine_->usage();
@@ -147,10 +145,7 @@ void Loop::drive() {
   Lock lock(mutex_);
   while (!ending_) {
     if (n_driven_ > 0 && may_begin_turn()) {
-      try {
-        step(lock);
-      } catch (const std::bad_alloc&) {  // for some event; the next forward may have more luck
-      }
+      step(lock);
     } else {
       turn_over_->wait(lock);
     }
@@ -169,50 +164,47 @@ void Loop::step(Lock& lock) {
   };
   begin_turn();
   const Ending ending{*this, lock};
-  const std::map<SequenceId, Request> arriving = std::exchange(arriving_, {});
+  std::map<SequenceId, Arriving> arriving = std::exchange(arriving_, {});
   Engine* engine = engine_.get();  // lives: close() waits for the turn's end
   if (engine == nullptr) return;
 
   lock.unlock();
-  std::vector<std::pair<SequenceId, SequenceId>> added;
-  std::vector<Event> failed;
-  for (const auto& [id, request] : arriving) {
+  for (auto& [id, arrival] : arriving) {
     try {
-      added.emplace_back(id, engine->add(request));
+      engine->add(arrival.request, id);
     } catch (...) {
-      failed.push_back({.id = id, .error = std::current_exception()});
+      arrival.error = std::current_exception();
     }
   }
-  std::vector<SequenceEvents> happened;
+  std::list<Event> happened;
   std::exception_ptr all_failed;
   try {
-    happened = engine->step();
-  } catch (...) {  // no single sequence's fault: that would be among its events
-    all_failed = std::current_exception();
-  }
-  lock.lock();
-
-  for (const auto& [id, in_engine] : added) {
-    const auto sequence = sequences_.find(id);
-    if (sequence == sequences_.end()) {  // cancelled meanwhile
-      leaving_.push_back(in_engine);
-    } else {
-      sequence->second.in_engine = in_engine;
-      ids_.emplace(in_engine, id);
-    }
-  }
-  for (Event& event : failed) deliver(std::move(event));
-  for (SequenceEvents& events : happened) {
-    if (const auto id = ids_.find(events.id); id != ids_.end()) {
-      deliver(
-          {.id = id->second,
+    for (SequenceEvents& events : engine->step()) {
+      happened.push_back(
+          {.id = events.id,
            .events = std::move(events.events),
            .prompt_rows = events.prompt_rows,
            .cached_tokens = events.cached_tokens,
            .error = events.error.empty() ? nullptr : error_of(events.error, events.error_kind)});
     }
+  } catch (...) {  // no single sequence's fault: that would be among its events
+    happened.clear();
+    all_failed = std::current_exception();
   }
-  while (all_failed && !ids_.empty()) deliver({.id = ids_.begin()->second, .error = all_failed});
+  lock.lock();
+
+  for (const auto& [id, arrival] : arriving) {
+    const auto sequence = sequences_.find(id);
+    if (arrival.error && sequence != sequences_.end()) {
+      end(sequence, {.id = id, .error = arrival.error});
+    }
+  }
+  while (!happened.empty()) deliver(happened);
+  for (auto it = sequences_.begin(); all_failed && it != sequences_.end();) {
+    const auto sequence = it++;
+    const bool in_engine = !arriving_.contains(sequence->first);
+    if (in_engine) end(sequence, {.id = sequence->first, .error = all_failed});
+  }
 }
 
 // Where no forward runs, what was cancelled leaves now; else behind it.
@@ -222,30 +214,37 @@ void Loop::leave(Lock& lock) {
   end_turn(lock);
 }
 
-void Loop::deliver(Event event) {
-  const auto sequence = sequences_.find(event.id);
-  if (sequence == sequences_.end()) return;
-  if (event.last()) {
-    end(sequence, std::move(event));
+void Loop::deliver(std::list<Event>& events) {
+  std::list<Event> one;
+  one.splice(one.begin(), events, events.begin());
+  const auto sequence = sequences_.find(one.front().id);
+  if (sequence == sequences_.end()) return;  // cancelled meanwhile
+  if (one.front().last()) {
+    end(sequence, std::move(one.front()));
     return;
   }
   Inbox& inbox = *sequence->second.inbox;
-  inbox.events_.push_back(std::move(event));
+  inbox.events_.splice(inbox.events_.end(), one);
   inbox.arrived_->notify_all();
 }
 
 void Loop::end(Sequences::iterator sequence, Event last) {
-  const auto [inbox, in_engine] = sequence->second;
-  arriving_.erase(sequence->first);
-  if (in_engine) {
-    leaving_.push_back(*in_engine);  // where the engine has not done so by itself
-    ids_.erase(*in_engine);
-  }
-  sequences_.erase(sequence);
+  auto node = sequences_.extract(sequence);
+  auto& [inbox, room] = node.mapped();
+  room.front() = std::move(last);
+  inbox->events_.splice(inbox->events_.end(), room);
   --inbox->n_sequences_;
   n_driven_ -= inbox->driven_;
-  inbox->events_.push_back(std::move(last));
   inbox->arrived_->notify_all();
+  const bool came_no_further = arriving_.erase(node.key()) > 0;
+  if (!came_no_further)
+    leaving_.insert(std::move(node));  // where the engine has not done so itself
+}
+
+void Loop::end_all(const std::exception_ptr& error) {
+  while (!sequences_.empty()) {
+    end(sequences_.begin(), {.id = sequences_.begin()->first, .error = error});
+  }
 }
 
 // Holds the mutex since before the fork.
@@ -257,9 +256,7 @@ void Loop::in_child() {
   }
   const std::exception_ptr theirs = error_of(
       "this text is generated by the process that started it: in a forked child start another");
-  while (!sequences_.empty()) {
-    end(sequences_.begin(), {.id = sequences_.begin()->first, .error = theirs});
-  }
+  end_all(theirs);
   if (engine_ && (in_turn_ || !survives_fork_)) {
     gone_ = in_turn_ ? "this engine was in the middle of a forward when the process forked: make a "
                        "new one in the child"
@@ -299,8 +296,10 @@ SequenceId Inbox::add(Request request) {
   loop_->check_open();
   if (driven_) loop_->start_driver();
   const SequenceId id = loop_->next_id_++;
-  loop_->sequences_.emplace(id, Loop::Sequence{this});
-  loop_->arriving_.emplace(id, std::move(request));
+  Loop::Sequences sequence;
+  sequence.emplace(id, Loop::Sequence{this, std::list<Event>(1)});
+  loop_->arriving_.emplace(id, Loop::Arriving{std::move(request)});
+  loop_->sequences_.merge(sequence);  // nothing from here on takes memory
   ++n_sequences_;
   loop_->n_driven_ += driven_;
   loop_->pass_turn();
@@ -342,7 +341,7 @@ bool Inbox::expects() const {
 std::optional<Event> Inbox::take() {
   const Loop::Lock lock(loop_->mutex_);
   if (events_.empty()) return std::nullopt;
-  Event event = std::move(events_.front());
+  std::optional<Event> event = std::move(events_.front());
   events_.pop_front();
   return event;
 }

@@ -6,8 +6,8 @@
 
 #include <chrono>
 #include <condition_variable>
-#include <deque>
 #include <exception>
+#include <list>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -15,7 +15,6 @@
 #include <set>
 #include <string>
 #include <thread>
-#include <vector>
 
 #include "core/at_fork.h"
 #include "engine.h"
@@ -70,11 +69,17 @@ class Loop {
   friend class Inbox;
   using Lock = std::unique_lock<std::mutex>;
 
+  // An end must be told whatever memory is left, so the room for it is taken at the beginning. All
+  // that a step does with the lock held only moves what is there.
   struct Sequence {
     Inbox* inbox;
-    std::optional<SequenceId> in_engine = {};  // its id there, once a step has added it
+    std::list<Event> last;  // one, for its last event
   };
   using Sequences = std::map<SequenceId, Sequence>;
+  struct Arriving {
+    Request request;
+    std::exception_ptr error = {};  // why it could not be added
+  };
 
   // A thread's use of the engine, which excludes others.
   struct Turn {
@@ -95,8 +100,10 @@ class Loop {
   void drive();
   void step(Lock& lock);
   void leave(Lock& lock);
-  void deliver(Event event);
+  // The first of the events.
+  void deliver(std::list<Event>& events);
   void end(Sequences::iterator sequence, Event last);
+  void end_all(const std::exception_ptr& error);
   void check_open() const;
   void in_child();
 
@@ -111,11 +118,10 @@ class Loop {
   // Conditions are behind pointers because a child leaves the parent's as they are: threads it
   // does not have wait there.
   std::unique_ptr<std::condition_variable> turn_over_;
-  SequenceId next_id_ = 1;
-  Sequences sequences_;                     // that have not had their last event
-  std::map<SequenceId, SequenceId> ids_;    // of those in the engine, by their id there
-  std::map<SequenceId, Request> arriving_;  // for the next step to add, oldest first
-  std::vector<SequenceId> leaving_;         // for the engine to remove, by their id there
+  SequenceId next_id_ = 1;                   // in the engine too
+  Sequences sequences_;                      // that have not had their last event
+  std::map<SequenceId, Arriving> arriving_;  // of them, for the next step to add, oldest first
+  Sequences leaving_;                        // for the engine to remove
   std::set<Inbox*> inboxes_;
   std::thread driver_;  // while there was ever a driven inbox
   int n_driven_ = 0;    // sequences of driven inboxes
@@ -150,7 +156,7 @@ class Inbox {
 
   const std::shared_ptr<Loop> loop_;
   const bool driven_;
-  std::deque<Event> events_;
+  std::list<Event> events_;
   int n_sequences_ = 0;  // that have not had their last event
   int n_sleeping_ = 0;   // threads in wait()
   std::unique_ptr<std::condition_variable> arrived_;

@@ -7,6 +7,7 @@
 #include <set>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/types.h"
@@ -19,7 +20,6 @@ class PrefixIndex {
     std::string kind;
     std::vector<TokenId> tokens;
     std::int64_t id;
-    auto operator<=>(const Entry&) const = default;
   };
   struct Match {
     std::int64_t id;
@@ -27,12 +27,26 @@ class PrefixIndex {
   };
 
   void add(std::string kind, std::vector<TokenId> tokens, std::int64_t id);
-  void remove(const std::string& kind, std::span<const TokenId> tokens, std::int64_t id);
+  // Takes no memory, and so cannot fail.
+  void remove(std::string_view kind, std::span<const TokenId> tokens, std::int64_t id);
   // One of those that agree longest; nothing where none begins alike.
-  std::optional<Match> longest(const std::string& kind, std::span<const TokenId> tokens) const;
+  std::optional<Match> longest(std::string_view kind, std::span<const TokenId> tokens) const;
 
  private:
-  std::set<Entry> entries_;
+  struct View {  // of an entry, or of what is looked for, without a copy of it
+    std::string_view kind;
+    std::span<const TokenId> tokens;
+    std::int64_t id;
+    View(std::string_view of, std::span<const TokenId> begin, std::int64_t number)
+        : kind(of), tokens(begin), id(number) {}
+    View(const Entry& entry) : View(entry.kind, entry.tokens, entry.id) {}
+  };
+  struct Before {
+    using is_transparent = void;
+    bool operator()(const View& a, const View& b) const;
+  };
+
+  std::set<Entry, Before> entries_;
 };
 
 }  // namespace sbd

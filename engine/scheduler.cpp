@@ -24,6 +24,30 @@ constexpr int kRowsForWaiting = 64;
 // After so many a prompt that cannot be cut is read whatever it takes.
 constexpr int kMaxPassedOver = 8;
 
+// Why something could not be done for one sequence.
+struct Failure {
+  std::string error;
+  ErrorKind kind;
+
+  SequenceEvents of(SequenceId id) && {
+    return {.id = id, .error = std::move(error), .error_kind = kind};
+  }
+};
+
+// What fn() throws, but for a device's end, which is the end of all sequences.
+template <typename Fn>
+std::optional<Failure> failure(Fn&& fn) {
+  try {
+    fn();
+  } catch (const Error& error) {
+    if (error.kind() == ErrorKind::device) throw;
+    return Failure{error.what(), error.kind()};
+  } catch (const std::bad_alloc&) {
+    return Failure{"out of memory for a forward: use a shorter prompt or block", ErrorKind::memory};
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
 // The newest token of the text may not be cached yet, and where a draft was refused its place holds
@@ -68,9 +92,10 @@ std::size_t Scheduler::check(const Decoder& decoder) const {
   return needed;
 }
 
-SequenceId Scheduler::add(std::vector<TokenId> prompt, std::unique_ptr<Decoder> decoder) {
+SequenceId Scheduler::add(std::vector<TokenId> prompt, std::unique_ptr<Decoder> decoder,
+                          std::optional<SequenceId> chosen) {
   const std::size_t needed = check(*decoder);
-  const SequenceId id = next_id_++;
+  const SequenceId id = chosen.value_or(next_id_);
   const int prompt_tokens = static_cast<int>(prompt.size());
   Sharing sharing = decoder->sharing();
   sequences_.emplace(id, Sequence{.id = id,
@@ -79,7 +104,7 @@ SequenceId Scheduler::add(std::vector<TokenId> prompt, std::unique_ptr<Decoder> 
                                   .decoder = std::move(decoder),
                                   .sharing = std::move(sharing),
                                   .bytes = needed});
-  waiting_.push_back(id);
+  next_id_ = id + 1;
   return id;
 }
 
@@ -92,9 +117,10 @@ void Scheduler::end(SequenceId id) {
   if (sequence.kv) {
     living_.remove(sequence.sharing.kind, sequence.prompt(), id);
     used_bytes_ -= sequence.bytes;
-    park(sequence);
-  } else {
-    std::erase(waiting_, id);
+    try {
+      park(sequence);
+    } catch (const std::bad_alloc&) {  // then nothing of it is left for others
+    }
   }
   sequences_.erase(id);
 }
@@ -102,8 +128,8 @@ void Scheduler::end(SequenceId id) {
 // ---- what is cached, and by whom ----
 
 void Scheduler::admit(std::vector<SequenceEvents>& happened) {
-  for (const SequenceId id : std::vector(waiting_)) {
-    Sequence& sequence = sequences_.at(id);
+  for (auto& [id, sequence] : sequences_) {
+    if (sequence.kv) continue;
     const Lender lender = find_lender(sequence);
     if (lender.living != nullptr && lender.n > lender.living->shared_positions()) {
       continue;  // its prompt is being read by another
@@ -116,13 +142,8 @@ void Scheduler::admit(std::vector<SequenceEvents>& happened) {
     const std::size_t taken = lender.parked ? parked_.at(*lender.parked).bytes : 0;
     // Those behind it wait too.
     if (!fits(sequence.bytes - std::min(sequence.bytes, taken))) return;
-    std::erase(waiting_, id);
-    try {
-      start(sequence, lender);
-    } catch (const Error& error) {
-      sequence.kv.reset();  // it was not admitted
-      if (error.kind() == ErrorKind::device) throw;
-      happened.push_back({.id = id, .error = error.what(), .error_kind = error.kind()});
+    if (auto failed = failure([&] { start(sequence, lender); })) {
+      happened.push_back(std::move(*failed).of(id));
     }
   }
 }
@@ -149,29 +170,31 @@ Scheduler::Lender Scheduler::find_lender(const Sequence& sequence) {
 
 // A cache that is mostly what the sequence needs is taken over; from others it is copied.
 void Scheduler::start(Sequence& sequence, const Lender& lender) {
+  std::optional<KvCache> kv;
   if (lender.parked) {
     const Parked& parked = parked_.at(*lender.parked);
     const bool mostly = 2 * lender.n >= static_cast<int>(parked.tokens.size());
     Parked taken = take_parked(*lender.parked);
     if (mostly || !fits(sequence.bytes + taken.bytes)) {
-      sequence.kv = std::move(taken.kv);
+      kv = std::move(taken.kv);
     } else {
-      sequence.kv = model_.make_kv(options_.n_ctx, options_.kv_dtype);
-      sequence.kv->copy(taken.kv, lender.n);
+      kv = model_.make_kv(options_.n_ctx, options_.kv_dtype);
+      kv->copy(taken.kv, lender.n);
       keep(std::move(taken));
     }
   } else {
-    sequence.kv = model_.make_kv(options_.n_ctx, options_.kv_dtype);
-    if (lender.living != nullptr) sequence.kv->copy(*lender.living->kv, lender.n);
+    kv = model_.make_kv(options_.n_ctx, options_.kv_dtype);
+    if (lender.living != nullptr) kv->copy(*lender.living->kv, lender.n);
   }
-  sequence.kv->truncate(lender.n);
+  kv->truncate(lender.n);
   if (lender.n > 0) sequence.decoder->begin_behind(lender.n);
   sequence.prompt_read = sequence.cached_tokens = lender.n;
-  counted_.prompt_tokens += sequence.prompt_tokens;
-  counted_.cached_tokens += lender.n;
-  used_bytes_ += sequence.bytes;
   living_.add(sequence.sharing.kind, {sequence.prompt().begin(), sequence.prompt().end()},
               sequence.id);
+  sequence.kv = std::move(kv);  // it is admitted: from here on nothing may fail
+  used_bytes_ += sequence.bytes;
+  counted_.prompt_tokens += sequence.prompt_tokens;
+  counted_.cached_tokens += lender.n;
 }
 
 void Scheduler::park(Sequence& sequence) {
@@ -198,9 +221,15 @@ void Scheduler::park(Sequence& sequence) {
 }
 
 void Scheduler::keep(Parked parked) {
-  parked_bytes_ += parked.bytes;
-  parked_tokens_.add(parked.kind, parked.tokens, next_id_);
-  parked_.emplace(next_id_++, std::move(parked));
+  const auto place = parked_.emplace(next_parked_++, std::move(parked)).first;
+  const auto& [id, kept] = *place;
+  try {
+    parked_tokens_.add(kept.kind, kept.tokens, id);
+  } catch (const std::bad_alloc&) {
+    parked_.erase(place);
+    throw;
+  }
+  parked_bytes_ += kept.bytes;
 }
 
 Scheduler::Parked Scheduler::take_parked(SequenceId id) {
@@ -215,9 +244,10 @@ Scheduler::Parked Scheduler::take_parked(SequenceId id) {
 
 std::vector<SequenceEvents> Scheduler::step() {
   std::vector<SequenceEvents> happened;
+  happened.reserve(sequences_.size());  // one each at most: telling it takes no memory
   try {
     admit(happened);
-    const std::vector<Turn> turns = choose_turns();
+    const std::vector<Turn> turns = choose_turns(happened);
     if (!turns.empty()) run(turns, happened);
   } catch (const Error& error) {
     if (error.kind() != ErrorKind::device) throw;
@@ -232,13 +262,19 @@ std::vector<SequenceEvents> Scheduler::step() {
   return happened;
 }
 
-std::vector<Scheduler::Turn> Scheduler::choose_turns() {
+std::vector<Scheduler::Turn> Scheduler::choose_turns(std::vector<SequenceEvents>& happened) {
   std::vector<Turn> turns;
   int n_rows = 0;
   RowPrice price{.costs = &decoding_costs_, .sequences = 0};
   const auto take_turn = [&](Sequence& sequence, int rows) {
-    turns.push_back({&sequence, sequence.decoder->plan({rows, price})});
-    const int taken = turns.back().plan.n_rows();
+    int taken = 0;
+    auto failed = failure([&] {
+      Plan plan = sequence.decoder->plan({rows, price});
+      const int start = plan.start.value_or(sequence.kv->length());
+      turns.push_back({&sequence, std::move(plan), start});
+      taken = turns.back().plan.n_rows();
+    });
+    if (failed) happened.push_back(std::move(*failed).of(sequence.id));
     n_rows += taken;
     return taken;
   };
@@ -267,13 +303,13 @@ std::vector<Scheduler::Turn> Scheduler::choose_turns() {
   price.sequences = static_cast<int>(decoding.size());
   for (const Sequence* sequence : decoding) price.others += sequence->decoding_rows;
   for (Sequence* sequence : decoding) {
-    if (n_rows >= kMaxRows) {
+    if (n_rows >= options_.max_rows) {
       next_turn_ = sequence->id;
       break;
     }
     // As many as last time, of those whose turn is still to come.
     price.others -= sequence->decoding_rows;
-    sequence->decoding_rows = take_turn(*sequence, kMaxRows - n_rows);
+    sequence->decoding_rows = take_turn(*sequence, options_.max_rows - n_rows);
     price.others += sequence->decoding_rows;
   }
 
@@ -281,7 +317,8 @@ std::vector<Scheduler::Turn> Scheduler::choose_turns() {
   price.sequences += static_cast<int>(readers.size());
   price.others += std::max(0, static_cast<int>(readers.size()) - 1);
   std::ranges::stable_sort(readers, {}, &Reader::order);
-  const int row_budget = n_rows == 0 ? kMaxRows : std::min(kMaxRows, n_rows + prefill_rows(n_rows));
+  const int row_budget =
+      n_rows == 0 ? options_.max_rows : std::min(options_.max_rows, n_rows + prefill_rows(n_rows));
   for (const Reader& reader : readers) {
     const bool fits = n_rows + reader.demand.least_rows <= row_budget;
     const bool must = turns.empty() || reader.sequence->passed_over >= kMaxPassedOver;
@@ -298,7 +335,7 @@ int Scheduler::prefill_rows(int decoding_rows) const {
   const double max_ms = kMaxSlowdown * costs_.ms(decoding_rows);
   int rows = kMinPrefillRows;
   // Not far beyond what has been measured.
-  while (rows < kMaxRows && decoding_rows + rows < costs_.max_rows() &&
+  while (rows < options_.max_rows && decoding_rows + rows < costs_.max_rows() &&
          costs_.ms(decoding_rows + rows + kMinPrefillRows) <= max_ms) {
     rows += kMinPrefillRows;
   }
@@ -306,64 +343,61 @@ int Scheduler::prefill_rows(int decoding_rows) const {
 }
 
 void Scheduler::run(std::span<const Turn> turns, std::vector<SequenceEvents>& happened) {
-  Batch batch;
-  std::vector<int> starts;
-  int n_rows = 0;
-  bool reads = false;
-  for (const auto& [sequence, plan] : turns) {
-    reads = reads || sequence->prompt_read < sequence->prompt_tokens;
-    batch.sequences.push_back({&*sequence->kv, plan});
-    starts.push_back(plan.start.value_or(sequence->kv->length()));
-    n_rows += plan.n_rows();
-  }
   std::vector<RowStats> stats;
-  std::string error;
-  ErrorKind error_kind = ErrorKind::memory;
-  try {
-    const auto begin = std::chrono::steady_clock::now();
-    stats = model_.forward(batch);
-    const std::chrono::duration<double, std::milli> elapsed =
-        std::chrono::steady_clock::now() - begin;
-    costs_.record(n_rows, elapsed.count());
-    if (!reads) decoding_costs_.record(n_rows, elapsed.count());
-    ++counted_.forwards;
-    counted_.rows += n_rows;
-  } catch (const Error& failed) {
-    if (failed.kind() == ErrorKind::device) throw;
-    error = failed.what();
-    error_kind = failed.kind();
-  } catch (const std::bad_alloc&) {
-    error = format("out of memory for a forward of {} rows: use a shorter prompt or block", n_rows);
-  }
-  if (!error.empty()) {
+  if (auto failed = failure([&] { stats = forward(turns); })) {
     // A forward that fails has changed nothing. Alone, a sequence has itself to blame; of several,
-    // each is tried alone, so that one's bad numbers do not end the others.
+    // each is tried alone, so that one's size or bad numbers do not end the others.
     if (turns.size() == 1) {
-      happened.push_back(
-          {.id = turns[0].sequence->id, .error = std::move(error), .error_kind = error_kind});
+      happened.push_back(std::move(*failed).of(turns[0].sequence->id));
       return;
     }
     for (const Turn& turn : turns) run({&turn, 1}, happened);
     return;
   }
   std::span<const RowStats> rest = stats;
-  for (std::size_t i = 0; i < turns.size(); ++i) {
-    auto& [sequence, plan] = turns[i];
-    const auto n_outputs = static_cast<std::size_t>(plan.n_outputs());
-    Events events = sequence->decoder->absorb(plan, rest.first(n_outputs));
+  for (const Turn& turn : turns) {
+    const auto n_outputs = static_cast<std::size_t>(turn.plan.n_outputs());
+    const auto own = rest.first(n_outputs);
     rest = rest.subspan(n_outputs);
-    sequence->tokens.insert(sequence->tokens.end(), events.committed.begin(),
-                            events.committed.end());
-    const int read =
-        std::clamp(starts[i] + plan.n_rows(), sequence->prompt_read, sequence->prompt_tokens);
-    const int prompt_rows = read - std::exchange(sequence->prompt_read, read);
-    counted_.prompt_rows += prompt_rows;
-    happened.push_back({.id = sequence->id,
-                        .events = std::move(events),
-                        .prompt_rows = prompt_rows,
-                        .cached_tokens = sequence->begun ? 0 : sequence->cached_tokens});
-    sequence->begun = true;
+    auto failed = failure([&] { happened.push_back(absorb(turn, own)); });
+    if (failed) happened.push_back(std::move(*failed).of(turn.sequence->id));
   }
+}
+
+std::vector<RowStats> Scheduler::forward(std::span<const Turn> turns) {
+  Batch batch;
+  int n_rows = 0;
+  bool reads = false;
+  for (const auto& [sequence, plan, start] : turns) {
+    reads = reads || sequence->prompt_read < sequence->prompt_tokens;
+    batch.sequences.push_back({&*sequence->kv, plan});
+    n_rows += plan.n_rows();
+  }
+  const auto begin = std::chrono::steady_clock::now();
+  std::vector<RowStats> stats = model_.forward(batch);
+  const std::chrono::duration<double, std::milli> elapsed =
+      std::chrono::steady_clock::now() - begin;
+  costs_.record(n_rows, elapsed.count());
+  if (!reads) decoding_costs_.record(n_rows, elapsed.count());
+  ++counted_.forwards;
+  counted_.rows += n_rows;
+  return stats;
+}
+
+SequenceEvents Scheduler::absorb(const Turn& turn, std::span<const RowStats> stats) {
+  const auto& [sequence, plan, start] = turn;
+  Events events = sequence->decoder->absorb(plan, stats);
+  sequence->tokens.insert(sequence->tokens.end(), events.committed.begin(), events.committed.end());
+  const int end = start + plan.n_rows();
+  const int read = std::clamp(end, sequence->prompt_read, sequence->prompt_tokens);
+  const int prompt_rows = read - std::exchange(sequence->prompt_read, read);
+  counted_.prompt_rows += prompt_rows;
+  SequenceEvents happened{.id = sequence->id,
+                          .events = std::move(events),
+                          .prompt_rows = prompt_rows,
+                          .cached_tokens = sequence->begun ? 0 : sequence->cached_tokens};
+  sequence->begun = true;
+  return happened;
 }
 
 }  // namespace sbd

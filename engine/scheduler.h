@@ -42,6 +42,7 @@ struct SchedulerOptions {
   DType kv_dtype = DType::f16;
   std::size_t kv_budget = 0;     // bytes of all caches
   std::size_t prefix_cache = 0;  // of these, what ended sequences may leave
+  int max_rows = 512;            // Transformer::max_rows
 };
 
 // What a scheduler has done so far, and what its caches take now.
@@ -59,10 +60,6 @@ struct Usage {
 
 class Scheduler {
  public:
-  // Rows of a forward at most, where one sequence does not need more: they bound the activations'
-  // memory, and how long a cancellation waits.
-  static constexpr int kMaxRows = 512;
-
   Scheduler(Transformer& model, const SchedulerOptions& options);
 
   const SchedulerOptions& options() const { return options_; }
@@ -72,11 +69,15 @@ class Scheduler {
 
   // Bytes of the budget that it may come to need. Refuses what the budget could never hold.
   std::size_t check(const Decoder& decoder) const;
-  SequenceId add(std::vector<TokenId> prompt, std::unique_ptr<Decoder> decoder);
+  // chosen: its id, above all before it. None: the next one.
+  SequenceId add(std::vector<TokenId> prompt, std::unique_ptr<Decoder> decoder,
+                 std::optional<SequenceId> chosen = {});
   // The sequence ends here, if it has not: its cache is left for others.
   void remove(SequenceId id);
   // One forward: what happened to each sequence in it. Finished and failed ones are gone. Where the
-  // device fails, all of them are told, those that wait too.
+  // device fails, all of them are told, those that wait too. What memory is missing for ends alone,
+  // with an error; std::bad_alloc says that there is none even to tell it, and all are to be
+  // removed.
   std::vector<SequenceEvents> step();
 
  private:
@@ -103,6 +104,7 @@ class Scheduler {
   struct Turn {
     Sequence* sequence;
     Plan plan;
+    int start;  // the position of its first row
   };
   // What an ended sequence left: a cache of so many tokens.
   struct Parked {
@@ -130,9 +132,12 @@ class Scheduler {
   Parked take_parked(SequenceId id);
   void end(SequenceId id);
 
-  std::vector<Turn> choose_turns();
+  std::vector<Turn> choose_turns(std::vector<SequenceEvents>& happened);
   int prefill_rows(int decoding_rows) const;
   void run(std::span<const Turn> turns, std::vector<SequenceEvents>& happened);
+  // Where it throws, nothing has changed.
+  std::vector<RowStats> forward(std::span<const Turn> turns);
+  SequenceEvents absorb(const Turn& turn, std::span<const RowStats> stats);
 
   Transformer& model_;
   SchedulerOptions options_;
@@ -141,10 +146,10 @@ class Scheduler {
 
   Usage counted_;  // what only grows
   SequenceId next_id_ = 1;
+  SequenceId next_parked_ = 1;
   SequenceId next_turn_ = 1;  // the decoding sequence that the next forward begins with
-  std::map<SequenceId, Sequence> sequences_;
-  std::vector<SequenceId> waiting_;  // to be admitted, in order
-  std::size_t used_bytes_ = 0;       // by admitted sequences
+  std::map<SequenceId, Sequence> sequences_;  // those without a cache wait, in this order
+  std::size_t used_bytes_ = 0;                // by admitted sequences
 
   PrefixIndex living_;  // admitted sequences, by their prompts
   PrefixIndex parked_tokens_;

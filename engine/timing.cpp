@@ -47,7 +47,7 @@ Engine::Timed Engine::timed(const std::vector<int>& row_counts, int context, int
   }
   for (KvCache& kv : timed.kvs) {
     while (kv.length() < context) {
-      const int n = std::min(Scheduler::kMaxRows, context - kv.length());
+      const int n = std::min(Transformer::max_rows(config_), context - kv.length());
       model_->forward(
           {{{&kv, {{random_segment(n, config_.vocab_size, Kv::commit, Attention::causal)}}}}});
       check_interrupt();

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .errors import SbdTypeError, SbdValueError
+from .errors import SbdTypeError, SbdValueError, brief
 from .parameters import check_utf8, unknown
 from .template_process import TemplateProcess
 
@@ -124,7 +124,7 @@ def _parsed_map(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError, AttributeError):
         raise SbdValueError(
             "tokenizer.huggingface.special_tokens_map: expected names and tokens as JSON, "
-            f"got {text[:60]!r}"
+            f"got {brief(text)}"
         ) from None
 
 
@@ -138,7 +138,7 @@ def _plain(name: str, value: Any) -> Any:
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
-                raise SbdTypeError(f"expected strings as keys in {name}, got {key!r}")
+                raise SbdTypeError(f"expected strings as keys in {name}, got {brief(key)}")
         return {str(key): _plain(name, each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(name, each) for each in value]
@@ -148,7 +148,7 @@ def _plain(name: str, value: Any) -> Any:
 def _message(message: Any) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise SbdTypeError(
-            f'expected messages such as {{"role": "user", "content": "..."}}, got {message!r}'
+            f'expected messages such as {{"role": "user", "content": "..."}}, got {brief(message)}'
         )
     # Many templates would write a None as text; reasoning goes by several names.
     known = {key: each for key, each in _plain("messages", message).items() if each is not None}
@@ -169,7 +169,7 @@ def _dicts(name: str, value: Any) -> list[dict[str, Any]] | None:
         return None
     for each in _several(name, value):
         if not isinstance(each, Mapping):
-            raise SbdTypeError(f"expected {name} as a list of dicts, got {each!r} in it")
+            raise SbdTypeError(f"expected {name} as a list of dicts, got {brief(each)} in it")
     return [_plain(name, each) for each in value]
 
 

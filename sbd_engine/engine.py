@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _core
 from .completion import Completion, Scores, Usage
-from .errors import SbdError, SbdTypeError, SbdValueError
+from .errors import SbdError, SbdTypeError, SbdValueError, brief
 from .model_file import ModelPath, existing, model_file
 from .parameters import (
     MAX_BEST,
@@ -63,7 +63,7 @@ def engine_options(
     """The core's options (its defaults are 0 of n_threads and n_ctx, None of bytes) after a
     check."""
     if not isinstance(device, str):
-        raise SbdTypeError(f"expected {named('device')} as a string, got {device!r}")
+        raise SbdTypeError(f"expected {named('device')} as a string, got {brief(device)}")
     if n_threads is not None and device.startswith("cuda"):
         raise SbdValueError(
             f"{named('n_threads')} has no effect with device {device}: leave it out, or use "

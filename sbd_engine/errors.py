@@ -3,9 +3,17 @@ also the fitting built-in, so `except ValueError` works as anywhere in Python.""
 
 from __future__ import annotations
 
+import reprlib
+
+from .convert.errors import error_line
+
 
 class SbdError(Exception):
-    """Base of every error of this package."""
+    """Base of every error of this package: one line, in which nothing stands that a terminal would
+    obey."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(error_line(str(message)))
 
 
 class SbdValueError(SbdError, ValueError):
@@ -30,3 +38,13 @@ class SbdMemoryError(SbdError, MemoryError):
 
 class SbdDeviceError(SbdError, RuntimeError):
     """The device failed, and all it held is lost: no engine of this process can use it again."""
+
+
+def brief(value: object) -> str:
+    """A value's repr, as far as a line has room for it."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 80
+    try:
+        return short.repr(value)
+    except Exception:  # thousands of digits, or nothing that it can show
+        return f"a {type(value).__name__}"

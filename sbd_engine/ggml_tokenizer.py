@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from .convert.guarded import check_added
 from .convert.spm_merges import merges_by_score
-from .errors import SbdValueError
+from .errors import SbdValueError, brief
 
 # tokenizer.ggml.token_type
 _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
@@ -86,13 +86,13 @@ def tokenizer_from_ggml(metadata: Mapping[str, Any]) -> Tokenizer:
         )
     build = {"gpt2": _byte_level_bpe, "llama": _sentencepiece}.get(str(kind))
     if build is None:
-        raise SbdValueError(f"tokenizer.ggml.model: expected gpt2 or llama, got {kind!r}")
+        raise SbdValueError(f"tokenizer.ggml.model: expected gpt2 or llama, got {brief(kind)}")
     tokens = _strings(metadata, "tokenizer.ggml.tokens")
     types = metadata.get("tokenizer.ggml.token_type", [1] * len(tokens))
     if not isinstance(types, list) or len(types) != len(tokens):
         raise SbdValueError(
             f"tokenizer.ggml.token_type: expected {len(tokens)} types, one per token, "
-            f"got {len(types) if isinstance(types, list) else types!r}"
+            f"got {len(types) if isinstance(types, list) else brief(types)}"
         )
     added = [
         AddedToken(token, special=kind != _USER_DEFINED, normalized=False)
@@ -114,7 +114,7 @@ def _byte_level_bpe(
     pre = str(metadata.get("tokenizer.ggml.pre", "default"))
     if pre not in _PRE_TOKENIZERS:
         raise SbdValueError(
-            f"tokenizer.ggml.pre: expected one of {', '.join(_PRE_TOKENIZERS)}, got {pre!r}: "
+            f"tokenizer.ggml.pre: expected one of {', '.join(_PRE_TOKENIZERS)}, got {brief(pre)}: "
             "give the prompt as token ids"
         )
     cut = _PRE_TOKENIZERS[pre]
@@ -139,7 +139,7 @@ def _sentencepiece(
     if not isinstance(scores, list) or len(scores) != len(tokens):
         raise SbdValueError(
             f"tokenizer.ggml.scores: expected {len(tokens)} scores, one per token, "
-            f"got {len(scores) if isinstance(scores, list) else scores!r}"
+            f"got {len(scores) if isinstance(scores, list) else brief(scores)}"
         )
     unknown = next((t for t, kind in zip(tokens, types, strict=True) if kind == _UNKNOWN), None)
     tokenizer = _bpe(
@@ -188,7 +188,7 @@ def _merges_by_score(
 def _merge(text: str) -> tuple[str, str]:
     left, space, right = text.partition(" ")
     if not (left and space and right):
-        raise SbdValueError(f"tokenizer.ggml.merges: expected two tokens, got {text!r}")
+        raise SbdValueError(f"tokenizer.ggml.merges: expected two tokens, got {brief(text)}")
     return left, right
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import struct
 from collections.abc import Collection, Iterator, Mapping
@@ -45,9 +44,13 @@ def edit_keys(path: Path, values: Mapping[str, Value], unset: Collection[str]) -
     changes: dict[str, Value | None] = {**values, **dict.fromkeys(unset)}
     changes |= _twins(changes, before)
     changes |= {name: None for today, name in older.items() if today in changes}
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with path.open("rb") as file:
         stat = os.fstat(file.fileno())
-        layout = _layout(data, before.get("general.alignment", 32))
+        data = file.read(contents["data_begin"])
+        try:
+            layout = _layout(data, before.get("general.alignment", 32))
+        except (struct.error, LookupError):  # it was sound a moment ago
+            raise SbdFileError(f"{path}: another process changed it meanwhile: run again") from None
         header = _edited(data, layout, changes)
         if header != data[: layout.data]:
             with replacing(path, like=stat) as temporary:
@@ -92,7 +95,7 @@ class _Layout(NamedTuple):
     alignment: int
 
 
-def _layout(data: mmap.mmap, alignment: int) -> _Layout:
+def _layout(data: bytes, alignment: int) -> _Layout:
     _, _, n_tensors, n_keys = struct.unpack_from(_HEADER, data)
     at = struct.calcsize(_HEADER)
     keys = []
@@ -111,7 +114,7 @@ def _layout(data: mmap.mmap, alignment: int) -> _Layout:
     return _Layout(keys, tensors_begin, at, _aligned(at, alignment), alignment)
 
 
-def _value_end(data: mmap.mmap, kind: int, at: int) -> int:
+def _value_end(data: bytes, kind: int, at: int) -> int:
     if kind == _STRING:
         return at + 8 + int(struct.unpack_from("<Q", data, at)[0])
     if kind != _ARRAY:
@@ -130,7 +133,7 @@ def _aligned(at: int, alignment: int) -> int:
     return -(-at // alignment) * alignment
 
 
-def _edited(data: mmap.mmap, layout: _Layout, changes: Mapping[str, Value | None]) -> bytes:
+def _edited(data: bytes, layout: _Layout, changes: Mapping[str, Value | None]) -> bytes:
     """All that stands before the tensors' data: keys keep their places, new ones come last."""
     rest = dict(changes)
     parts = []

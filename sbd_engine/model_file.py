@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from .errors import SbdFileError, SbdFileNotFoundError, SbdTypeError
+from .errors import SbdFileError, SbdFileNotFoundError, SbdTypeError, brief
 
 ModelPath = str | os.PathLike[str]
 
@@ -34,7 +34,7 @@ def model_file(path: ModelPath | None) -> AbstractContextManager[Path]:
 def existing(path: ModelPath, what: str) -> Path:
     """`path` where something is there; `what` the argument should be, for the error."""
     if not isinstance(path, (str, os.PathLike)):
-        raise SbdTypeError(f"expected {what} as a path, got {path!r}")
+        raise SbdTypeError(f"expected {what} as a path, got {brief(path)}")
     file = Path(path)
     if not file.exists():
         raise SbdFileNotFoundError(f"{file}: no such file")

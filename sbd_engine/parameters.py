@@ -11,7 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from . import _core
-from .errors import SbdTypeError, SbdValueError
+from .errors import SbdTypeError, SbdValueError, brief
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +23,7 @@ Prompt: TypeAlias = "str | TokenIds"
 _INT32_MAX = 2**31 - 1
 _MAX_STOPS, _MAX_STOP_CHARACTERS = 1024, 1 << 14  # each is memory while its text is written
 _MAX_FLOAT32 = 3.4e38
+_LONGEST_NAME = 64  # that is compared with others
 MAX_BEST = 20  # tokens whose log-probabilities come with each one's
 
 
@@ -105,10 +106,10 @@ def parse(arguments: Mapping[str, Any]) -> Parameters:
 
 def unknown(what: str, name: str, known: Sequence[str]) -> str:
     """The one line for a name that is not there: near matches, else all names."""
-    near = get_close_matches(name, known, n=3, cutoff=0.6)
+    near = get_close_matches(name[:_LONGEST_NAME], known, n=3, cutoff=0.6)
     if near:
-        return f"unknown {what} {name!r}: did you mean {' or '.join(near)}?"
-    return f"unknown {what} {name!r}: expected one of {', '.join(known)}"
+        return f"unknown {what} {brief(name)}: did you mean {' or '.join(near)}?"
+    return f"unknown {what} {brief(name)}: expected one of {', '.join(known)}"
 
 
 def integer(name: str, value: Any, low: int, high: int = _INT32_MAX) -> int:
@@ -118,22 +119,22 @@ def integer(name: str, value: Any, low: int, high: int = _INT32_MAX) -> int:
     except TypeError:
         number = None
     if number is None or isinstance(value, bool):
-        raise SbdTypeError(f"expected an integer {name}, got {value!r}")
+        raise SbdTypeError(f"expected an integer {name}, got {brief(value)}")
     if number < low:
-        raise SbdValueError(f"expected {name} >= {low}, got {_brief(number)}")
+        raise SbdValueError(f"expected {name} >= {low}, got {_digits(number)}")
     if number > high:
-        raise SbdValueError(f"expected {name} <= {high}, got {_brief(number)}")
+        raise SbdValueError(f"expected {name} <= {high}, got {_digits(number)}")
     return number
 
 
-def _brief(number: int) -> str:
+def _digits(number: int) -> str:
     """Python writes no integer of thousands of digits."""
     return str(number) if number.bit_length() <= 128 else f"one of {number.bit_length()} bits"
 
 
 def one_of(name: str, value: Any, names: Sequence[str]) -> str:
     if not isinstance(value, str):
-        raise SbdTypeError(f"expected {name} as a string, got {value!r}")
+        raise SbdTypeError(f"expected {name} as a string, got {brief(value)}")
     if value not in names:
         raise SbdValueError(unknown(name, value, names))
     return value
@@ -147,12 +148,13 @@ def token_ids(prompt: Iterable[Any], vocab_size: int) -> list[int]:
             token = operator.index(item)
         except TypeError:
             raise SbdTypeError(
-                f"expected the prompt as a string or integer token ids, got {item!r} "
+                f"expected the prompt as a string or integer token ids, got {brief(item)} "
                 f"at position {position}"
             ) from None
         if not 0 <= token < vocab_size:
             raise SbdValueError(
-                f"expected token ids from 0 to {vocab_size - 1}, got {token} at position {position}"
+                f"expected token ids from 0 to {vocab_size - 1}, got {_digits(token)} at position "
+                f"{position}"
             )
         ids.append(token)
     if not ids:
@@ -187,13 +189,13 @@ def check_utf8(name: str, text: str) -> None:
 def _stop(name: str, value: Any) -> tuple[str, ...]:
     stops = (value,) if isinstance(value, str) else value
     if not isinstance(stops, Iterable) or isinstance(stops, (bytes, Mapping)):
-        raise SbdTypeError(f"expected {name} as a string or several, got {value!r}")
+        raise SbdTypeError(f"expected {name} as a string or several, got {brief(value)}")
     stops = tuple(islice(stops, _MAX_STOPS + 1))
     if len(stops) > _MAX_STOPS:
         raise SbdValueError(f"expected at most {_MAX_STOPS} {name} strings, got more")
     for stop in stops:
         if not isinstance(stop, str):
-            raise SbdTypeError(f"expected {name} as a string or several, got {stop!r}")
+            raise SbdTypeError(f"expected {name} as a string or several, got {brief(stop)}")
         if not stop:
             raise SbdValueError(
                 f"expected {name} strings of at least one character, got an empty one"
@@ -213,21 +215,23 @@ def _logit_bias(name: str, value: Any) -> tuple[tuple[int, float], ...]:
             f"expected {name} as a mapping of token ids to numbers, got {type(value).__name__}"
         )
     biases = []
-    for key, bias in value.items():
-        token = integer(f"token id in {name}", key, 0)
-        biases.append((token, _BIAS(f"{name} of token {token}", bias)))
+    for key, bias in value.items():  # of a whole vocabulary, names would take the most time
+        plain = type(key) is int and 0 <= key <= _INT32_MAX
+        token = key if plain else integer(f"token id in {name}", key, 0)
+        plain = type(bias) is float and abs(bias) <= _MAX_FLOAT32
+        biases.append((token, bias if plain else _BIAS(f"{name} of token {token}", bias)))
     return tuple(biases)
 
 
 def _number(name: str, value: Any, expected: str, holds: Callable[[float], bool]) -> float:
     if isinstance(value, (str, bytes, bool)):
-        raise SbdTypeError(f"expected {name} as a number, got {value!r}")
+        raise SbdTypeError(f"expected {name} as a number, got {brief(value)}")
     try:
         number = float(value)
     except OverflowError:  # an integer of hundreds of digits
         number = math.inf if value > 0 else -math.inf
     except (TypeError, ValueError):
-        raise SbdTypeError(f"expected {name} as a number, got {value!r}") from None
+        raise SbdTypeError(f"expected {name} as a number, got {brief(value)}") from None
     if not holds(number):  # written so that NaN fails
         raise SbdValueError(f"expected {name} {expected}, got {number:g}")
     return number
@@ -236,12 +240,12 @@ def _number(name: str, value: Any, expected: str, holds: Callable[[float], bool]
 def _boolean(name: str, value: Any) -> bool:
     if value is True or value is False:
         return bool(value)
-    raise SbdTypeError(f"expected {name} as True or False, got {value!r}")
+    raise SbdTypeError(f"expected {name} as True or False, got {brief(value)}")
 
 
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise SbdTypeError(f"expected {name} as a string, got {value!r}")
+        raise SbdTypeError(f"expected {name} as a string, got {brief(value)}")
     check_utf8(name, value)
     return value
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from tokenizers import AddedToken, Tokenizer, models
 
 from .convert.guarded import GuardedTokenizer
+from .errors import SbdValueError
 
 
 class Spelled(NamedTuple):
@@ -47,13 +48,17 @@ class SpecialTokens:
         return {content: id_ for id_, content in self.contents.items()}
 
     @cached_property
-    def _finder(self) -> Tokenizer:
+    def _finder(self) -> GuardedTokenizer:
         """A tokenizer that has added tokens alone: linear in the text, however many there are."""
-        finder = Tokenizer(models.WordLevel({"": 0}, ""))
-        finder.add_tokens(
-            [
-                AddedToken(token.content, single_word=token.single_word, normalized=False)
-                for token in self._added.values()
-            ]
-        )
-        return finder
+
+        def build() -> Tokenizer:
+            finder = Tokenizer(models.WordLevel({"": 0}, ""))
+            finder.add_tokens(
+                [
+                    AddedToken(token.content, single_word=token.single_word, normalized=False)
+                    for token in self._added.values()
+                ]
+            )
+            return finder
+
+        return GuardedTokenizer(build, "the model file's special tokens", SbdValueError)

@@ -23,19 +23,17 @@ from .special_tokens import SpecialTokens
 
 
 class SpelledTokens:
-    """Encodes conversations. encode: what the tokenizer makes of a text by itself."""
+    """Encodes conversations."""
 
-    def __init__(
-        self, backend: GuardedTokenizer, special: SpecialTokens, encode: Callable[[str], list[int]]
-    ) -> None:
-        self._backend, self._special, self._encode = backend, special, encode
+    def __init__(self, backend: GuardedTokenizer, special: SpecialTokens) -> None:
+        self._backend, self._special = backend, special
         word = secrets.token_hex(8)  # nobody who writes a conversation knows it
         self._marks = f"b{word}", f"e{word}"
         self._stand_ins = {id_: f"<|{word}-{id_}|>" for id_ in special.tokens}
 
-    def encode(self, conversation: Conversation) -> list[int]:
-        """Token ids of a conversation. Raises SbdValueError where it cannot be told what the
-        caller spelled, or the tokenizer has no other way to write it."""
+    def encode(self, conversation: Conversation, check: Callable[[str], None]) -> list[int]:
+        """Token ids of a conversation, whose text `check` may refuse. Raises SbdValueError where it
+        cannot be told what the caller spelled, or the tokenizer has no other way to write it."""
         spelled: set[int] = set()
         begin, end = self._marks
 
@@ -47,10 +45,11 @@ class SpelledTokens:
                 at = last
             return "".join([*pieces, text[at:]])
 
-        marked = conversation.changed(mark)
         text = conversation.text()
+        check(text)
+        marked = conversation.changed(mark)
         if not spelled:
-            return self._encode(text)
+            return list(self._backend.encode(text, add_special_tokens=False).ids)
         pieces = re.split(f"({begin}|{end})", marked.text())
         if "".join(pieces[::2]) != text:
             raise self._refusal(spelled, "the chat template does something else with")

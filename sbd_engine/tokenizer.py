@@ -54,8 +54,7 @@ class Tokenizer:
         all: a megabyte takes a second and 200 MB.
         """
         check_utf8("text", text)
-        if fits is not None:
-            self._check_length(text, fits)
+        self._check_length(text, fits)
         ids = list(self.backend.encode(text, add_special_tokens=False).ids)
         if add_bos and self._prefix and ids[: len(self._prefix)] != self._prefix:
             return self._prefix + ids
@@ -117,31 +116,32 @@ class Tokenizer:
         chat_template: str | None = None,
         add_generation_prompt: bool = True,
         sanitize_control_tokens: bool = True,
+        fits: int | None = None,
         **template_arguments: Any,
     ) -> list[int]:
         """Token ids of a conversation in the model's chat template, for the model to continue.
 
         Arguments are apply_chat_template's. A special token that is spelled out in what the caller
         gives stays text, only those that the template writes become tokens;
-        sanitize_control_tokens=False makes tokens of all, as transformers does by default.
+        sanitize_control_tokens=False makes tokens of all, as transformers does by default. fits: as
+        encode has it, of the conversation's text.
         """
         conversation = self._chat.conversation(
             messages, tools, documents, chat_template, add_generation_prompt, template_arguments
         )
         if sanitize_control_tokens:
-            return self._spelled.encode(conversation)
-        return self._encode_chat_text(conversation.text())
-
-    def _encode_chat_text(self, text: str) -> list[int]:
-        return self.encode(text, add_bos=False)
+            return self._spelled.encode(conversation, partial(self._check_length, fits=fits))
+        return self.encode(conversation.text(), add_bos=False, fits=fits)
 
     @cached_property
     def _spelled(self) -> SpelledTokens:
-        return SpelledTokens(self.backend, self.special_tokens, self._encode_chat_text)
+        return SpelledTokens(self.backend, self.special_tokens)
 
-    def _check_length(self, text: str, fits: int) -> None:
+    def _check_length(self, text: str, fits: int | None) -> None:
         """Of the text's beginning, then of four times as much: what is far too long is known to be
         after a part of it. A beginning may have more tokens than the whole, but not twice."""
+        if fits is None:
+            return
         size = _FIRST_CHARACTERS + 16 * fits
         whole = f"expected a text of at most {fits} tokens, got one of {len(text)} characters"
         if len(text) > _FIRST_CHARACTERS + _MOST_CHARACTERS_A_TOKEN * fits:

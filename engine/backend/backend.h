@@ -128,6 +128,11 @@ class Backend {
   // What is to be known of the weights that were loaded, a line each.
   virtual std::vector<std::string> notes() const { return {}; }
 
+  // What a weight takes in the backend's memory, or a little less.
+  virtual double weight_bytes(DType dtype, double rows, double cols) const {
+    return rows * cols / values_per_block(dtype) * static_cast<double>(bytes_per_block(dtype));
+  }
+
   // Memory. A weight that holds NaN or infinity is an error that names the tensor.
   virtual std::unique_ptr<Weight> load_weight(const Tensor& tensor) = 0;
   // A weight of random_block()s, in whole blocks, made in the backend's memory.

@@ -25,6 +25,8 @@ constexpr std::uint64_t kSmallestString = 8;   // its length
 // largest tokenizers have is enough, and bounds both in a huge hostile file too.
 constexpr std::uint64_t kMaxKeyValues = 1 << 16;
 constexpr std::uint64_t kMaxArrayElements = 1 << 24;  // of all arrays together
+constexpr std::uint64_t kMaxTensors = 1 << 17;
+constexpr std::uint64_t kBeginning = 32;  // bytes by which other formats are known
 
 enum class ValueType : std::uint32_t {
   u8,
@@ -48,8 +50,8 @@ std::uint64_t align_up(std::uint64_t value, std::uint64_t alignment) {
 
 class Parser {
  public:
-  Parser(std::span<const std::byte> image, std::string_view source)
-      : image_(image), source_(source), cursor_(image, source) {
+  Parser(std::span<const std::byte> image, std::string_view source, const FillImage& fill)
+      : image_(image), source_(source), cursor_(image, source, fill) {
     contents_.metadata = Metadata(std::string(source));
   }
 
@@ -60,6 +62,8 @@ class Parser {
     }
     alignment_ = read_alignment();
     cursor_.check_count({"the header"}, "tensors", tensor_count_, kSmallestTensor);
+    SBD_CHECK(tensor_count_ <= kMaxTensors, "{}: {} tensors, expected at most {}; {}", source_,
+              tensor_count_, kMaxTensors, kAgain);
     contents_.tensors.reserve(tensor_count_);
     extents_.reserve(tensor_count_);
     for (std::uint64_t i = 0; i < tensor_count_; ++i) {
@@ -79,7 +83,7 @@ class Parser {
 
   void read_header() {
     const Place header{"the header"};
-    const auto text = std::string_view(reinterpret_cast<const char*>(image_.data()), image_.size());
+    const std::string_view text = cursor_.peek(kBeginning);
     SBD_CHECK(!image_.empty(), "{}: the file is empty, expected a GGUF model; {}", source_, kAgain);
     if (!text.starts_with("GGUF")) {
       refuse_other_format(text);
@@ -276,6 +280,7 @@ class Parser {
   // Gives every tensor its bytes of the data section, which follows the tensors' descriptions.
   void place_data() {
     const std::uint64_t start = align_up(cursor_.at(), alignment_);
+    contents_.data_begin = start;
     const std::uint64_t available = image_.size() > start ? image_.size() - start : 0;
     const std::vector<std::size_t> order = by_offset();
     for (std::size_t i = 0; i < order.size(); ++i) {
@@ -293,7 +298,8 @@ class Parser {
       SBD_CHECK(offset <= available && size <= available - offset,
                 "{}: {}: {} bytes at offset {} of the data section, but that has {} bytes; {}",
                 source_, place, size, offset, available, kAgain);
-      tensor.data = image_.subspan(start + offset, size);
+      tensor.offset = start + offset;
+      tensor.n_bytes = size;
     }
     check_overlap(order);
     const auto ours = contents_.metadata.entries().lower_bound("sbd.");
@@ -369,8 +375,9 @@ std::string why_types_cannot_run(const std::vector<FileTensor>& tensors) {
       quote(first->name), joined(types), joined(expected));
 }
 
-GgufContents parse_gguf(std::span<const std::byte> image, std::string_view source) {
-  return Parser(image, source).parse();
+GgufContents parse_gguf(std::span<const std::byte> image, std::string_view source,
+                        const FillImage& fill) {
+  return Parser(image, source, fill).parse();
 }
 
 }  // namespace sbd

@@ -1,6 +1,7 @@
-// Walks a GGUF image from its start; nothing is read past its end.
+// Walks a GGUF image from its start; nothing is read past its end, or before it is filled.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -9,6 +10,7 @@
 #include <string_view>
 
 #include "core/error.h"
+#include "format/gguf.h"
 #include "format/text.h"
 
 namespace sbd {
@@ -28,11 +30,18 @@ inline std::ostream& operator<<(std::ostream& out, const Place& place) {
 
 class Cursor {
  public:
-  Cursor(std::span<const std::byte> image, std::string_view source)
-      : image_(image), source_(source) {}
+  Cursor(std::span<const std::byte> image, std::string_view source, const FillImage& fill)
+      : image_(image), source_(source), fill_(fill) {}
 
   std::uint64_t at() const { return at_; }
   std::uint64_t remaining() const { return image_.size() - at_; }
+
+  // What comes next, up to so many bytes.
+  std::string_view peek(std::uint64_t size) const {
+    size = std::min(size, remaining());
+    fill_(at_ + size);
+    return {reinterpret_cast<const char*>(image_.data()) + at_, size};
+  }
 
   template <typename T>
   T read(const Place& place) {
@@ -64,13 +73,14 @@ class Cursor {
   const char* take(std::uint64_t size, const Place& place) {
     SBD_CHECK(size <= remaining(), "{}: {}: wants {} bytes at byte {}, but the file ends at {}; {}",
               source_, place, size, at_, image_.size(), kAgain);
-    const auto* start = reinterpret_cast<const char*>(image_.data()) + at_;
+    const char* start = peek(size).data();
     at_ += size;
     return start;
   }
 
   std::span<const std::byte> image_;
   std::string_view source_;
+  const FillImage& fill_;
   std::uint64_t at_ = 0;
 };
 

@@ -1,4 +1,4 @@
-// GgufFile: a model file's mapping into memory.
+// GgufFile: a model file on a disk.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -9,10 +9,17 @@
 #include <cstring>
 
 #include "core/error.h"
+#include "core/interrupt.h"
 #include "format/gguf.h"
 
 namespace sbd {
 namespace {
+
+constexpr std::uint64_t kPiece = 64 << 20;  // read at once: Ctrl-C waits no longer
+// Keys and descriptions are read as far as they are looked at, and so much more.
+constexpr std::uint64_t kReadAhead = 1 << 18;
+// Ten times what the largest tokenizers take, which is most of it.
+constexpr std::uint64_t kMostHeader = 1 << 29;
 
 [[noreturn]] void fail_system(const std::filesystem::path& path, std::string_view doing,
                               std::string_view mend) {
@@ -20,18 +27,16 @@ namespace {
        std::strerror(errno), mend);
 }
 
-struct Descriptor {
-  int fd;
-  ~Descriptor() { ::close(fd); }
-};
-
-std::span<const std::byte> map_file(const std::filesystem::path& path) {
+int open_file(const std::filesystem::path& path) {
   // Opening a pipe would wait for its writer without O_NONBLOCK; a regular file does not care.
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) {
     fail_system(path, "open", "check the path and its permissions");
   }
-  const Descriptor descriptor{fd};
+  return fd;
+}
+
+std::uint64_t size_of(int fd, const std::filesystem::path& path) {
   struct stat status = {};
   if (::fstat(fd, &status) != 0) {
     fail_system(path, "inspect", "check the file system");
@@ -46,32 +51,53 @@ std::span<const std::byte> map_file(const std::filesystem::path& path) {
     fail(ErrorKind::file, "{}: a pipe or device, expected a model file; save it to a file first",
          path.string());
   }
-  if (status.st_size == 0) {
-    return {};  // cannot be mapped; the parser says what is wrong with it
-  }
-  const auto size = static_cast<std::size_t>(status.st_size);
-  void* start = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd, 0);
-  if (start == MAP_FAILED) {
-    fail_system(path, "map", "check the address space limit (ulimit -v)");
-  }
-  return {static_cast<const std::byte*>(start), size};
+  return static_cast<std::uint64_t>(status.st_size);
 }
+
+// Addresses for all of a file; memory is taken for what is written to them alone.
+class Addresses {
+ public:
+  Addresses(std::uint64_t size, const std::filesystem::path& path) : size_(size) {
+    if (size == 0) return;  // the parser says what is wrong with the file
+    void* start = ::mmap(nullptr, size, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (start == MAP_FAILED) {
+      fail_system(path, "find addresses for", "check the address space limit (ulimit -v)");
+    }
+    start_ = static_cast<std::byte*>(start);
+  }
+  ~Addresses() {
+    if (start_ != nullptr) ::munmap(start_, size_);
+  }
+  Addresses(const Addresses&) = delete;
+  Addresses& operator=(const Addresses&) = delete;
+  std::span<std::byte> bytes() const { return {start_, size_}; }
+
+ private:
+  std::byte* start_ = nullptr;
+  std::size_t size_;
+};
 
 }  // namespace
 
-// Delegates first: the destructor unmaps even where parsing throws.
-GgufFile::GgufFile(const std::filesystem::path& path) : GgufFile(map_file(path)) {
-  contents_ = parse_gguf(image_, path.string());
+GgufFile::Descriptor::~Descriptor() { ::close(fd); }
+
+GgufFile::GgufFile(const std::filesystem::path& path) : path_(path), descriptor_(open_file(path)) {
+  const Addresses image(size_of(descriptor_.fd, path), path);
+  const std::span<std::byte> bytes = image.bytes();
+  std::uint64_t filled = 0;
+  contents_ = parse_gguf(bytes, path.string(), [&](std::uint64_t end) {
+    if (end <= filled) return;
+    SBD_CHECK(end <= kMostHeader, "{}: keys and descriptions of more than {} bytes; {}",
+              path.string(), kMostHeader, "give another model");
+    end = std::min<std::uint64_t>(end + kReadAhead, bytes.size());
+    read(filled, bytes.subspan(filled, end - filled));
+    filled = end;
+  });
   for (const FileTensor& tensor : contents_.tensors) {
     by_name_.push_back(&tensor);
   }
   std::ranges::sort(by_name_, {}, &FileTensor::name);
-}
-
-GgufFile::~GgufFile() {
-  if (!image_.empty()) {
-    ::munmap(const_cast<std::byte*>(image_.data()), image_.size());
-  }
 }
 
 const FileTensor* GgufFile::find(std::string_view name) const {
@@ -79,13 +105,25 @@ const FileTensor* GgufFile::find(std::string_view name) const {
   return tensor == by_name_.end() || (*tensor)->name != name ? nullptr : *tensor;
 }
 
-void GgufFile::release(const FileTensor& tensor) const {
-  // Whole pages: a neighbour's part of one is read again from the file if it is needed.
-  const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
-  const auto begin = static_cast<std::size_t>(tensor.data.data() - image_.data()) / page * page;
-  const auto end =
-      static_cast<std::size_t>(tensor.data.data() - image_.data()) + tensor.data.size();
-  ::madvise(const_cast<std::byte*>(image_.data()) + begin, end - begin, MADV_DONTNEED);
+void GgufFile::read(const FileTensor& tensor, std::span<std::byte> to) const {
+  read(tensor.offset, to.first(tensor.n_bytes));
+}
+
+void GgufFile::read(std::uint64_t begin, std::span<std::byte> to) const {
+  while (!to.empty()) {
+    check_interrupt();
+    const ssize_t n = ::pread(descriptor_.fd, to.data(), std::min<std::uint64_t>(to.size(), kPiece),
+                              static_cast<off_t>(begin));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) fail_system(path_, "read", "check the disk");
+    if (n == 0) {
+      fail(ErrorKind::file,
+           "{}: the file was cut short to {} bytes while it was read; load it once it is whole",
+           path_.string(), begin);
+    }
+    begin += static_cast<std::uint64_t>(n);
+    to = to.subspan(static_cast<std::size_t>(n));
+  }
 }
 
 }  // namespace sbd

@@ -10,6 +10,10 @@ namespace sbd {
 
 namespace {
 
+constexpr int kMaxRows = 512, kMinRows = 16;
+// Of the activations of one forward: that of kMaxRows rows, and that of a block, which comes whole.
+constexpr double kMaxBytes = 512 << 20, kMaxBlockBytes = 4 * kMaxBytes;
+
 HeadShape head_shape(const ModelConfig& config) {
   return {config.num_attention_heads, config.num_key_value_heads, config.head_dim};
 }
@@ -25,6 +29,20 @@ Transformer::Transformer(const ModelConfig& config, TensorSource& source, Backen
       heads_(head_shape(config)),
       backend_(backend),
       weights_(load_weights(config, source, backend)) {}
+
+// The buffers of reserve(), and what a backend makes of a matmul's input.
+double Transformer::activation_bytes(const ModelConfig& config, double n_rows) {
+  const double q_size = double(config.num_attention_heads) * config.head_dim;
+  const double kv_size = double(config.num_key_value_heads) * config.head_dim;
+  const double row =
+      3.0 * config.hidden_size + 3 * q_size + 2 * kv_size + 4.0 * config.intermediate_size;
+  return n_rows * row * sizeof(float);
+}
+
+int Transformer::max_rows(const ModelConfig& config) {
+  const double rows = kMaxBytes / activation_bytes(config, 1);
+  return std::clamp(static_cast<int>(rows), kMinRows, kMaxRows);
+}
 
 KvCache Transformer::make_kv(int capacity, DType dtype) const {
   return KvCache(backend_, config_, capacity, dtype);
@@ -315,6 +333,12 @@ void Transformer::reserve(std::size_t n_rows) {
     return backend_.allocate(n_rows * static_cast<std::size_t>(cols));
   };
   if (n_rows > reserved_rows_) {
+    const double bytes = activation_bytes(config_, static_cast<double>(n_rows));
+    if (bytes > kMaxBlockBytes) {
+      fail(ErrorKind::memory,
+           "a forward of {} rows takes {} bytes, expected at most {}: use a smaller `block_size`",
+           n_rows, static_cast<std::int64_t>(bytes), static_cast<std::int64_t>(kMaxBlockBytes));
+    }
     const int q_size = heads_.num_attention_heads * heads_.head_dim;
     const int kv_size = heads_.num_key_value_heads * heads_.head_dim;
     residual_ = {allocate(config_.hidden_size)};

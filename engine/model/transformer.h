@@ -61,6 +61,12 @@ class Transformer {
   void set_adapter(const GgufFile& file);
   bool has_adapter() const { return adapter_.rank > 0; }
 
+  // Rows of a forward at most, where one sequence does not need more: they bound the activations'
+  // memory, and how long a cancellation waits. Very wide models have fewer.
+  static int max_rows(const ModelConfig& config);
+  // What the activations of so many rows take.
+  static double activation_bytes(const ModelConfig& config, double n_rows);
+
   // Statistics of every wanted row, in the batch's order; commit segments have grown their caches.
   std::vector<RowStats> forward(const Batch& batch);
 

@@ -132,7 +132,6 @@ FileTensors::FileTensors(const GgufFile& file) : file_(file) {
 }
 
 Tensor FileTensors::get(const std::string& name, const std::vector<std::int64_t>& shape) {
-  release();
   const FileTensor* tensor = file_.find(name);
   SBD_CHECK(tensor != nullptr, "{}: tensor {} is missing; convert the checkpoint again",
             file_.metadata().source(), name);
@@ -140,14 +139,27 @@ Tensor FileTensors::get(const std::string& name, const std::vector<std::int64_t>
       tensor->shape == shape,
       "{}: tensor {}: expected shape {} by the metadata, got {}; convert the checkpoint again",
       file_.metadata().source(), name, shape_text(shape), shape_text(tensor->shape));
-  current_ = tensor;
   used_.insert(tensor);
-  return {tensor->name, *tensor->dtype, tensor->shape, tensor->data};
+  constexpr std::size_t kKept = 128 << 20;  // a larger one, the embedding's, is not held for others
+  if (n_data_ < tensor->n_bytes || n_data_ > kKept) {
+    data_ = nullptr;  // first: never two of them
+    data_ = std::make_unique_for_overwrite<std::byte[]>(tensor->n_bytes);
+    n_data_ = tensor->n_bytes;
+  }
+  const std::span<std::byte> data(data_.get(), tensor->n_bytes);
+  file_.read(*tensor, data);
+  return {tensor->name, *tensor->dtype, tensor->shape, data};
 }
 
-void FileTensors::release() {
-  if (current_ != nullptr) file_.release(*current_);
-  current_ = nullptr;
+double FileTensors::bytes(const Backend& backend) const {
+  double sum = 0;
+  for (const FileTensor& tensor : file_.tensors()) {
+    sum += tensor.shape.size() == 2
+               ? backend.weight_bytes(*tensor.dtype, static_cast<double>(tensor.shape[0]),
+                                      static_cast<double>(tensor.shape[1]))
+               : static_cast<double>(tensor.n_bytes);
+  }
+  return sum;
 }
 
 void FileTensors::check_all_used() const {
@@ -165,6 +177,19 @@ WeightPtr RandomTensors::matrix(const std::string& name, std::int64_t rows, std:
             values_per_block(dtype_), cols);
   const std::uint64_t key = combine(0, std::hash<std::string>{}(name));
   return backend.random_weight(dtype_, static_cast<int>(rows), static_cast<int>(cols), key);
+}
+
+double RandomTensors::bytes(const ModelConfig& config, const Backend& backend) const {
+  const double hidden = config.hidden_size, intermediate = config.intermediate_size;
+  const double q_size = double(config.num_attention_heads) * config.head_dim;
+  const double kv_size = double(config.num_key_value_heads) * config.head_dim;
+  const auto matrix = [&](double rows, double cols) {
+    return backend.weight_bytes(dtype_, rows, cols);
+  };
+  const double layer = matrix(q_size, hidden) + 2 * matrix(kv_size, hidden) +
+                       matrix(hidden, q_size) + 2 * matrix(intermediate, hidden) +
+                       matrix(hidden, intermediate);
+  return config.num_hidden_layers * layer + (tied_ ? 1 : 2) * matrix(config.vocab_size, hidden);
 }
 
 // What is no matrix is a norm's weight or a bias.

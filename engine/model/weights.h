@@ -1,6 +1,7 @@
 // A model's weights in a backend's memory, and where they come from.
 #pragma once
 
+#include <cstddef>
 #include <memory>
 #include <set>
 #include <string>
@@ -58,16 +59,16 @@ ModelWeights load_weights(const ModelConfig& config, TensorSource& source, Backe
 class FileTensors : public TensorSource {
  public:
   explicit FileTensors(const GgufFile& file);
-  ~FileTensors() override { release(); }
   bool has(const std::string& name) override { return file_.find(name) != nullptr; }
   Tensor get(const std::string& name, const std::vector<std::int64_t>& shape) override;
   void check_all_used() const;
+  // What all of them take in the backend's memory.
+  double bytes(const Backend& backend) const;
 
  private:
-  void release();
-
   const GgufFile& file_;
-  const FileTensor* current_ = nullptr;
+  std::unique_ptr<std::byte[]> data_;  // of the tensor at hand
+  std::size_t n_data_ = 0;             // that it has room for
   std::set<const FileTensor*> used_;
 };
 
@@ -80,6 +81,8 @@ class RandomTensors : public TensorSource {
   Tensor get(const std::string& name, const std::vector<std::int64_t>& shape) override;
   WeightPtr matrix(const std::string& name, std::int64_t rows, std::int64_t cols,
                    Backend& backend) override;
+  // What a model of this shape takes in the backend's memory.
+  double bytes(const ModelConfig& config, const Backend& backend) const;
 
  private:
   DType dtype_;

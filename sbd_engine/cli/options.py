@@ -233,10 +233,13 @@ def in_flags(message: str) -> str:
     return re.sub(r"`(\w+)`", flag, message)
 
 
-# A model, or its file, may write escape sequences; a terminal would obey them.
-_CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-# Of them, those that JSON would let stand in a string.
-_ESCAPED = {code: f"\\u{code:04x}" for code in range(127, 160)}
+# A model, or its file, may write escape sequences; a terminal would obey them, as it would change
+# the direction in which what follows is read.
+_DIRECTIONS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_OBEYED = (*range(32), *range(127, 160), *_DIRECTIONS)
+_CONTROLS = {code: None for code in _OBEYED if chr(code) not in "\n\t"}
+# Of them, and of what others take for a line's end, those that JSON would let stand in a string.
+_ESCAPED = {code: f"\\u{code:04x}" for code in (*_OBEYED[32:], 0x2028, 0x2029)}
 
 
 def terminal_safe(text: str) -> str:

@@ -49,7 +49,7 @@ def unescaped(text: str, source: str) -> str:
     )
 
 
-_TAKEN = ("self", "messages")  # what no argument of a template may be called
+_TAKEN = ("self", "messages", "fits")  # what no argument of a template may be called
 
 
 def check_template_name(name: str) -> None:

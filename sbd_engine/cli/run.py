@@ -106,7 +106,10 @@ def run(
             asked["seed"] = generation.drawn_seed()
         messages = [{"role": "user", "content": text}]
         stream = engine.stream(
-            engine.tokenizer.encode_chat(messages, **arguments) if chat else text, **asked
+            engine.tokenizer.encode_chat(messages, fits=engine.n_ctx, **arguments)
+            if chat
+            else text,
+            **asked,
         )
         if "seed" in asked and not sampled:
             options.note("--seed has no effect at temperature 0: the most probable token is taken")

@@ -30,7 +30,7 @@ _MESSAGE_KEYS = {
 # Of Tokenizer.encode_chat: what a template argument must not stand in for.
 _TEMPLATE_NAMES = {
     *("messages", "tools", "documents", "chat_template", "add_generation_prompt"),
-    "sanitize_control_tokens",
+    *("sanitize_control_tokens", "fits"),
 }
 
 

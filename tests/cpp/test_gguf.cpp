@@ -22,8 +22,11 @@ namespace tensor = gguf_tensor;
 GgufContents parse(const std::string& image) {
   return parse_gguf(std::as_bytes(std::span(image)), "model.bin");
 }
-// The tensors' data dangle here.
 GgufContents parse(const GgufBuilder& builder) { return parse(builder.build()); }
+
+std::string data_of(const FileTensor& tensor, const std::string& image) {
+  return image.substr(tensor.offset, tensor.n_bytes);
+}
 
 template <typename T>
 const T& entry(const GgufContents& contents, const char* key) {
@@ -115,10 +118,7 @@ TEST(gguf_reads_every_tensor_type) {
   const std::size_t sizes[] = {512, 128, 64 * 34, 64 * 18, 6 * 144, 6 * 210, 2048, 640};
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     CHECK(tensors[i].dtype == types[i]);
-    CHECK_EQ(tensors[i].data.size(), sizes[i]);
-    for (const std::byte byte : tensors[i].data) {
-      CHECK_EQ(static_cast<int>(byte), static_cast<int>(i) + 1);
-    }
+    CHECK_EQ(data_of(tensors[i], image), std::string(sizes[i], static_cast<char>(i + 1)));
   }
   CHECK_EQ(tensors[0].name, "token_embd.weight");
   CHECK_EQ(tensors[0].shape, (std::vector<std::int64_t>{8, 32}));
@@ -134,7 +134,7 @@ TEST(gguf_accepts_version_2_and_looser_files_without_our_keys) {
   builder.trailing = "more";
   const std::string image = builder.build();
   const GgufContents contents = parse(image);
-  CHECK_EQ(contents.tensors[0].data.data() - contents.tensors[1].data.data(), 32);
+  CHECK_EQ(contents.tensors[0].offset - contents.tensors[1].offset, 32);
   builder.tensors[0].dimensions = {2, 2, 2, 1};
   CHECK_EQ(parse(builder).tensors[0].shape, (std::vector<std::int64_t>{1, 2, 2, 2}));
 }
@@ -298,8 +298,8 @@ TEST(gguf_reads_tensors_of_other_types) {
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     CHECK_EQ(tensors[i].type, types[i]);
     CHECK_EQ(tensors[i].dtype.has_value(), i == 2);
-    CHECK_EQ(tensors[i].data.size(), sizes[i]);
-    CHECK_EQ(static_cast<int>(tensors[i].data[0]), static_cast<int>(i) + 1);
+    CHECK_EQ(tensors[i].n_bytes, sizes[i]);
+    CHECK_EQ(static_cast<int>(data_of(tensors[i], image)[0]), static_cast<int>(i) + 1);
   }
   CHECK_EQ(why_types_cannot_run(tensors),
            "tensor 'a': type Q5_K, 99, 4294967295 cannot run here, expected F32, F16, BF16, Q8_0, "
@@ -370,20 +370,49 @@ TEST(utf8) {
   }
 }
 
-TEST(gguf_file_maps_a_file) {
+TEST(gguf_file_reads_a_file) {
   const TemporaryFolder folder;
   const std::string image = tiny_model().build();
   const GgufFile file(folder.write("model.bin", image));
+  const GgufContents contents = parse(image);
   CHECK_EQ(file.tensors().size(), 8);
+  CHECK_EQ(file.data_begin(), contents.tensors[0].offset);
   CHECK_EQ(file.metadata().string("general.architecture"), "llama");
   CHECK(file.find("no such tensor") == nullptr);
   const FileTensor* found = file.find("blk.1.attn_q.weight");
   CHECK(found != nullptr && found->dtype == DType::bf16);
   for (const FileTensor& each : file.tensors()) {
-    const auto first = each.data.front();
-    file.release(each);
-    CHECK_EQ(static_cast<int>(each.data.front()), static_cast<int>(first));  // comes back
+    std::string data(each.n_bytes, '\0');
+    file.read(each, std::as_writable_bytes(std::span(data)));
+    CHECK_EQ(data, data_of(each, image));
   }
+}
+
+TEST(gguf_file_that_is_cut_short_meanwhile) {
+  const TemporaryFolder folder;
+  const std::string image = tiny_model().build();
+  const auto path = folder.write("model.bin", image);
+  const GgufFile file(path);
+  const FileTensor& last = file.tensors().back();
+  std::string data(last.n_bytes, '\0');
+  std::filesystem::resize_file(path, last.offset + 1);
+  CHECK_THROWS_WITH(file.read(last, std::as_writable_bytes(std::span(data))),
+                    path.string() + ": the file was cut short to " +
+                        std::to_string(last.offset + 1) + " bytes while it was read");
+}
+
+TEST(gguf_image_is_filled_as_far_as_it_is_looked_at) {
+  const std::string whole = tiny_model().build();
+  std::string image(whole.size(), '\0');
+  std::uint64_t filled = 0;
+  const GgufContents contents = parse_gguf(std::as_bytes(std::span(image)), "", [&](auto end) {
+    CHECK(end <= whole.size());
+    filled = std::max(filled, end);
+    image.replace(0, filled, whole, 0, filled);
+  });
+  CHECK_EQ(contents.metadata.entries().size(), parse(whole).metadata.entries().size());
+  CHECK(filled <= contents.data_begin);
+  CHECK_EQ(contents.tensors.back().offset, parse(whole).tensors.back().offset);
 }
 
 TEST(gguf_file_names_what_the_system_refuses) {

@@ -40,10 +40,10 @@ inline std::string read_stage(const std::string& image, std::optional<Claims>& c
       const sbd::DType type = tensor.dtype.value_or(sbd::DType::f32);
       const double blocks = values / sbd::values_per_block(type);
       if (tensor.dtype && blocks * static_cast<double>(sbd::bytes_per_block(type)) !=
-                              static_cast<double>(tensor.data.size())) {
+                              static_cast<double>(tensor.n_bytes)) {
         throw std::logic_error("a tensor's data do not have its shape's size");
       }
-      for (const std::byte byte : tensor.data) {
+      for (const char byte : std::string_view(image).substr(tensor.offset, tensor.n_bytes)) {
         sum += static_cast<unsigned>(byte);
       }
     }

@@ -123,7 +123,7 @@ class TestBadInput:
         ("template", "complaint"),
         [
             ("{{ 'a' * 10**10 }}", "needs more memory than its 128 MiB"),
-            (f"{{{{ raise_exception('{CLEAR}no') }}}}", "refused the conversation: [2Jno"),
+            (f"{{{{ raise_exception('{CLEAR}no') }}}}", r"refused the conversation: \x1b[2Jno"),
             ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "failed: RecursionError"),
             ("{{ 1 // 0 }}", "failed: ZeroDivisionError"),
             ("{% if %}", "failed: Expected an expression"),

@@ -14,6 +14,7 @@ namespace {
 // task it is halved, down to the lower one.
 constexpr int kMaxQueries = 128;
 constexpr int kMinQueries = 16;
+constexpr Index kTileFloats = 1 << 17;  // of the queries: wide heads have fewer
 
 // Rows of a head that one task writes to the cache: as many positions share a line of its keys.
 constexpr int kCacheRows = kLanes;
@@ -102,7 +103,8 @@ void CpuBackend::attention(int layer, const HeadShape& heads, const float* q, fl
   const int group = heads.num_attention_heads / kv_heads;
   const int padded = static_cast<const CpuKv&>(*rows_.sequences[0].kv).padded_dim();
 
-  int rows_per_tile = std::max(1, kMaxQueries / group);
+  const Index queries = std::min<Index>(kMaxQueries, kTileFloats / padded);
+  int rows_per_tile = std::max(1, static_cast<int>(queries / group));
   const auto n_tasks = [&] {
     Index n = 0;
     for (const SequenceRows& sequence : rows_.sequences) {
@@ -124,6 +126,8 @@ void CpuBackend::attention(int layer, const HeadShape& heads, const float* q, fl
     attention_scratch_ = allocate(static_cast<std::size_t>(scratch_floats * pool_.size()));
     attention_scratch_floats_ = scratch_floats;
   }
+  query_tiles_.clear();  // a forward that failed may have left some
+  split_tiles_.clear();
   for (const SequenceRows& sequence : rows_.sequences) {
     for (int row = 0; row < sequence.n_rows; row += rows_per_tile) {
       const int first = sequence.first_row + row;

@@ -77,6 +77,10 @@ CpuBackend::CpuBackend(int n_threads) : pool_(n_threads), kernels_(select_kernel
 
 std::string CpuBackend::description() const { return format("cpu ({})", kernels_.name); }
 
+double CpuBackend::weight_bytes(DType dtype, double rows, double cols) const {
+  return Backend::weight_bytes(dtype, std::ceil(rows / kPanel) * kPanel, cols);  // whole panels
+}
+
 std::unique_ptr<Weight> CpuBackend::load_weight(const Tensor& tensor) {
   return std::make_unique<PackedWeight>(tensor, weight_memory_, pool_);
 }

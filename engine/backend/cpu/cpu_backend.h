@@ -73,6 +73,7 @@ class CpuBackend : public Backend {
   std::size_t free_memory() const override { return available_memory(); }
   Peaks measure_peaks() override;
 
+  double weight_bytes(DType dtype, double rows, double cols) const override;
   std::unique_ptr<Weight> load_weight(const Tensor& tensor) override;
   std::unique_ptr<Weight> random_weight(DType dtype, int rows, int cols,
                                         std::uint64_t key) override;

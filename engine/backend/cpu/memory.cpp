@@ -1,6 +1,7 @@
 #include "backend/cpu/memory.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <charconv>
@@ -37,12 +38,18 @@ std::optional<std::size_t> number_in(const char* path, std::string_view key) {
 }  // namespace
 
 std::size_t available_memory() {
-  constexpr std::size_t kUnknown = std::size_t{1} << 30;
-  std::size_t bytes = kUnknown;
+  auto bytes = static_cast<std::size_t>(sysconf(_SC_PHYS_PAGES)) *
+               static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
   if (const auto kilobytes = number_in("/proc/meminfo", "MemAvailable:")) bytes = *kilobytes << 10;
   const auto limit = number_in("/sys/fs/cgroup/memory.max", "");
-  const auto used = number_in("/sys/fs/cgroup/memory.current", "");
-  if (limit && used) bytes = std::min(bytes, *limit - std::min(*limit, *used));
+  auto used = number_in("/sys/fs/cgroup/memory.current", "");
+  if (limit && used) {
+    // Pages of files count as used there, and give way.
+    for (const char* key : {"inactive_file ", "active_file "}) {
+      *used -= std::min(*used, number_in("/sys/fs/cgroup/memory.stat", key).value_or(0));
+    }
+    bytes = std::min(bytes, *limit - std::min(*limit, *used));
+  }
   return bytes;
 }
 
