@@ -64,8 +64,7 @@ Usage Scheduler::usage() const {
   Usage usage = counted_;
   usage.kv_used = used_bytes_;
   usage.kv_cached = parked_bytes_;
-  usage.waiting = static_cast<int>(waiting_.size());
-  usage.admitted = static_cast<int>(sequences_.size()) - usage.waiting;
+  for (const auto& [id, sequence] : sequences_) ++(sequence.kv ? usage.admitted : usage.waiting);
   return usage;
 }
 
