@@ -11,6 +11,12 @@
 namespace sbd {
 namespace {
 
+// Positions that a cache grows by at least, where it may.
+constexpr int kGrowth = 256;
+// Texts within so many times the mean are most of them, whatever they are of.
+constexpr double kLikely = 1.5;
+constexpr double kNewest = 0.1;  // the share in the mean of the text that ended last
+
 // A shorter common beginning is computed again rather than copied.
 constexpr int kMinShared = 16;
 // How much longer a forward may take for the prompts that are read in it. The 95th percentile of
@@ -78,7 +84,7 @@ SequenceId Scheduler::add(std::vector<TokenId> prompt, std::unique_ptr<Decoder> 
                                   .prompt_tokens = prompt_tokens,
                                   .decoder = std::move(decoder),
                                   .sharing = std::move(sharing),
-                                  .bytes = needed});
+                                  .claim = {.held = 0, .most = needed}});
   waiting_.push_back(id);
   return id;
 }
@@ -91,12 +97,46 @@ void Scheduler::end(SequenceId id) {
   Sequence& sequence = sequences_.at(id);
   if (sequence.kv) {
     living_.remove(sequence.sharing.kind, sequence.prompt(), id);
-    used_bytes_ -= sequence.bytes;
+    used_bytes_ -= sequence.claim.held;
+    const auto n = static_cast<double>(sequence.tokens.size()) - sequence.prompt_tokens;
+    mean_tokens_ = mean_tokens_ ? *mean_tokens_ + kNewest * (n - *mean_tokens_) : n;
     park(sequence);
   } else {
     std::erase(waiting_, id);
   }
   sequences_.erase(id);
+}
+
+// ---- room for caches ----
+
+std::size_t Scheduler::likely_bytes(const Sequence& sequence, int n_positions,
+                                    int new_tokens) const {
+  const int more = std::max(kGrowth, new_tokens);
+  return std::min(sequence.claim.most,
+                  bytes(std::min(options_.n_ctx, n_positions + std::min(more, options_.n_ctx))));
+}
+
+bool Scheduler::may_hold(const Sequence& sequence, std::size_t held) const {
+  std::vector<Claim> claims = {{.held = held, .most = std::max(held, sequence.claim.most)}};
+  for (const auto& [id, other] : sequences_) {
+    if (other.kv && id != sequence.id) claims.push_back(other.claim);
+  }
+  return all_can_end(std::move(claims), options_.kv_budget);
+}
+
+bool Scheduler::make_room(Sequence& sequence, int n_positions) {
+  std::size_t& held = sequence.claim.held;
+  const std::size_t needed =
+      std::min(sequence.claim.most, bytes(std::min(options_.n_ctx, n_positions)));
+  if (needed <= held) return true;
+  for (const std::size_t wanted : {likely_bytes(sequence, n_positions, 0), needed}) {
+    if (!may_hold(sequence, wanted)) continue;
+    while (!fits(wanted - held)) take_parked(parked_.begin()->first);
+    used_bytes_ += wanted - held;
+    held = wanted;
+    return true;
+  }
+  return false;
 }
 
 // ---- what is cached, and by whom ----
@@ -108,15 +148,20 @@ void Scheduler::admit(std::vector<SequenceEvents>& happened) {
     if (lender.living != nullptr && lender.n > lender.living->shared_positions()) {
       continue;  // its prompt is being read by another
     }
-    while (!fits(sequence.bytes) && !parked_.empty()) {
+    const int new_tokens =
+        mean_tokens_ ? static_cast<int>(kLikely * *mean_tokens_) : options_.n_ctx;
+    const int first = std::max(sequence.prompt_tokens, sequence.decoder->demand().least_rows);
+    const std::size_t wanted = likely_bytes(sequence, first, new_tokens);
+    if (!may_hold(sequence, wanted)) return;  // those behind it wait too
+    while (!fits(wanted) && !parked_.empty()) {
       const bool first_lends = parked_.begin()->first == lender.parked;
       if (first_lends && parked_.size() == 1) break;
       take_parked(first_lends ? std::next(parked_.begin())->first : parked_.begin()->first);
     }
     const std::size_t taken = lender.parked ? parked_.at(*lender.parked).bytes : 0;
-    // Those behind it wait too.
-    if (!fits(sequence.bytes - std::min(sequence.bytes, taken))) return;
+    if (!fits(wanted - std::min(wanted, taken))) return;
     std::erase(waiting_, id);
+    sequence.claim.held = wanted;
     try {
       start(sequence, lender);
     } catch (const Error& error) {
@@ -153,7 +198,7 @@ void Scheduler::start(Sequence& sequence, const Lender& lender) {
     const Parked& parked = parked_.at(*lender.parked);
     const bool mostly = 2 * lender.n >= static_cast<int>(parked.tokens.size());
     Parked taken = take_parked(*lender.parked);
-    if (mostly || !fits(sequence.bytes + taken.bytes)) {
+    if (mostly || !fits(sequence.claim.held + taken.bytes)) {
       sequence.kv = std::move(taken.kv);
     } else {
       sequence.kv = model_.make_kv(options_.n_ctx, options_.kv_dtype);
@@ -169,7 +214,7 @@ void Scheduler::start(Sequence& sequence, const Lender& lender) {
   sequence.prompt_read = sequence.cached_tokens = lender.n;
   counted_.prompt_tokens += sequence.prompt_tokens;
   counted_.cached_tokens += lender.n;
-  used_bytes_ += sequence.bytes;
+  used_bytes_ += sequence.claim.held;
   living_.add(sequence.sharing.kind, {sequence.prompt().begin(), sequence.prompt().end()},
               sequence.id);
 }
@@ -237,8 +282,11 @@ std::vector<Scheduler::Turn> Scheduler::choose_turns() {
   int n_rows = 0;
   RowPrice price{.costs = &decoding_costs_, .sequences = 0};
   const auto take_turn = [&](Sequence& sequence, int rows) {
-    turns.push_back({&sequence, sequence.decoder->plan({rows, price})});
-    const int taken = turns.back().plan.n_rows();
+    Plan plan = sequence.decoder->plan({rows, price});
+    const int taken = plan.n_rows();
+    const int start = plan.start.value_or(sequence.kv->length());
+    if (!make_room(sequence, start + taken)) return 0;
+    turns.push_back({&sequence, std::move(plan)});
     n_rows += taken;
     return taken;
   };
