@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Full counts of what .ci/run samples: an hour or more on two cores. After the README's commands.
-#   bash benchmarks/long.sh [files] [texts] [threads]     all of them without an argument
+#   bash benchmarks/long.sh [files] [texts] [threads] [server]     all of them without an argument
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH=$PWD/.venv/bin:$PATH
@@ -27,13 +27,18 @@ threads() {  # sequences that start, are read, cancelled and closed by 16 thread
   SBD_STRESS_SECONDS=600 SBD_STRESS_THREADS=16 build/tsan/sbd_tests loop
 }
 
+server() {  # mutated requests, then five minutes of clients of whom one in five leaves
+  SBD_FUZZ_REQUESTS=100000 pytest -q -s -n 0 tests/python/test_server_fields.py -k mutated
+  SBD_SOAK_SECONDS=300 pytest -q -s -n 0 tests/python/test_server_soak.py
+}
+
 if [[ $# -eq 0 ]]; then
-  set -- files texts threads
+  set -- files texts threads server
 fi
 for part in "$@"; do
   case $part in
-    files | texts | threads) ;;
-    *) echo "unknown part $part: expected files, texts or threads" >&2 && exit 2 ;;
+    files | texts | threads | server) ;;
+    *) echo "unknown part $part: expected files, texts, threads or server" >&2 && exit 2 ;;
   esac
   printf '=== %s\n' "$part"
   SECONDS=0

@@ -11,6 +11,12 @@
 namespace sbd {
 namespace {
 
+// Positions that a cache grows by at least, where it may.
+constexpr int kGrowth = 256;
+// Texts within so many times the mean are most of them, whatever they are of.
+constexpr double kLikely = 1.5;
+constexpr double kNewest = 0.1;  // the share in the mean of the text that ended last
+
 // A shorter common beginning is computed again rather than copied.
 constexpr int kMinShared = 16;
 // How much longer a forward may take for the prompts that are read in it. The 95th percentile of
@@ -102,7 +108,7 @@ SequenceId Scheduler::add(std::vector<TokenId> prompt, std::unique_ptr<Decoder> 
                                   .prompt_tokens = prompt_tokens,
                                   .decoder = std::move(decoder),
                                   .sharing = std::move(sharing),
-                                  .bytes = needed});
+                                  .claim = {.held = 0, .most = needed}});
   next_id_ = id + 1;
   return id;
 }
@@ -115,13 +121,47 @@ void Scheduler::end(SequenceId id) {
   Sequence& sequence = sequences_.at(id);
   if (sequence.kv) {
     living_.remove(sequence.sharing.kind, sequence.prompt(), id);
-    used_bytes_ -= sequence.bytes;
+    used_bytes_ -= sequence.claim.held;
+    const auto n = static_cast<double>(sequence.tokens.size()) - sequence.prompt_tokens;
+    mean_tokens_ = mean_tokens_ ? *mean_tokens_ + kNewest * (n - *mean_tokens_) : n;
     try {
       park(sequence);
     } catch (const std::bad_alloc&) {  // then nothing of it is left for others
     }
   }
   sequences_.erase(id);
+}
+
+// ---- room for caches ----
+
+std::size_t Scheduler::likely_bytes(const Sequence& sequence, int n_positions,
+                                    int new_tokens) const {
+  const int more = std::max(kGrowth, new_tokens);
+  return std::min(sequence.claim.most,
+                  bytes(std::min(options_.n_ctx, n_positions + std::min(more, options_.n_ctx))));
+}
+
+bool Scheduler::may_hold(const Sequence& sequence, std::size_t held) const {
+  std::vector<Claim> claims = {{.held = held, .most = std::max(held, sequence.claim.most)}};
+  for (const auto& [id, other] : sequences_) {
+    if (other.kv && id != sequence.id) claims.push_back(other.claim);
+  }
+  return all_can_end(std::move(claims), options_.kv_budget);
+}
+
+bool Scheduler::make_room(Sequence& sequence, int n_positions) {
+  std::size_t& held = sequence.claim.held;
+  const std::size_t needed =
+      std::min(sequence.claim.most, bytes(std::min(options_.n_ctx, n_positions)));
+  if (needed <= held) return true;
+  for (const std::size_t wanted : {likely_bytes(sequence, n_positions, 0), needed}) {
+    if (!may_hold(sequence, wanted)) continue;
+    while (!fits(wanted - held)) take_parked(parked_.begin()->first);
+    used_bytes_ += wanted - held;
+    held = wanted;
+    return true;
+  }
+  return false;
 }
 
 // ---- what is cached, and by whom ----
@@ -133,15 +173,19 @@ void Scheduler::admit(std::vector<SequenceEvents>& happened) {
     if (lender.living != nullptr && lender.n > lender.living->shared_positions()) {
       continue;  // its prompt is being read by another
     }
-    while (!fits(sequence.bytes) && !parked_.empty()) {
+    const int new_tokens =
+        mean_tokens_ ? static_cast<int>(kLikely * *mean_tokens_) : options_.n_ctx;
+    const int first = std::max(sequence.prompt_tokens, sequence.decoder->demand().least_rows);
+    const std::size_t wanted = likely_bytes(sequence, first, new_tokens);
+    if (!may_hold(sequence, wanted)) return;  // those behind it wait too
+    while (!fits(wanted) && !parked_.empty()) {
       const bool first_lends = parked_.begin()->first == lender.parked;
       if (first_lends && parked_.size() == 1) break;
       take_parked(first_lends ? std::next(parked_.begin())->first : parked_.begin()->first);
     }
     const std::size_t taken = lender.parked ? parked_.at(*lender.parked).bytes : 0;
-    // Those behind it wait too.
-    if (!fits(sequence.bytes - std::min(sequence.bytes, taken))) return;
-    if (auto failed = failure([&] { start(sequence, lender); })) {
+    if (!fits(wanted - std::min(wanted, taken))) return;
+    if (auto failed = failure([&] { start(sequence, lender, wanted); })) {
       happened.push_back(std::move(*failed).of(id));
     }
   }
@@ -168,13 +212,13 @@ Scheduler::Lender Scheduler::find_lender(const Sequence& sequence) {
 }
 
 // A cache that is mostly what the sequence needs is taken over; from others it is copied.
-void Scheduler::start(Sequence& sequence, const Lender& lender) {
+void Scheduler::start(Sequence& sequence, const Lender& lender, std::size_t held) {
   std::optional<KvCache> kv;
   if (lender.parked) {
     const Parked& parked = parked_.at(*lender.parked);
     const bool mostly = 2 * lender.n >= static_cast<int>(parked.tokens.size());
     Parked taken = take_parked(*lender.parked);
-    if (mostly || !fits(sequence.bytes + taken.bytes)) {
+    if (mostly || !fits(held + taken.bytes)) {
       kv = std::move(taken.kv);
     } else {
       kv = model_.make_kv(options_.n_ctx, options_.kv_dtype);
@@ -191,7 +235,8 @@ void Scheduler::start(Sequence& sequence, const Lender& lender) {
   living_.add(sequence.sharing.kind, {sequence.prompt().begin(), sequence.prompt().end()},
               sequence.id);
   sequence.kv = std::move(kv);  // it is admitted: from here on nothing may fail
-  used_bytes_ += sequence.bytes;
+  sequence.claim.held = held;
+  used_bytes_ += held;
   counted_.prompt_tokens += sequence.prompt_tokens;
   counted_.cached_tokens += lender.n;
 }
@@ -269,9 +314,11 @@ std::vector<Scheduler::Turn> Scheduler::choose_turns(std::vector<SequenceEvents>
     int taken = 0;
     auto failed = failure([&] {
       Plan plan = sequence.decoder->plan({rows, price});
+      const int n = plan.n_rows();
       const int start = plan.start.value_or(sequence.kv->length());
+      if (!make_room(sequence, start + n)) return;
       turns.push_back({&sequence, std::move(plan), start});
-      taken = turns.back().plan.n_rows();
+      taken = n;
     });
     if (failed) happened.push_back(std::move(*failed).of(sequence.id));
     n_rows += taken;

@@ -4,9 +4,12 @@
 // them goes to prompts: as many rows as keep it from taking several times as long. The shortest
 // remaining prompt comes first, but none waits for ever.
 //
-// A sequence is admitted when the KV budget has room for the most it may come to need; until then
-// it waits in line. One that ends leaves its cache for others whose prompts begin alike, as long as
-// there is room; one whose prompt begins as that of a sequence that is being read waits for it.
+// A sequence is admitted when the KV budget has room for what it will likely need, by what texts
+// before it came to: few write as much as they may. One that outgrows that gets more where all can
+// still end, one after another (kv_claims.h), and else pauses until another has ended. Until it is
+// admitted it waits in line. One that ends leaves its cache for others whose prompts begin alike,
+// as long as there is room; one whose prompt begins as that of a sequence that is being read waits
+// for it.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +24,7 @@
 #include "core/error.h"
 #include "decode/decoder.h"
 #include "decode/forward_costs.h"
+#include "kv_claims.h"
 #include "model/transformer.h"
 #include "prefix_index.h"
 
@@ -87,7 +91,7 @@ class Scheduler {
     int prompt_tokens;
     std::unique_ptr<Decoder> decoder;
     Sharing sharing;
-    std::size_t bytes;               // of the budget: the most that it may come to need
+    Claim claim;                     // on the budget; nothing is held before it is admitted
     std::optional<KvCache> kv = {};  // none: it waits to be admitted
     int prompt_read = 0;             // prompt tokens whose keys and values are cached
     int cached_tokens = 0;           // of these, what another sequence had left
@@ -124,9 +128,16 @@ class Scheduler {
     return model_.kv_bytes(options_.n_ctx, options_.kv_dtype, n_positions);
   }
   bool fits(std::size_t more_bytes) const;
+  // Of the budget, for a sequence of so many positions and what it will likely come to need soon.
+  std::size_t likely_bytes(const Sequence& sequence, int n_positions, int new_tokens) const;
+  // Whether all can still end if the sequence holds so many bytes.
+  bool may_hold(const Sequence& sequence, std::size_t held) const;
+  // Lets its cache grow to that many positions, if it may.
+  bool make_room(Sequence& sequence, int n_positions);
   void admit(std::vector<SequenceEvents>& happened);
   Lender find_lender(const Sequence& sequence);
-  void start(Sequence& sequence, const Lender& lender);
+  // held: bytes of the budget.
+  void start(Sequence& sequence, const Lender& lender, std::size_t held);
   void park(Sequence& sequence);
   void keep(Parked parked);  // as used just now
   Parked take_parked(SequenceId id);
@@ -150,6 +161,7 @@ class Scheduler {
   SequenceId next_turn_ = 1;  // the decoding sequence that the next forward begins with
   std::map<SequenceId, Sequence> sequences_;  // those without a cache wait, in this order
   std::size_t used_bytes_ = 0;                // by admitted sequences
+  std::optional<double> mean_tokens_;         // of texts that ended lately
 
   PrefixIndex living_;  // admitted sequences, by their prompts
   PrefixIndex parked_tokens_;

@@ -98,8 +98,9 @@ class Engine:
     --draft-lora` writes it.
 
     kv_budget: bytes that the KV caches of all sequences may take; None is nine tenths of the
-    memory that is free once the model is loaded. What a text may come to need is set aside before
-    it starts: others wait for room, and one that could never fit is refused. prefix_cache: bytes
+    memory that is free once the model is loaded. What a text will likely come to need, by those
+    that ended before, is set aside when it starts: others wait for room, one that outgrows it may
+    pause until another has ended, and one that could never fit is refused. prefix_cache: bytes
     of these that ended texts may leave for later ones whose prompts begin alike, such as a chat's
     next turn (`stats.cached_tokens` counts what was found); the least recently used go first, and
     all of them for a text that needs the room. None is a quarter of the kv_budget; 0 keeps

@@ -12,6 +12,7 @@ import typer
 from ..errors import SbdValueError
 from ..text_file import read_text
 from . import options
+from .prompt import read_template
 
 _SERVER, _KEY_VARIABLE = "Server", "SBD_API_KEY"
 
@@ -101,7 +102,7 @@ def serve(
         raise SbdValueError("expected --alias as a name, got an empty one")
     file = options.one_model(model, model_flag)
     keys = _keys(api_key_file)
-    template = None if chat_template is None else _template(chat_template)
+    template = None if chat_template is None else read_template(chat_template)
     budget = options.in_bytes(kv_budget)
     _log_to_standard_error()
     listening.allow_files()
@@ -138,13 +139,6 @@ def _keys(file: Path | None) -> list[str]:
     if text is not None and not keys:
         raise SbdValueError(f"{source}: expected a key, got none")
     return keys
-
-
-def _template(file: Path) -> str:
-    text = read_text(file)
-    if "{" not in text:
-        raise SbdValueError(f"{file}: expected a chat template of Jinja, got a text without any")
-    return text
 
 
 def _log_to_standard_error() -> None:

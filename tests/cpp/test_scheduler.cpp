@@ -8,6 +8,7 @@
 #include "check.h"
 #include "decode/forward_costs.h"
 #include "decode/registry.h"
+#include "kv_claims.h"
 #include "prefix_index.h"
 #include "scheduler.h"
 #include "transformer_cases.h"
@@ -322,6 +323,68 @@ TEST(scheduler_admits_by_bytes) {
   CHECK_EQ(finished, 5u);
   CHECK_THROWS_WITH(scheduler.add(prompt_of(40, 1), decoder_of(ntp, prompt_of(40, 1), 472)),
                     format("more than the `kv_budget` of {}", 2 * one));
+}
+
+TEST(claims_can_end_in_some_order_or_in_none) {
+  Random random(5);
+  int both = 0;
+  for (int i = 0; i < 3000; ++i) {
+    std::vector<Claim> claims;
+    const int n = random.below(6);
+    for (int j = 0; j < n; ++j) {
+      const auto held = static_cast<std::size_t>(random.below(5));
+      claims.push_back({held, held + static_cast<std::size_t>(random.below(8))});
+    }
+    const auto budget = static_cast<std::size_t>(random.below(20));
+    std::size_t held = 0;
+    for (const Claim& claim : claims) held += claim.held;
+    bool some = false;
+    std::vector<int> order(claims.size());
+    std::iota(order.begin(), order.end(), 0);
+    do {
+      std::size_t free = budget - held;
+      bool ends = held <= budget;
+      for (const int j : order) {
+        const Claim& claim = claims[static_cast<std::size_t>(j)];
+        ends = ends && claim.most - claim.held <= free;
+        free += claim.held;
+      }
+      some = some || ends;
+    } while (std::ranges::next_permutation(order).found);
+    CHECK_EQ(all_can_end(claims, budget), some);
+    both += some;
+  }
+  CHECK(both > 500 && both < 2500);
+}
+
+// Each may write to the end of the context, which four could at once; that texts are short is seen
+// after the first.
+TEST(scheduler_admits_by_what_is_likely_and_none_waits_for_ever) {
+  Model model;
+  for (const Kind& kind : kinds()) {
+    const std::size_t one = model.scheduler().check(*decoder_of(kind, prompt_of(40, 0), 472));
+    Scheduler plenty = model.scheduler(kPlenty, 0);
+    Scheduler scheduler = model.scheduler(4 * one, one);
+    run_one(scheduler, kind, prompt_of(40, 99), 5);
+    std::map<SequenceId, Tokens> expected;
+    for (unsigned i = 0; i < 6; ++i) {
+      const Tokens prompt = prompt_of(40, i);
+      const SequenceId id = scheduler.add(prompt, decoder_of(kind, prompt, 472));
+      expected[id] = run_one(plenty, kind, prompt, 472).tokens;
+    }
+    int most = 0;
+    std::map<SequenceId, Told> told;
+    for (int i = 0; i < 10000; ++i) {
+      const auto happened = scheduler.step();
+      if (happened.empty()) break;
+      CHECK(scheduler.usage().kv_used + scheduler.usage().kv_cached <= 4 * one);
+      most = std::max(most, scheduler.usage().admitted);
+      take(told, happened);
+    }
+    for (const auto& [id, tokens] : expected) CHECK(told[id].tokens == tokens);
+    CHECK_EQ(scheduler.usage().kv_used, 0u);
+    CHECK_EQ(most, kind.decoder == "llada" ? 4 : 5);  // whose first forward has all positions
+  }
 }
 
 TEST(scheduler_a_cancelled_sequence_frees_its_room_and_leaves_its_prompt) {

@@ -203,6 +203,16 @@ class TestChat:
         assert answer.choices[0].message.content == done.text
         assert answer.usage.completion_tokens == 512 - len(ids)
 
+    def test_no_longer_than_the_budget_holds(self, model: Path) -> None:
+        with Engine(model, kv_budget=50_000) as engine, serve(engine) as served:
+            assert engine.kv_positions < 400
+            call = {"messages": MESSAGES, "ignore_eos": True, "seed": 1}
+            chunks = served.stream("/v1/chat/completions", **call, n=3)
+            ends = [c["choices"][0]["finish_reason"] for c in chunks]
+            assert ends.count("length") == 3
+            usage = served.post("/v1/chat/completions", **call)["usage"]
+            assert usage["total_tokens"] == engine.kv_positions - 16  # a block, at its end
+
     def test_turns_and_template_arguments(self, tiny: Served) -> None:
         messages = [
             {"role": "developer", "content": "Be brief."},

@@ -96,7 +96,8 @@ def metrics(url: str) -> dict[str, float]:
 
 
 def test_nothing_is_left_over() -> None:
-    with serving() as (process, url, _):
+    # Of the budget a quarter is for what ended texts leave, and full after a while.
+    with serving("--kv-budget", "48MiB") as (process, url, _):
         asyncio.run(Crowd(url, max(0.5, SECONDS / 5), seed=1).run())  # to warm up
         before = metrics(url)
         size, running, opened = (of(process.pid) for of in (resident, threads, files))
