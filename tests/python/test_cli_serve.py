@@ -113,7 +113,7 @@ def test_what_it_refuses(
             (["--timeout", "0"], "--timeout"),
             (["--api-key-file", empty], f"{empty}: expected a key, got none"),
             (["--api-key-file", missing], f"{missing}: no such file"),
-            (["--chat-template", text], f"{text}: expected a chat template"),
+            (["--chat-template", text], f"--chat-template {text}: expected a Jinja template"),
             (["--alias", ""], "--alias"),
             ([missing], f"{missing}: no such file"),
         ):
