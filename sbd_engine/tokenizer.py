@@ -8,7 +8,7 @@ from typing import Any
 
 from .chat import ChatTemplates, Message, named_tokens
 from .convert.guarded import GuardedTokenizer
-from .errors import SbdValueError
+from .errors import SbdValueError, brief
 from .ggml_tokenizer import adds_bos, tokenizer_from_ggml
 from .parameters import TokenIds, check_utf8
 from .special_tokens import SpecialTokens
@@ -37,6 +37,10 @@ class Tokenizer:
         # SentencePiece's second token is BOS where nothing says otherwise.
         usual = 1 if metadata.get("tokenizer.ggml.model") == "llama" else None
         self.bos_token_id: int | None = metadata.get("tokenizer.ggml.bos_token_id", usual)
+        if type(self.bos_token_id) not in (int, type(None)):
+            raise SbdValueError(
+                f"tokenizer.ggml.bos_token_id: expected a token id, got {brief(self.bos_token_id)}"
+            )
         self.eos_token_ids = list(eos_token_ids)
         self.mask_token_id = mask_token_id
         self.special_tokens = SpecialTokens(self.backend)

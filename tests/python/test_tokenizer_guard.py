@@ -159,6 +159,12 @@ def test_nested_tokens() -> None:
         assert time.perf_counter() - began < 1
 
 
+@pytest.mark.parametrize("token", ["1", True, 1.5, [1], {"a": 1}])
+def test_a_bos_that_is_no_token(token: Any) -> None:
+    with pytest.raises(SbdError, match="bos_token_id: expected a token id, got"):
+        Tokenizer(nested(3, **{"tokenizer.ggml.bos_token_id": token}))
+
+
 def test_more_special_tokens_than_a_text_can_be_searched_for() -> None:
     for names in [f"<{i}>" for i in range((1 << 17) + 1)], ["<" * (1 << 22)]:
         keys = nested(0)
