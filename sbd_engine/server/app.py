@@ -248,6 +248,7 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": self._first, "more_body": True})
             async for line in lines:
                 await send({"type": "http.response.body", "body": line, "more_body": True})
+                await asyncio.sleep(0)  # many may be there already, and the client gone
         await send({"type": "http.response.body", "body": b""})
 
 
