@@ -192,7 +192,7 @@ def _message(where: str, value: Any) -> Json:
             raise ApiError(
                 400, unknown("field", key[:100], sorted(_MESSAGE_KEYS)), f"{where}.{key[:100]}"
             )
-    if "role" not in message:
+    if message.get("role") is None:
         raise ApiError(400, f"expected a role in {where}", f"{where}.role")
     known = {
         key: each for key, each in message.items() if key in _MESSAGE_KEYS and each is not None

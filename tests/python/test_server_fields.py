@@ -91,6 +91,7 @@ OF_CHAT: list[tuple[str, Any, str]] = [
     ("messages", "hi", "as an array"),
     ("messages[0]", "hi", "as an object, got a string"),
     ("messages[0].role", {"content": "x"}, "expected a role"),
+    ("messages[0].role", {"role": None, "content": "x"}, "expected a role"),
     ("messages[0].role", {"role": 5, "content": "x"}, "as a string"),
     ("messages[0].content", {"role": "user"}, "expected a content"),
     ("messages[0].content", {"role": "user", "content": 5}, "as an array"),
@@ -268,7 +269,7 @@ def mutated(draw: random.Random, body: Any) -> Any:
             if isinstance(at[key], (dict, list)) and at[key] and draw.random() < 0.6:
                 at = at[key]
                 continue
-            at[key] = draw.choice(JUNK)
+            at[key] = copy.deepcopy(draw.choice(JUNK))
             break
     return body
 
