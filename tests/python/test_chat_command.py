@@ -301,6 +301,7 @@ class TestTerminal:
         cached, of = map(int, re.findall(r"(\d+) of (\d+) prompt", figures)[0])
         said = [{"role": "user", "content": HELLO}]
         assert len(engine.tokenizer.encode_chat(said)) <= cached < of
+        chat.wait_for("\n> ")
         chat.type("\x04")  # Ctrl-D
         assert chat.end() == 0
         assert "\x1b" not in chat.screen  # the model's texts have some
