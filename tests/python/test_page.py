@@ -166,7 +166,7 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 @pytest.mark.parametrize("way", ["Escape", "Stop the answer"])
 def test_stopping(way: str, endless: Served, open_page: Callable[..., Any]) -> None:
     page = open_page(endless)
-    set_options(page, decoder="ntp")
+    set_options(page, decoder="ntp", seed=3)
     page.route(
         "**/v1/chat/completions",
         lambda route: route.continue_(
@@ -174,7 +174,7 @@ def test_stopping(way: str, endless: Served, open_page: Callable[..., Any]) -> N
         ),
     )
     ask(page, HELLO)
-    page.locator(".answer").filter(has_text=re.compile(r"\S{9}")).wait_for()
+    page.locator(".answer").filter(has_text=re.compile(r"\S")).wait_for()
     if way == "Escape":
         page.keyboard.press("Escape")
     else:
