@@ -22,6 +22,7 @@
 #include "decode_defaults.h"
 #include "engine.h"
 #include "format/gguf.h"
+#include "grammar.h"
 #include "loop.h"
 #include "metadata.h"
 
@@ -144,6 +145,7 @@ std::optional<std::string> finished(const Event& event) {
   if (!event.events.finished) return std::nullopt;
   switch (*event.events.finished) {
     case FinishReason::stop: return "stop";
+    case FinishReason::complete: return "complete";
     case FinishReason::length: return "length";
     case FinishReason::cancelled: return "cancelled";
   }
@@ -169,6 +171,7 @@ std::optional<Event> next_event(Inbox& inbox, bool wait) {
       inbox.wait();
       return true;
     });
+    drop_python_objects();
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
   }
 }
@@ -376,6 +379,8 @@ PYBIND11_MODULE(_core, module) {
         return option.choices ? option.choices() : std::vector<std::string_view>();
       });
 
+  bind_grammars(module);
+
   py::class_<Request>(module, "Request")
       .def(py::init<>())
       .def_readwrite("prompt", &Request::prompt)
@@ -391,6 +396,10 @@ PYBIND11_MODULE(_core, module) {
       .def_readwrite("frequency_penalty", &Request::frequency_penalty)
       .def_readwrite("repetition_penalty", &Request::repetition_penalty)
       .def_readwrite("logprobs", &Request::logprobs)
+      .def_property("grammar", py::cpp_function(),
+                    [](Request& request, std::shared_ptr<Grammar> grammar) {
+                      request.grammar = std::move(grammar);
+                    })
       .def_readwrite("seed", &Request::seed)
       .def_readwrite("sample_index", &Request::sample_index)
       .def_readwrite("ignore_eos", &Request::ignore_eos);

@@ -105,6 +105,9 @@ DecodeTask decode_task(const Request& request, const ModelConfig& config, int n_
               "`logit_bias` names token {}, outside the vocabulary of {}", token,
               config.vocab_size);
   }
+  SBD_CHECK(!request.grammar || !request.ignore_eos,
+            "`ignore_eos` has no effect with `{}`, which says where the text may end: leave it out",
+            request.grammar->name());
   const int n_best = request.logprobs.value_or(-1);
   SBD_CHECK(n_best <= config.vocab_size,
             "expected `logprobs` of at most the vocabulary of {}, got {}", config.vocab_size,
@@ -113,7 +116,8 @@ DecodeTask decode_task(const Request& request, const ModelConfig& config, int n_
                 .presence_penalty = request.presence_penalty,
                 .frequency_penalty = request.frequency_penalty,
                 .repetition_penalty = request.repetition_penalty,
-                .logprobs = n_best};
+                .logprobs = n_best,
+                .grammar = request.grammar};
   return task;
 }
 

@@ -25,6 +25,7 @@ struct Request {
   float frequency_penalty = 0.0f;
   float repetition_penalty = 1.0f;
   std::optional<int> logprobs = {};  // so many best tokens with each token's own
+  std::shared_ptr<const Grammar> grammar = {};
   std::uint64_t seed = 0;
   std::uint64_t sample_index = 0;
   bool ignore_eos = false;

@@ -59,6 +59,13 @@ class Option:
 
 OPTIONS: tuple[Option, ...]
 
+class Grammar:
+    """What texts must be, as llguidance has compiled it."""
+
+    def __init__(
+        self, matcher: object, name: str, vocab_size: int, end: int, eos_token_ids: list[int]
+    ) -> None: ...
+
 class Request:
     prompt: list[int]
     max_tokens: int
@@ -73,6 +80,7 @@ class Request:
     frequency_penalty: float
     repetition_penalty: float
     logprobs: int | None
+    grammar: Grammar  # only to be set
     seed: int
     sample_index: int
     ignore_eos: bool

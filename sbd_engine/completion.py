@@ -105,8 +105,8 @@ class Completion:
     """text: what was generated, without a closing end-of-sequence token or stop string.
     tokens: the new token ids, a closing end-of-sequence token included; with a stop string, up to
     and including the token that completes it.
-    finish_reason: "stop" (end of sequence or stop string), "length" (max_tokens or the context is
-    full), or "cancelled" (a stream closed before its end).
+    finish_reason: "stop" (end of sequence, stop string, or the end that a constraint leaves alone),
+    "length" (max_tokens or the context is full), or "cancelled" (a stream closed before its end).
     logprobs: of each token, where `logprobs` asked for them; else None.
     """
 

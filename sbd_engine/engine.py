@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections import deque
@@ -13,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 from . import _core
 from .completion import Completion, Scores, Usage
 from .errors import SbdError, SbdTypeError, SbdValueError, brief
+from .grammars import Grammars
 from .model_file import ModelPath, existing, model_file
 from .parameters import (
+    CONSTRAINTS,
     MAX_BEST,
     Parameters,
     Prompt,
@@ -39,17 +42,16 @@ if TYPE_CHECKING:
 
 _MAX_IN_FLIGHT = 16  # sequences of generate_batch that share a forward
 _MAX_BYTES = 2**63 - 1
-_REQUEST_FIELDS = [f.name for f in fields(Parameters) if f.name not in ("prompt", "stop")]
+_NOT_IN_REQUEST = ("prompt", "stop", "constraint")  # in other words there, or not at all
+_REQUEST_FIELDS = [f.name for f in fields(Parameters) if f.name not in _NOT_IN_REQUEST]
 _DEFAULTS = {f.name: f.default for f in fields(Parameters)}
 _RULES = ("logit_bias", "presence_penalty", "frequency_penalty", "repetition_penalty")
 
 
-def _request(parameters: Parameters, ids: list[int]) -> _core.Request:
-    request = _core.Request()
-    request.prompt = ids
-    for name in _REQUEST_FIELDS:
-        setattr(request, name, getattr(parameters, name))
-    return request
+def _without_other_constraint(options: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of all, for a prompt that has a constraint of its own."""
+    has_own = not CONSTRAINTS.keys().isdisjoint(own)
+    return {k: v for k, v in options.items() if not (has_own and k in CONSTRAINTS)}
 
 
 def engine_options(
@@ -224,7 +226,9 @@ class Engine:
           it, negative ones multiplied), presence_penalty=0.0 and frequency_penalty=0.0 (-2 to 2:
           taken off the logits of the tokens of the new text, once and for each time);
           logprobs=None (0 to 20: `completion.logprobs` has each token's log-probability, and that
-          of so many most probable tokens in its place).
+          of so many most probable tokens in its place);
+          one of json_schema=None (a dict, or JSON), regex=None, grammar=None (Lark's syntax) and
+          choices=None (strings): what the text must be.
         "sbd" is Set Block Decoding (arXiv 2509.04185, Algorithms 2 and 3): each forward decides
         some of a block's masked positions, at least one. Which, `unmask` says: "entropy_bounded",
         in the order of entropy, the most whose entropies but the last sum up to at most gamma (eq.
@@ -241,6 +245,14 @@ class Engine:
         The others decide a block's positions in any order: penalties count what earlier forwards
         have decided, on either side, and not what the same forward decides; a log-probability is
         that of the forward that decided the token, when part of its block was still masked.
+
+        Under a constraint each token is taken among those that it allows at its place, and what it
+        forces is taken without asking the model, as the tokenizer splits it. The text ends with an
+        end-of-sequence token, which is among `tokens`, where the model chooses one that the
+        constraint allows; where only an end is possible it just ends, with no such token. A text
+        that `max_tokens` cuts is the beginning of a valid one. Compiled by llguidance: JSON is
+        compact, its properties in the schema's order; regular expressions are of Rust's syntax, and
+        match the whole text. "d2f", "llada" and "dream" take no constraint, and refuse it.
 
         A file without a tokenizer takes token ids and gives no text.
 
@@ -289,7 +301,7 @@ class Engine:
         for index, item in enumerate(prompts):
             try:
                 own = item if isinstance(item, Mapping) else {"prompt": item}
-                prepared = self._prepare({**options, **own})
+                prepared = self._prepare({**_without_other_constraint(options, own), **own})
                 self._core.check(prepared.request)
             except SbdError as error:
                 raise type(error)(f"prompt {index} of the batch: {error}") from None
@@ -321,7 +333,7 @@ class Engine:
         """What these options come to with this model: the decoder, and the options that decide what
         it does, the file's own where none is given."""
         parameters = parse({"prompt": [0], **options})
-        request = _request(parameters, [0])
+        request = self._request(parameters, [0])
         self._core.check(request)
         resolved = self._core.resolve(request)
         general = ["max_tokens", "ignore_eos", "temperature"]
@@ -331,6 +343,9 @@ class Engine:
         values = {name: getattr(parameters, name) for name in general}
         if "logit_bias" in values:
             values["logit_bias"] = dict(parameters.logit_bias)
+        if parameters.constraint is not None:
+            kind, source = parameters.constraint
+            values[kind] = json.loads(source) if kind in ("json_schema", "choices") else source
         return {**resolved, **values, "stop": list(parameters.stop)}
 
     def forward(self, ids: TokenIds, block: int = 0) -> npt.NDArray[np.float32]:
@@ -386,8 +401,21 @@ class Engine:
         if parameters.stop:
             _ = self.tokenizer  # stop strings need text
         ids = self._tokens_of(parameters.prompt)
-        request = _request(parameters, ids)
+        request = self._request(parameters, ids)
         return Prepared(request, ids, parameters.stop, self._tokenizer_if_any())
+
+    def _request(self, parameters: Parameters, ids: list[int]) -> _core.Request:
+        request = _core.Request()
+        request.prompt = ids
+        for name in _REQUEST_FIELDS:
+            setattr(request, name, getattr(parameters, name))
+        if parameters.constraint is not None:
+            request.grammar = self._grammars.get(parameters.constraint)
+        return request
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        return Grammars(self.tokenizer, self.model_config["vocab_size"])
 
     def _tokens_of(self, text: Prompt) -> list[int]:
         if isinstance(text, str):

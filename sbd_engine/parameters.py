@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypedDict
 
 from . import _core
 from .errors import SbdTypeError, SbdValueError, brief
+from .json_values import parse_strict_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +24,7 @@ Prompt: TypeAlias = "str | TokenIds"
 
 _INT32_MAX = 2**31 - 1
 _MAX_STOPS, _MAX_STOP_CHARACTERS = 1024, 1 << 14  # each is memory while its text is written
+_MAX_CHOICES = 1 << 12
 _MAX_FLOAT32 = 3.4e38
 _LONGEST_NAME = 64  # that is compared with others
 MAX_BEST = 20  # tokens whose log-probabilities come with each one's
@@ -58,6 +61,17 @@ class Options(TypedDict, total=False):
     sample_index: int | None
     stop: str | Sequence[str] | None
     ignore_eos: bool | None
+    json_schema: str | Mapping[str, Any] | bool | None
+    regex: str | None
+    grammar: str | None
+    choices: Sequence[str] | None
+
+
+class Constraint(NamedTuple):
+    """What a text must be: the argument that says so, and what it says."""
+
+    kind: str
+    source: str
 
 
 @dataclass(frozen=True)
@@ -81,6 +95,7 @@ class Parameters:
     sample_index: int = 0
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    constraint: Constraint | None = None
 
 
 def named(name: str) -> str:
@@ -101,7 +116,13 @@ def parse(arguments: Mapping[str, Any]) -> Parameters:
         if value is not None or name == "prompt"
     }
     asked = {name: checked.pop(name) for name in _OPTIONS & checked.keys()}
-    return Parameters(**checked, options=asked)
+    constraints = [Constraint(n, checked.pop(n)) for n in CONSTRAINTS if n in checked]
+    if len(constraints) > 1:
+        raise SbdValueError(
+            f"expected one of {', '.join(map(named, CONSTRAINTS))}, got "
+            f"{' and '.join(named(kind) for kind, _ in constraints)}"
+        )
+    return Parameters(**checked, options=asked, constraint=next(iter(constraints), None))
 
 
 def unknown(what: str, name: str, known: Sequence[str]) -> str:
@@ -209,6 +230,46 @@ def _stop(name: str, value: Any) -> tuple[str, ...]:
     return stops
 
 
+def _json_schema(name: str, value: Any) -> str:
+    if isinstance(value, str):
+        check_utf8(name, value)
+        try:
+            value = parse_strict_json(value)
+        except ValueError as error:
+            raise SbdValueError(f"expected {name} as JSON: {error}") from None
+    if value is True:
+        value = {}
+    if not isinstance(value, Mapping):
+        raise SbdTypeError(f"expected {name} as a JSON Schema, an object, got {brief(value)}")
+    try:
+        schema = json.dumps(dict(value), ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SbdValueError(f"expected {name} of what JSON can hold: {error}") from None
+    check_utf8(name, schema)
+    return schema
+
+
+def _source(name: str, value: Any) -> str:
+    if not _text(name, value):
+        raise SbdValueError(f"expected {name} of at least one character, got an empty one")
+    return str(value)
+
+
+def _choices(name: str, value: Any) -> str:
+    """As a list in JSON."""
+    if not isinstance(value, Iterable) or isinstance(value, (str, bytes, Mapping)):
+        raise SbdTypeError(f"expected {name} as a list of strings, got {brief(value)}")
+    choices = list(islice(value, _MAX_CHOICES + 1))
+    if not choices or len(choices) > _MAX_CHOICES:
+        count = "more" if choices else "none"
+        raise SbdValueError(f"expected 1 to {_MAX_CHOICES} {name}, got {count}")
+    for choice in choices:
+        if not isinstance(choice, str):
+            raise SbdTypeError(f"expected {name} as a list of strings, got {brief(choice)} in it")
+        _source(f"each of {name}", choice)
+    return json.dumps(choices, ensure_ascii=False)
+
+
 def _logit_bias(name: str, value: Any) -> tuple[tuple[int, float], ...]:
     if not isinstance(value, Mapping):
         raise SbdTypeError(
@@ -268,6 +329,12 @@ def _of(option: _core.Option) -> Callable[[str, Any], Any]:
 _OPTIONS = {option.name for option in _core.OPTIONS}
 _BIAS = _where("as a finite number", lambda x: abs(x) <= _MAX_FLOAT32)
 _PENALTY = _where("from -2 to 2", lambda x: -2 <= x <= 2)
+CONSTRAINTS: dict[str, Callable[[str, Any], str]] = {
+    "json_schema": _json_schema,
+    "regex": _source,
+    "grammar": _source,
+    "choices": _choices,
+}
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "prompt": _prompt,
     "max_tokens": _at_least(1),
@@ -285,5 +352,6 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "sample_index": _at_least(0, 2**64 - 1),
     "stop": _stop,
     "ignore_eos": _boolean,
+    **CONSTRAINTS,
     **{option.name: _of(option) for option in _core.OPTIONS},
 }

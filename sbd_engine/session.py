@@ -83,6 +83,7 @@ class Session:
         tokens: list[int] = []
         pieces: list[str] = []
         closes = event.finished == "stop"  # the last token is an end of sequence: it has no text
+        completes = event.finished == "complete"  # it is not
         for index, token in enumerate(event.committed):
             tokens.append(token)
             if self._detokenizer and not (closes and index == len(event.committed) - 1):
@@ -93,7 +94,7 @@ class Session:
         else:
             if event.finished:
                 pieces.append(self._flush())
-                stopped = closes or self._stops.stopped
+                stopped = closes or completes or self._stops.stopped
                 self.finish_reason = "stop" if stopped else "length"
         text = "".join(pieces)
         self._text.append(text)

@@ -166,6 +166,8 @@ class Backend {
                                 const float* v) = 0;
   // out [rows, heads * head_dim] = softmax(q K^T / sqrt(head_dim)) V over the keys each row sees
   virtual void attention(int layer, const HeadShape& heads, const float* q, float* out) = 0;
+  // What was asked for may begin: the caller has something else to do first.
+  virtual void start() {}
   // Statistics of the output rows times the LM head, in one pass over the vocabulary; the mask
   // token (-1: none) is left out.
   virtual void head_stats(const Input& input, const Weight& head,

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -51,10 +52,17 @@ struct Adjustment {
   float penalty = 0.0f;
 };
 
+using TokenSet = std::vector<std::uint32_t>;  // a bit per token
+
+inline bool contains(const TokenSet& set, TokenId token) {
+  const auto word = static_cast<std::size_t>(token) / 32;
+  return token >= 0 && word < set.size() && (set[word] >> (token % 32) & 1u) != 0;
+}
+
 // What a row's statistics and its token are taken under.
 struct LogitRules {
   std::vector<Adjustment> adjustments = {};  // ascending by token
-  std::vector<std::uint32_t> allowed = {};   // a bit per token; empty: all are allowed
+  TokenSet allowed = {};                     // empty: all are allowed
 };
 
 // What is asked of a row beyond its statistics.
@@ -101,6 +109,9 @@ struct Plan {
   // Position of the first row: what is cached from there on is forgotten. Unset: the first
   // position that is not cached.
   std::optional<int> start = {};
+  // Called once the layers are under way and before the head is: what takes a while to say of the
+  // rows' rules is said here. A forward that is tried again calls it again.
+  std::function<void()> before_head = {};
 
   int n_rows() const;
   int n_outputs() const;

@@ -41,6 +41,13 @@ void Block::decide(int i, const RowStats& row, const DecodeTask& task, Events& e
   }
 }
 
+void Block::mask_from(int i) {
+  for (; i < size(); ++i) {
+    fill(i, mask_token_id_);
+    scores_[static_cast<std::size_t>(i)] = nullptr;
+  }
+}
+
 // An EOS is decided in place of a mask, so what was given out never reaches beyond the end.
 bool Block::commit(const DecodeTask& task, Events& events) {
   for (; committed_ < end_; ++committed_) {
@@ -52,7 +59,7 @@ bool Block::commit(const DecodeTask& task, Events& events) {
       events.scores.push_back(scores);
     }
   }
-  events.finished = task.finish((*this)[end_ - 1], begin_ + end_);
+  if (end_ > 0) events.finished = task.finish((*this)[end_ - 1], begin_ + end_);
   return true;
 }
 

@@ -1,6 +1,7 @@
 // A block of the new text on its way from masks to tokens.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "decode/decoder.h"
@@ -31,6 +32,10 @@ class Block {
 
   // The token there was known before: a prompt's, which is no event.
   void fill(int i, TokenId token) { tokens_[static_cast<std::size_t>(i)] = token; }
+  // What stands from there on is decided anew.
+  void mask_from(int i);
+  // The text ends there at the latest.
+  void cut(int end) { end_ = std::min(end_, end); }
   // Decides a masked position as its row says. An end of sequence becomes the block's end: what was
   // decided behind it is cut.
   void decide(int i, const RowStats& row, const DecodeTask& task, Events& events);

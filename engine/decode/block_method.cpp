@@ -63,14 +63,23 @@ void BlockwiseDecoder::decide(std::span<const int> candidates, std::span<const R
     while ((unmask.top_n = scheduled(masked)) == 0) ++forwards_;
   }
   ++forwards_;
-  for (const int i : select_unmasked(unmask, stats)) {
+  std::vector<int> chosen = select_unmasked(unmask, stats);
+  if (rules_.constrained()) {
+    // The text's end is its grammar's to say, at the first place alone.
+    std::erase_if(chosen, [&](int i) {
+      return i > 0 && task_.is_eos(task_.choose(stats[static_cast<std::size_t>(i)]));
+    });
+    if (chosen.empty()) chosen = {0};
+  }
+  for (const int i : chosen) {
     decide(candidates[static_cast<std::size_t>(i)], stats[static_cast<std::size_t>(i)], events);
   }
 }
 
+// Under a grammar a token is in the text once it is known that it may be.
 void BlockwiseDecoder::decide(int i, const RowStats& row, Events& events) {
   block_.decide(i, row, task_, events);
-  rules_.add(block_[i]);
+  if (!rules_.constrained()) rules_.add(block_[i]);
 }
 
 }  // namespace sbd

@@ -6,6 +6,14 @@
 #include "core/error.h"
 
 namespace sbd {
+namespace {
+
+void complete(const TextRules& text_rules, Events& events) {
+  if (events.finished == FinishReason::stop) return;
+  if (text_rules.ended()) events.finished = FinishReason::complete;
+}
+
+}  // namespace
 
 int DecodeTask::tokens_wanted() const {
   return std::min(max_tokens, n_ctx - static_cast<int>(prompt.size()));
@@ -37,6 +45,24 @@ void DecodeTask::append(int position, const RowStats& row, TextRules& text_rules
   if (row.scores) events.scores.push_back(row.scores);
   text_rules.add(token);
   events.finished = finish(token, position + 1);
+  complete(text_rules, events);
+}
+
+int DecodeTask::append_forced(int position, TextRules& text_rules, Events& events) const {
+  int n = 0;
+  while (!events.finished) {
+    const std::vector<TokenId> forced = text_rules.forced();
+    if (forced.empty()) break;
+    for (const TokenId token : forced) {
+      events.revealed.push_back({position + n, token, 0.0f, 1.0f});
+      events.committed.push_back(token);
+      text_rules.add(token);
+      events.finished = finish(token, position + ++n);
+      if (events.finished) break;
+    }
+    complete(text_rules, events);
+  }
+  return n;
 }
 
 Reveal DecodeTask::reveal(int position, const RowStats& row) const {

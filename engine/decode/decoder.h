@@ -19,6 +19,7 @@ namespace sbd {
 
 enum class FinishReason {
   stop,       // an end-of-sequence token was decided
+  complete,   // behind the text its grammar allows only an end
   length,     // max_tokens or the context is full
   cancelled,  // whoever reads it wanted no more: no decoder says so
 };
@@ -81,6 +82,8 @@ struct DecodeTask {
   Reveal reveal(int position, const RowStats& row) const;
   // Commits the row's token as the text's next one, which stands at this position.
   void append(int position, const RowStats& row, TextRules& text_rules, Events& events) const;
+  // Commits what is forced from this position on, where the text goes on at all; how much it was.
+  int append_forced(int position, TextRules& text_rules, Events& events) const;
 };
 
 // Refuses statistics of another number of rows than the plan wanted.

@@ -71,7 +71,7 @@ Plan DmtdDecoder::plan(const Budget& budget) const {
   }
   Segment& last = plan.segments.back();
   last.outputs = {static_cast<int>(last.tokens.size()) - 1};
-  rules_.ask_all(last);
+  rules_.ask_next(plan, last);
   return plan;
 }
 

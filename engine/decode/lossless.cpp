@@ -31,6 +31,8 @@ LosslessDecoder::LosslessDecoder(DecodeTask task, const LosslessMethod& method)
       pending_(task_.prompt),
       block_(0, 0, 0, method.mask_token_id) {
   check_block_size(method.block_size, task_);
+  accepted_ = task_.append_forced(0, rules_, opening_);
+  pending_.insert(pending_.end(), opening_.committed.begin(), opening_.committed.end());
 }
 
 int LosslessDecoder::behind() const {
@@ -38,7 +40,8 @@ int LosslessDecoder::behind() const {
 }
 
 bool LosslessDecoder::draft_ends() const {
-  return drafted_ && (task_.is_eos(pending_.back()) || behind() == task_.tokens_wanted());
+  return drafted_ &&
+         (completes_ || task_.is_eos(pending_.back()) || behind() == task_.tokens_wanted());
 }
 
 bool LosslessDecoder::drafts_behind_known() const {
@@ -53,7 +56,7 @@ Block LosslessDecoder::next_block(int size) const {
 }
 
 std::optional<Block> LosslessDecoder::next_draft(const Budget& budget) const {
-  if (draft_ends() || !(method_.fused || drafts_behind_known())) return std::nullopt;
+  if (draft_ends() || in_vain_ || !(method_.fused || drafts_behind_known())) return std::nullopt;
   const int left = task_.tokens_wanted() - behind();
   // A row that is verified anyway decides the text's last token.
   Draft draft = policy_.choose(budget.price, std::max(1, method_.fused ? left - 1 : left));
@@ -109,7 +112,8 @@ Plan LosslessDecoder::plan(const Budget& budget) const {
   std::span<const TokenId> draft;
   if (!pending_.empty() && !(block && drafts_behind_known())) {
     const int rows = pending_rows(budget.rows, block ? block->size() : 0);
-    const bool whole = drafted_ || rows == static_cast<int>(pending_.size());
+    const bool all = drafted_ || rows == static_cast<int>(pending_.size());
+    const bool whole = all && !opening_.finished;
     if (!whole) block.reset();
     if (drafted_) draft = std::span<const TokenId>(pending_).subspan(1);
     Segment commit{.tokens = {pending_.begin(), pending_.begin() + rows},
@@ -117,10 +121,8 @@ Plan LosslessDecoder::plan(const Budget& budget) const {
     // Every row of a draft is asked for the token behind it, of other rows the last one.
     for (int row = drafted_ ? 0 : rows - 1; whole && row < rows; ++row) {
       commit.outputs.push_back(row);
-      if (rules_.none()) continue;
-      const auto before = draft.first(drafted_ ? static_cast<std::size_t>(row) : 0);
-      commit.asks.push_back(rules_.ask(before));
     }
+    rules_.ask_next(plan, commit, draft);
     plan.segments.push_back(std::move(commit));
   }
   if (block) {
@@ -132,7 +134,7 @@ Plan LosslessDecoder::plan(const Budget& budget) const {
                   .sampling = task_.sampling};
     masks.adapted = method_.adapted;
     // Scores are those of the rows that verify.
-    if (const auto rules = rules_.ask(draft).rules) {
+    if (const auto rules = rules_.rules(draft)) {
       masks.asks.assign(masks.outputs.size(), {.rules = rules});
     }
     plan.segments.push_back(std::move(masks));
@@ -142,7 +144,9 @@ Plan LosslessDecoder::plan(const Budget& budget) const {
 
 Events LosslessDecoder::absorb(const Plan& plan, std::span<const RowStats> stats) {
   check_rows(plan, stats);
-  Events events;
+  Events events = std::exchange(opening_, {});
+  if (events.finished) return events;
+  const auto known = events.committed.size();
   const Segment* masks = plan.segments.back().kv == Kv::scratch ? &plan.segments.back() : nullptr;
   if (plan.segments.front().kv == Kv::commit) {
     const auto next = stats.first(plan.segments.front().outputs.size());
@@ -152,15 +156,18 @@ Events LosslessDecoder::absorb(const Plan& plan, std::span<const RowStats> stats
     const bool verifies = events.guesses > 0;
     events.kind = verifies ? (masks ? ForwardKind::verify_and_draft : ForwardKind::verify)
                            : (masks ? ForwardKind::draft : ForwardKind::next_token);
-    policy_.ran(static_cast<int>(events.committed.size()));
+    policy_.ran(static_cast<int>(events.committed.size() - known));
     if (events.finished) return events;
-    if (!agreed) masks = nullptr;
-    const TokenId token = events.committed.back();
+    // The block would begin with what is forced, which needs no draft.
+    if (!agreed || !rules_.forced().empty()) masks = nullptr;
     if (masks != nullptr) {
-      begin_block(*masks, token);
+      begin_block(*masks, events.committed.back());
     } else {
-      pending_ = {token};
-      drafted_ = agreed;
+      const auto newest = static_cast<std::ptrdiff_t>(events.committed.size()) - 1;
+      accepted_ += task_.append_forced(accepted_, rules_, events);
+      pending_.assign(events.committed.begin() + newest, events.committed.end());
+      drafted_ = agreed && pending_.size() == 1;
+      completes_ = in_vain_ = false;
     }
   } else {
     events.kind = ForwardKind::draft;
@@ -211,8 +218,18 @@ void LosslessDecoder::denoise(const Segment& masks, std::span<const RowStats> st
     block_.decide(masks.outputs[at], stats[at], task_, events);
   }
   if (!guesses_of(block_).empty()) return;
-  pending_.assign(block_.tokens().begin(), block_.tokens().begin() + block_.end());
+  const std::span<const TokenId> draft =
+      std::span(block_.tokens()).first(static_cast<std::size_t>(block_.end()));
+  const auto [followed, ended] = rules_.follow(draft.subspan(1));
+  pending_ = {draft.front()};
+  for (const TokenId token : followed) {
+    const int i = static_cast<int>(pending_.size());
+    if (token != block_[i]) events.revealed.push_back({block_.begin() + i, token, 0.0f, 1.0f});
+    pending_.push_back(token);
+  }
   drafted_ = true;
+  completes_ = ended;
+  in_vain_ = !method_.fused && followed.empty();
 }
 
 std::size_t LosslessDecoder::count_agreeing(std::span<const RowStats> next) const {

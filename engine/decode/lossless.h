@@ -76,11 +76,14 @@ class LosslessDecoder final : public Decoder {
   DraftPolicy policy_;
   std::vector<TokenId> pending_;  // tokens the KV cache lacks; none: the block is on its way
   bool drafted_ = false;          // they are a draft, its first token known to be right
+  bool completes_ = false;        // the text's grammar lets nothing stand behind the draft
+  bool in_vain_ = false;          // none of the last draft's guesses may stand
   Block block_;
   Draft draft_ = {};  // what the block, or the draft that it became, was to be
   int forwards_ = 0;  // that it has had
   int cached_ = 0;    // positions
   int accepted_ = 0;  // tokens of the text
+  Events opening_;    // what it begins with, whatever the model says
 };
 
 }  // namespace sbd

@@ -19,8 +19,10 @@ class NtpDecoder final : public Decoder {
  private:
   DecodeTask task_;
   TextRules rules_;
-  std::vector<TokenId> pending_;  // tokens the KV cache lacks: the prompt, then the newest token
-  int decided_ = 0;               // new tokens
+  std::vector<TokenId> pending_;  // tokens the KV cache lacks: the prompt, then the newest ones
+  bool prompt_pending_ = true;
+  int decided_ = 0;  // new tokens
+  Events opening_;   // what the text begins with, whatever the model says
 };
 
 }  // namespace sbd

@@ -32,8 +32,18 @@ std::string named_others(const std::string& name, const DecoderOptions& options)
   return others.empty() ? "ntp" : joined(others);
 }
 
-Made make_blockwise(DecodeTask task, const BlockMethod& method) {
+// Without a cache nothing is final before all is, and d2f begins blocks before those in front of
+// them are decided.
+void check_free(const std::string& name, const DecodeTask& task) {
+  SBD_CHECK(!task.rules.grammar,
+            "decoder \"{}\" cannot keep a text to a grammar, as it decides it in any order: leave "
+            "out `{}`, or use `decoder` ntp",
+            name, task.rules.grammar->name());
+}
+
+Made make_blockwise(const std::string& name, DecodeTask task, const BlockMethod& method) {
   if (method.commit_attention == CommitAttention::none) {
+    check_free(name, task);
     return std::make_unique<FullContextDecoder>(std::move(task), method);
   }
   return std::make_unique<SetBlockDecoder>(std::move(task), method);
@@ -48,7 +58,7 @@ Made make_sbd(const std::string& name, DecodeTask task, const DecoderOptions& op
             "model predicts from that commit: use {}",
             name, named_others(name, options));
   method.seed_slot = false;
-  return make_blockwise(std::move(task), method);
+  return make_blockwise(name, std::move(task), method);
 }
 
 // A family's own loop is what its file says. None of them bars what stands behind an EOS.
@@ -60,7 +70,7 @@ Made make_family(const std::string& name, DecodeTask task, const DecoderOptions&
   check_mask_token(name, options);
   BlockMethod method = options.block;
   method.past_eos = true;
-  return make_blockwise(std::move(task), method);
+  return make_blockwise(name, std::move(task), method);
 }
 
 int needed_block_size(const std::string& name, const DecoderOptions& options) {
@@ -117,6 +127,7 @@ Made make_dmtd(const std::string& name, DecodeTask task, const DecoderOptions& o
 
 Made make_d2f(const std::string& name, DecodeTask task, const DecoderOptions& options) {
   check_mask_token(name, options);
+  check_free(name, task);
   D2fMethod method = options.d2f;
   method.mask_token_id = options.block.mask_token_id;
   method.block_size = needed_block_size(name, options);

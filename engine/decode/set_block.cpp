@@ -12,6 +12,9 @@ SetBlockDecoder::SetBlockDecoder(DecodeTask task, const BlockMethod& method)
   const int inside = method_.absolute_blocks ? prompt_size() % block_size_ : 0;
   pending_.assign(task_.prompt.begin(), task_.prompt.end() - inside);
   block_ = make_block(-inside);
+  settled_ = inside;
+  settle(opening_);
+  advance(opening_);
 }
 
 // The last block keeps its k rows even where fewer tokens are wanted: it is conditioned as any
@@ -27,6 +30,11 @@ Block SetBlockDecoder::make_block(int begin) const {
 // A block that begins inside the prompt needs no seed.
 bool SetBlockDecoder::seeds() const { return method_.seed_slot && block_.is_masked(0); }
 
+int SetBlockDecoder::block_rows() const {
+  const bool left_out = seeds() || opening_.finished || candidates().empty();
+  return left_out ? 0 : block_.size();
+}
+
 // Pending rows of the next forward: all, or a part of a long prompt, which leaves the block some to
 // go with.
 int SetBlockDecoder::pending_rows(int budget) const {
@@ -39,7 +47,7 @@ int SetBlockDecoder::pending_rows(int budget) const {
 }
 
 Sharing SetBlockDecoder::sharing() const {
-  const int most = static_cast<int>(pending_.size()) - (seeds() ? 1 : 0);
+  const int most = static_cast<int>(pending_.size()) - (seeds() || candidates().empty() ? 1 : 0);
   switch (method_.prompt_attention) {
     case PromptAttention::causal:
       return {.kind = kCausal,
@@ -72,6 +80,8 @@ std::vector<Segment> SetBlockDecoder::commit_segments(int rows) const {
     if (method_.prompt_attention == PromptAttention::causal) attention = Attention::causal;
   } else if (method_.commit_attention == CommitAttention::causal) {
     attention = Attention::causal;
+  } else {
+    length = block_size_;
   }
   std::vector<Segment> segments;
   for (int begin = 0; begin < rows; begin += length) {
@@ -89,12 +99,13 @@ Plan SetBlockDecoder::plan(const Budget& budget) const {
   const int rows = pending_rows(budget.rows);
   Plan plan{commit_segments(rows)};
   const bool more = rows < static_cast<int>(pending_.size());
-  if (!more && rows > 0 && seeds()) {
+  if (opening_.finished || more) return plan;
+  if (rows > 0 && seeds()) {
     Segment& last = plan.segments.back();
     last.outputs = {static_cast<int>(last.tokens.size()) - 1};
     last.sampling.draw = draw();
-    rules_.ask_all(last);
-  } else if (!more) {
+    rules_.ask_next(plan, last);
+  } else if (block_rows() > 0) {
     Segment block{.tokens = block_.tokens(),
                   .attention = Attention::block,
                   .kv = Kv::scratch,
@@ -105,7 +116,7 @@ Plan SetBlockDecoder::plan(const Budget& budget) const {
       row -= method_.logit_shift;
     }
     block.sampling.draw = draw();
-    rules_.ask_all(block);
+    rules_.ask_block(plan, block);
     plan.segments.push_back(std::move(block));
   }
   return plan;
@@ -114,13 +125,14 @@ Plan SetBlockDecoder::plan(const Budget& budget) const {
 Events SetBlockDecoder::absorb(const Plan& plan, std::span<const RowStats> stats) {
   check_rows(plan, stats);
   pending_.erase(pending_.begin(), pending_.begin() + plan.n_committed());
-  Events events;
-  if (!pending_.empty()) {
+  Events events = std::exchange(opening_, {});
+  if (events.finished || !pending_.empty()) {
     return events;
   }
   prompt_pending_ = false;
   const Segment& last = plan.segments.back();
-  if (last.kv == Kv::commit) {
+  if (stats.empty()) {  // the block is forced
+  } else if (last.kv == Kv::commit) {
     decide(0, stats[0], events);
     forwards_ = 0;
   } else {
@@ -130,18 +142,57 @@ Events SetBlockDecoder::absorb(const Plan& plan, std::span<const RowStats> stats
     }
     decide(positions, stats, events);
   }
+  settle(events);
   advance(events);
   return events;
 }
 
-// Gives out what is final, and goes on to the next block behind a decided one.
-void SetBlockDecoder::advance(Events& events) {
-  if (!block_.commit(task_, events) || events.finished) {
+void SetBlockDecoder::settle(Events& events) {
+  if (!rules_.constrained()) return;
+  const auto behind = std::span(block_.tokens())
+                          .first(static_cast<std::size_t>(block_.end()))
+                          .subspan(static_cast<std::size_t>(settled_));
+  if (!behind.empty() && task_.is_eos(behind.front())) {
+    ++settled_;
     return;
   }
-  pending_ = block_.tokens();
-  block_ = make_block(block_.begin() + block_.size());
-  if (!seeds()) forwards_ = 0;  // a seed goes on counting
+  const auto [followed, ended] = rules_.follow(behind);
+  for (const TokenId token : followed) {
+    if (block_[settled_] != token) {
+      if (rules_.scored()) break;  // it needs a row of its own
+      block_.fill(settled_, token);
+      events.revealed.push_back({block_.begin() + settled_, token, 0.0f, 1.0f});
+    }
+    rules_.add(token);
+    ++settled_;
+  }
+  if (ended && rules_.ended()) {
+    block_.cut(settled_);
+  } else if (settled_ < block_.end() && !block_.is_masked(settled_)) {
+    block_.mask_from(settled_);
+  }
+}
+
+// Gives out what is final, and goes on to the next block behind a decided one. What is forced may
+// decide that too.
+void SetBlockDecoder::advance(Events& events) {
+  while (block_.commit(task_, events)) {
+    if (events.finished != FinishReason::stop && rules_.ended()) {
+      events.finished = FinishReason::complete;
+    }
+    if (events.finished || !joins_pending()) return;
+    pending_.insert(pending_.end(), block_.tokens().begin(), block_.tokens().end());
+    block_ = make_block(block_.begin() + block_.size());
+    settled_ = 0;
+    if (!seeds()) forwards_ = 0;  // a seed goes on counting
+    settle(events);
+  }
+}
+
+// A prompt may be cached in another way than what follows it.
+bool SetBlockDecoder::joins_pending() const {
+  return !prompt_pending_ || (method_.prompt_attention == PromptAttention::causal &&
+                              method_.commit_attention == CommitAttention::causal);
 }
 
 }  // namespace sbd

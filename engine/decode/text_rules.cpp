@@ -40,6 +40,7 @@ TextRules::TextRules(const RuleOptions& options, std::span<const TokenId> prompt
     for (const TokenId token : prompt) of(token).factor = options.repetition_penalty;
   }
   for (const auto& [token, one] : by_token) now_.push_back(one);
+  if (options.grammar) constrained_ = std::make_unique<ConstrainedText>(*options.grammar);
 }
 
 bool TextRules::penalises() const {
@@ -57,6 +58,7 @@ void TextRules::penalise(std::vector<Adjustment>& adjustments, TokenId token, in
 }
 
 void TextRules::add(TokenId token) {
+  if (constrained_) constrained_->add(token);
   if (!penalises()) return;
   penalise(now_, token, ++counts_[token]);
   shared_ = nullptr;
@@ -84,7 +86,51 @@ RowAsk TextRules::ask(std::span<const TokenId> draft) const {
 }
 
 void TextRules::ask_all(Segment& segment) const {
-  if (!none_) segment.asks.assign(segment.outputs.size(), ask());
+  if (!none_) segment.asks.assign(segment.outputs.size(), ask({}));
+}
+
+void TextRules::ask_block(Plan& plan, Segment& segment) const {
+  if (none_ && !constrained_) return;
+  segment.asks.assign(segment.outputs.size(), ask({}));
+  constrain(plan, std::span(segment.asks).first(1), {});
+}
+
+void TextRules::ask_next(Plan& plan, Segment& segment, std::span<const TokenId> draft) const {
+  if (none_ && !constrained_) return;
+  for (std::size_t i = 0; i < segment.outputs.size(); ++i) {
+    segment.asks.push_back(ask(draft.first(std::min(i, draft.size()))));
+  }
+  constrain(plan, segment.asks, draft);
+}
+
+// A row behind a token of the draft that is not allowed decides nothing: what it is taken under is
+// all the same.
+void TextRules::constrain(Plan& plan, std::span<RowAsk> asks,
+                          std::span<const TokenId> draft) const {
+  if (!constrained_ || asks.empty()) return;
+  std::vector<std::shared_ptr<LogitRules>> masked;
+  for (RowAsk& ask : asks) {
+    masked.push_back(std::make_shared<LogitRules>(ask.rules ? *ask.rules : LogitRules{}));
+    ask.rules = masked.back();
+  }
+  const auto known = draft.first(std::min(asks.size() - 1, draft.size()));
+  plan.before_head = [text = constrained_.get(), masked = std::move(masked),
+                      draft = std::vector(known.begin(), known.end())] {
+    const std::vector<TokenSet> sets = text->allowed(draft);
+    for (std::size_t i = 0; i < masked.size(); ++i) {
+      masked[i]->allowed = sets[std::min(i, sets.size() - 1)];
+    }
+  };
+}
+
+std::vector<TokenId> TextRules::forced() const {
+  if (!constrained_ || options_.logprobs >= 0) return {};
+  return constrained_->forced();
+}
+
+ConstrainedText::Followed TextRules::follow(std::span<const TokenId> draft) const {
+  if (constrained_) return constrained_->follow(draft);
+  return {.tokens = {draft.begin(), draft.end()}};
 }
 
 }  // namespace sbd

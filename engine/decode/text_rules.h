@@ -1,5 +1,5 @@
 // What the rows of a text are asked for beyond their statistics: biases, penalties on the tokens
-// that are there, log-probabilities.
+// that are there, the tokens that a grammar allows, log-probabilities.
 #pragma once
 
 #include <map>
@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/batch.h"
+#include "decode/constraint.h"
 
 namespace sbd {
 
@@ -20,6 +21,7 @@ struct RuleOptions {
   // Divides positive logits of the tokens of prompt and text, and multiplies negative ones.
   float repetition_penalty = 1.0f;
   int logprobs = -1;  // so many best tokens with each token's own; -1: none at all
+  std::shared_ptr<const Grammar> grammar = {};  // what the text must be; none: anything
 };
 
 // Refuses values that are no numbers or out of range, and tokens named twice.
@@ -31,23 +33,41 @@ class TextRules {
 
   // The token is in the text now.
   void add(TokenId token);
-  // For the row that decides the token behind the text and a draft behind it.
+  // For the row that decides the token behind the text and a draft behind it; the grammar aside.
   RowAsk ask(std::span<const TokenId> draft = {}) const;
-  // The same for all outputs of the segment, without a draft; nothing where nothing is asked.
+  // Biases and penalties there; none: there are none.
+  std::shared_ptr<const LogitRules> rules(std::span<const TokenId> draft = {}) const;
+  // For the segment's outputs, each of which may decide any place behind the text.
   void ask_all(Segment& segment) const;
-  bool none() const { return none_; }
+  // The same, of which the first one decides the token behind the text.
+  void ask_block(Plan& plan, Segment& segment) const;
+  // For the segment's outputs, of which each decides the token behind the text and as many of the
+  // draft's tokens as there are outputs before it.
+  void ask_next(Plan& plan, Segment& segment, std::span<const TokenId> draft = {}) const;
+
+  // What the grammar, if there is one, forces behind the text: tokens that need no row, unless
+  // their log-probabilities are wanted.
+  std::vector<TokenId> forced() const;
+  bool constrained() const { return constrained_ != nullptr; }
+  bool scored() const { return options_.logprobs >= 0; }
+  // Whether the grammar lets the text only end.
+  bool ended() const { return constrained_ && constrained_->ended(); }
+  // The draft as the grammar lets it be.
+  ConstrainedText::Followed follow(std::span<const TokenId> draft) const;
 
  private:
   bool penalises() const;
   // The token stands there so many times.
   void penalise(std::vector<Adjustment>& adjustments, TokenId token, int count) const;
-  std::shared_ptr<const LogitRules> rules(std::span<const TokenId> draft) const;
+  // Lets the grammar say, once the layers are under way, which tokens each of the rows may decide.
+  void constrain(Plan& plan, std::span<RowAsk> asks, std::span<const TokenId> draft) const;
 
   RuleOptions options_;
   bool none_;
   std::map<TokenId, int> counts_;  // of the text, where something counts
   std::vector<Adjustment> now_;    // what the text has come to, ascending by token
   mutable std::shared_ptr<const LogitRules> shared_;  // the same, for rows without a draft
+  std::unique_ptr<ConstrainedText> constrained_;      // none: there is no grammar
 };
 
 }  // namespace sbd

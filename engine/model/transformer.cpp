@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "core/error.h"
 
@@ -16,6 +17,32 @@ constexpr double kMaxBytes = 512 << 20, kMaxBlockBytes = 4 * kMaxBytes;
 
 HeadShape head_shape(const ModelConfig& config) {
   return {config.num_attention_heads, config.num_key_value_heads, config.head_dim};
+}
+
+void check_rules(const LogitRules& rules, int vocab_size, TokenId mask) {
+  const std::size_t words = (static_cast<std::size_t>(vocab_size) + 31) / 32;
+  SBD_CHECK(rules.allowed.empty() || rules.allowed.size() == words,
+            "expected a set of allowed tokens of {} words, one bit for each of {} tokens, got {}",
+            words, vocab_size, rules.allowed.size());
+  bool any = rules.allowed.empty();
+  for (int first = 0; first < vocab_size && !any; first += 32) {
+    std::uint32_t tokens = rules.allowed[first / 32];
+    if (vocab_size - first < 32) tokens &= (1u << (vocab_size - first)) - 1;
+    if (mask >= first && mask - first < 32) tokens &= ~(1u << (mask - first));
+    any = tokens != 0;
+  }
+  SBD_CHECK(any, "no token is allowed here");
+  TokenId last = -1;
+  for (const Adjustment& one : rules.adjustments) {
+    SBD_CHECK(one.token > last && one.token < vocab_size,
+              "expected adjusted tokens ascending and below {}, got {} behind {}", vocab_size,
+              one.token, last);
+    SBD_CHECK(one.bias < std::numeric_limits<float>::infinity() && one.factor > 0 &&
+                  std::isfinite(one.factor) && std::isfinite(one.penalty),
+              "token {}: expected a bias, a factor above 0 and a finite penalty, got {}, {} and {}",
+              one.token, one.bias, one.factor, one.penalty);
+    last = one.token;
+  }
 }
 
 }  // namespace
@@ -58,6 +85,7 @@ void Transformer::set_adapter(const GgufFile& file) {
 
 std::vector<RowStats> Transformer::forward(const Batch& batch) {
   run_layers(batch);
+  settle_rules(batch);
   std::vector<RowStats> stats(outputs_.size());
   if (!outputs_.empty()) {
     backend_.head_stats(head_input(), weights_.head(), outputs_, config_.mask_token_id.value_or(-1),
@@ -75,6 +103,20 @@ std::vector<float> Transformer::forward_logits(const Batch& batch) {
   }
   commit(batch);
   return logits;
+}
+
+// On a GPU, while it computes the layers.
+void Transformer::settle_rules(const Batch& batch) {
+  bool started = false;
+  for (const SequencePlan& sequence : batch.sequences) {
+    if (!sequence.plan.before_head) continue;
+    if (!std::exchange(started, true)) backend_.start();
+    sequence.plan.before_head();
+  }
+  for (const OutputRow& output : outputs_) {
+    if (!output.ask.rules) continue;
+    check_rules(*output.ask.rules, config_.vocab_size, config_.mask_token_id.value_or(-1));
+  }
 }
 
 Input Transformer::head_input() const {
@@ -210,32 +252,6 @@ void Transformer::gather_rows(const Batch& batch) {
 
 namespace {
 
-void check_rules(const LogitRules& rules, int vocab_size, TokenId mask) {
-  const std::size_t words = (static_cast<std::size_t>(vocab_size) + 31) / 32;
-  SBD_CHECK(rules.allowed.empty() || rules.allowed.size() == words,
-            "expected a set of allowed tokens of {} words, one bit for each of {} tokens, got {}",
-            words, vocab_size, rules.allowed.size());
-  bool any = rules.allowed.empty();
-  for (int first = 0; first < vocab_size && !any; first += 32) {
-    std::uint32_t tokens = rules.allowed[first / 32];
-    if (vocab_size - first < 32) tokens &= (1u << (vocab_size - first)) - 1;
-    if (mask >= first && mask - first < 32) tokens &= ~(1u << (mask - first));
-    any = tokens != 0;
-  }
-  SBD_CHECK(any, "no token is allowed here");
-  TokenId last = -1;
-  for (const Adjustment& one : rules.adjustments) {
-    SBD_CHECK(one.token > last && one.token < vocab_size,
-              "expected adjusted tokens ascending and below {}, got {} behind {}", vocab_size,
-              one.token, last);
-    SBD_CHECK(one.bias < std::numeric_limits<float>::infinity() && one.factor > 0 &&
-                  std::isfinite(one.factor) && std::isfinite(one.penalty),
-              "token {}: expected a bias, a factor above 0 and a finite penalty, got {}, {} and {}",
-              one.token, one.bias, one.factor, one.penalty);
-    last = one.token;
-  }
-}
-
 // How many positions of a sequence a section of layers has in the cache, as a forward's segments go
 // by.
 struct SectionLength {
@@ -310,9 +326,6 @@ void Transformer::gather_sequence(const SequencePlan& sequence) {
       SBD_CHECK(decodes && output >= 0 && output < n, "output row {} of a segment of {} rows",
                 output, decodes ? n : 0);
       const RowAsk ask = segment.asks.empty() ? RowAsk{} : segment.asks[i];
-      if (ask.rules) {
-        check_rules(*ask.rules, config_.vocab_size, config_.mask_token_id.value_or(-1));
-      }
       SBD_CHECK(ask.given < config_.vocab_size && ask.n_best <= config_.vocab_size,
                 "token {} or {} best tokens are beyond the vocabulary of {}", ask.given, ask.n_best,
                 config_.vocab_size);

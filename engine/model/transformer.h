@@ -93,6 +93,8 @@ class Transformer {
   // Layers [first, end) over x [rows, H], in place.
   void run(const Rows& rows, int first, int end, float* x);
   void add_adapter(const Rows& rows, int layer, float* x);
+  // What the batch's plans still have to say of their rows.
+  void settle_rules(const Batch& batch);
   Input head_input() const;
   // A layer's matmuls, on the buffers below.
   struct Matmuls {

@@ -48,6 +48,10 @@ def evaluate(
     top_k: options.TopK = 0,
     top_p: options.TopP = 1.0,
     seed: options.Seed = 0,
+    json_schema: options.JsonSchema = None,
+    regex: options.Regex = None,
+    grammar: options.Grammar = None,
+    choices: options.Choices = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
     n_ctx: options.NCtx = None,
@@ -95,7 +99,11 @@ def evaluate(
         settings = [Setting(NTP, {"decoder": NTP, **(decoding if name == NTP else {})})]
         if name != NTP:
             settings.append(Setting(name, {"decoder": name, **decoding}))
-        common = {**options.given(context, options.SAMPLING_NAMES), "stop": stop or ()}
+        common = {
+            **options.given(context, options.SAMPLING_NAMES),
+            **options.constraint(context),
+            "stop": stop or (),
+        }
         evaluation = Evaluation(
             engine,
             questions,

@@ -57,6 +57,10 @@ def _flags(
             rich_help_panel="Sampling",
         ),
     ] = None,
+    json_schema: options.JsonSchema = None,
+    regex: options.Regex = None,
+    grammar: options.Grammar = None,
+    choices: options.Choices = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
     n_ctx: options.NCtx = None,
@@ -133,16 +137,11 @@ def asked(context: typer.Context) -> dict[str, Any]:
     given = {
         name: value
         for name, value in context.params.items()
-        if name in parameters.Options.__annotations__ and _is_given(context, name)
+        if name in parameters.Options.__annotations__ and options.is_given(context, name)
     }
     if "logit_bias" in given:
         given["logit_bias"] = biases(given["logit_bias"])
-    return given
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name != "DEFAULT"
+    return given | options.constraint(context)
 
 
 def biases(texts: Sequence[str]) -> dict[int, float]:

@@ -29,9 +29,9 @@ def option_value(name: str, text: str) -> Any:
     check_names([name])
     if name == "logit_bias":
         return biases(text.split(","))
-    if name == "stop":
-        stops = _parsed(json.loads, text)
-        return stops if isinstance(stops, list) else [stops if isinstance(stops, str) else text]
+    if name in ("stop", "choices"):
+        texts = _parsed(json.loads, text)
+        return texts if isinstance(texts, list) else [texts if isinstance(texts, str) else text]
     kind = get_args(get_type_hints(Options)[name])[0]
     return _parsed(_boolean if kind is bool else kind, text)
 

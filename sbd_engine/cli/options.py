@@ -17,6 +17,7 @@ from .. import _core, parameters
 from ..errors import SbdValueError
 from ..json_values import finite
 from ..sizes import parse_size
+from ..text_file import read_text
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -33,7 +34,7 @@ Model = Annotated[
     Path | None, typer.Argument(metavar="MODEL", help="A model file; without: the demo model.")
 ]
 ModelFlag = Annotated[Path | None, typer.Option("--model", "-m", help="The same, as a flag.")]
-_DECODING, _SAMPLING = "Decoding", "Sampling"
+_DECODING, _SAMPLING, _CONSTRAINT = "Decoding", "Sampling", "What the text must be, one of:"
 
 MaxTokens = Annotated[
     int,
@@ -112,6 +113,35 @@ FrequencyPenalty = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Same seed, same text.", rich_help_panel=_SAMPLING)]
+
+JsonSchema = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="JSON of the JSON Schema in this file.", rich_help_panel=_CONSTRAINT
+    ),
+]
+Regex = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REGEX",
+        help="What this regular expression matches as a whole; Rust's syntax.",
+        rich_help_panel=_CONSTRAINT,
+    ),
+]
+Grammar = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="By the grammar in this file; Lark's syntax.",
+        rich_help_panel=_CONSTRAINT,
+    ),
+]
+Choices = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT", help="This, or another such: repeat it.", rich_help_panel=_CONSTRAINT
+    ),
+]
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel="Engine")]
 Threads = Annotated[
@@ -207,15 +237,30 @@ def check_drafts(engine: Engine, decoder: str) -> None:
         )
 
 
+def is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
 def given(context: typer.Context, names: Sequence[str]) -> dict[str, Any]:
     """The values of those options of the command."""
     return {name: context.params[name] for name in names}
+
+
+def constraint(context: typer.Context) -> dict[str, Any]:
+    """What the text must be, as arguments of Engine.generate; some are in files."""
+    values = given(context, [name for name in parameters.CONSTRAINTS if is_given(context, name)])
+    return {
+        name: read_text(value) if isinstance(value, Path) else value
+        for name, value in values.items()
+    }
 
 
 # Arguments of Engine and its calls whose flag has another name.
 _FLAGS = {"n_threads": "--threads"}
 _ARGUMENTS = {
     *(field.name for field in fields(parameters.Parameters)),
+    *parameters.CONSTRAINTS,
     *(option.name for option in _core.OPTIONS),
     *("device", "n_threads", "n_ctx", "kv_dtype", "draft_lora", "kv_budget"),
 }

@@ -61,6 +61,19 @@ inline RowStats agreeing_row(std::span<const TokenId> visible, int position,
   return stats;
 }
 
+// The next token, in a circle, that the row's rules allow.
+inline void follow_rules(const RowAsk& ask, RowStats& stats) {
+  if (!ask.rules || ask.rules->allowed.empty()) return;
+  const auto next = [&](TokenId token) {
+    int steps = 0;
+    for (; !sbd::contains(ask.rules->allowed, token); token = (token + 1) % 128)
+      CHECK(++steps < 128);
+    return token;
+  };
+  stats.argmax = next(stats.argmax);
+  stats.sampled = next(stats.sampled);
+}
+
 // Runs a decoder whose rows all go through all layers, and holds it to what a plan promises. With
 // costs it is told what rows cost: anything, and something else all the time.
 inline Outcome run(Decoder& decoder, const DecodeTask& task, bool agreeing = false,
@@ -82,6 +95,7 @@ inline Outcome run(Decoder& decoder, const DecodeTask& task, bool agreeing = fal
                         .price = {.costs = costs, .others = static_cast<int>(random % 3)}};
     const Demand demand = decoder.demand();
     const Plan plan = decoder.plan(budget);
+    if (plan.before_head) plan.before_head();
     CHECK(plan.n_rows() <= std::max(budget.rows, demand.least_rows));
     CHECK_EQ(decoder.plan({0}).n_rows(), demand.least_rows);
     if (plan.start) {
@@ -97,13 +111,15 @@ inline Outcome run(Decoder& decoder, const DecodeTask& task, bool agreeing = fal
       visible.insert(visible.end(), segment.tokens.begin(), segment.tokens.end());
       CHECK(visible.size() <= static_cast<std::size_t>(task.n_ctx));
       CHECK(std::ranges::is_sorted(segment.outputs));
-      for (const int output : segment.outputs) {
+      for (const int& output : segment.outputs) {
         const std::size_t position = begin + static_cast<std::size_t>(output);
         const bool causal = segment.attention == Attention::causal;
         const auto seen = std::span(visible).first(causal ? position + 1 : visible.size());
         const int at = static_cast<int>(position);
         stats.push_back(agreeing ? agreeing_row(seen, at, segment)
                                  : fake_row(seen, at, segment.sampling));
+        const std::size_t i = static_cast<std::size_t>(&output - segment.outputs.data());
+        if (!segment.asks.empty()) follow_rules(segment.asks[i], stats.back());
       }
       if (segment.kv == Kv::commit) {
         cache = visible;
@@ -128,7 +144,8 @@ inline Outcome run(Decoder& decoder, const DecodeTask& task, bool agreeing = fal
     }
     if (events.finished) {
       outcome.finished = *events.finished;
-      CHECK(verifies || reveals == revealed.size());  // each position once
+      const bool again = verifies || task.rules.grammar;
+      CHECK(again || reveals == revealed.size());  // each position once
       CHECK(verifies || cache_holds_text());  // where not, what is refused comes off with a start
       return outcome;
     }

@@ -79,7 +79,8 @@ inline std::string text(const Events& events) {
   }
   out += " |";
   if (events.finished) {
-    out += *events.finished == FinishReason::stop ? " stop" : " length";
+    const bool complete = *events.finished == FinishReason::complete;
+    out += *events.finished == FinishReason::stop ? " stop" : complete ? " complete" : " length";
   }
   if (events.accepted) out += " accepted " + std::to_string(*events.accepted);
   if (events.ran_thinking) out += " thinking";

@@ -80,7 +80,9 @@ std::string text(const RowAsk& ask) {
 
 TEST(text_rules_grow_with_the_text) {
   const Tokens prompt{3, 3, 4};
-  CHECK(TextRules({}, prompt).none());
+  Segment segment{.tokens = {1}, .outputs = {0}};
+  TextRules({}, prompt).ask_all(segment);
+  CHECK(segment.asks.empty());
   TextRules rules({.logit_bias = {{4, -1.0f}, {9, 2.0f}},
                    .presence_penalty = 0.5f,
                    .frequency_penalty = 0.25f,

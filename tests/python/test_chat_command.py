@@ -158,7 +158,7 @@ class TestPipe:
             ("/clear all", "/clear takes nothing, got 'all'"),
             ("/regenerate", "/regenerate: nothing has been answered yet"),
             ("/set gamma", "expected /set NAME=VALUE, such as gamma=0.1, got 'gamma'"),
-            ("/set gama=1", "unknown option 'gama': did you mean gamma?"),
+            ("/set gama=1", "unknown option 'gama': did you mean gamma or grammar?"),
             ("/set prompt=x", "unknown option 'prompt'"),
             ("/set gamma=often", "expected gamma as a number, got 'often'"),
             ("/set gamma=-1", "expected gamma >= 0, got -1"),

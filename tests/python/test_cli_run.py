@@ -246,7 +246,9 @@ def test_every_option_reaches_the_engine(
         "seed": 11,
         "stop": ["never", "seen"],
     }
-    taken = {f.name: f.default for f in fields(Parameters) if f.name != "options"}
+    taken = {
+        f.name: f.default for f in fields(Parameters) if f.name not in ("options", "constraint")
+    }
     taken |= dict.fromkeys(option.name for option in _core.OPTIONS)
     taken |= {name: given.default for name, given in signature(Engine).parameters.items()}
     rules: dict[str, Any] = {

@@ -342,7 +342,8 @@ class TestSession:
         from sbd_engine import parameters
 
         table = {option.name: option.type for option in _core.OPTIONS}
-        names = {field.name for field in fields(parameters.Parameters)} - {"options"} | {*table}
+        names = {field.name for field in fields(parameters.Parameters)} - {"options", "constraint"}
+        names |= {*table, *parameters.CONSTRAINTS}
         assert set(parameters.CHECKS) == names
         typed = parameters.Options.__annotations__
         assert set(typed) == names - {"prompt"}

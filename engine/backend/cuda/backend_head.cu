@@ -69,7 +69,7 @@ struct Results {
 
 // A block's wanted rows are any number of its rows, and become fewer: so that one graph of the
 // layers serves them all, the head's few kernels are not in it.
-void CudaBackend::end_of_layers() {
+void CudaBackend::start() {
   use_device();
   flush();
   keep_graph_ = false;
@@ -145,7 +145,7 @@ const AskedRow* CudaBackend::add_asks(std::span<const OutputRow> outputs, std::s
 void CudaBackend::head_stats(const Input& input, const Weight& head,
                              std::span<const OutputRow> outputs, TokenId mask_token,
                              std::span<RowStats> stats) {
-  end_of_layers();
+  start();
   const Wanted wanted(outputs);
   const auto n_runs = static_cast<std::size_t>(PackedWeight::of(head).n_blocks());
   const std::size_t row_bytes =
@@ -213,7 +213,7 @@ void CudaBackend::head_stats_part(const Input& input, const Weight& head,
 
 void CudaBackend::head_logits(const Input& input, const Weight& head,
                               std::span<const OutputRow> outputs, float* logits) {
-  end_of_layers();
+  start();
   const std::size_t at_once = rows_at_once(logit_bytes(head), outputs.size());
   for (std::size_t first = 0; first < outputs.size(); first += at_once) {
     const auto part = outputs.subspan(first, std::min(at_once, outputs.size() - first));

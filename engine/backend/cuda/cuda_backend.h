@@ -50,6 +50,7 @@ class CudaBackend : public Backend {
   void rotate_and_cache(int layer, const HeadShape& heads, const float* q_norm, const float* k_norm,
                         float eps, float* q, float* k, const float* v) override;
   void attention(int layer, const HeadShape& heads, const float* q, float* out) override;
+  void start() override;
   void head_stats(const Input& input, const Weight& head, std::span<const OutputRow> outputs,
                   TokenId mask_token, std::span<RowStats> stats) override;
   void head_logits(const Input& input, const Weight& head, std::span<const OutputRow> outputs,
@@ -119,7 +120,6 @@ class CudaBackend : public Backend {
   const AskedRow* add_asks(std::span<const OutputRow> outputs, std::size_t n_runs, RowScore* scores,
                            TokenScore* best);
   float* room_for_logits(const Weight& head, std::size_t n_rows);
-  void end_of_layers();
 
   int device_;
   Knobs knobs_;

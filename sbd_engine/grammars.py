@@ -1,0 +1,200 @@
+"""What a text must be: JSON, a regular expression, a grammar, or one of some strings.
+
+llguidance compiles it, and says at every place which tokens may follow. Its Python package is what
+is documented and comes as a wheel for every platform; its C functions have no library of their own
+to link to. The core calls it in the thread that runs the forwards; masks come without the GIL.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections import OrderedDict
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from . import _core
+from .convert.guarded import steps
+from .endless import can_end
+from .errors import SbdValueError
+from .parameters import Constraint, named
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+    from .tokenizer import Tokenizer
+
+_KEPT = 64  # compiled ones
+_MOST_CHARACTERS = 1 << 19
+_MOST_FORCED = 1 << 14  # bytes before there is a choice
+# Of llguidance: half a second to compile at most, some 20 ms for a mask, 100 MB for all of a text.
+_LIMITS: dict[str, Any] = {
+    "initial_lexer_fuel": 1_000_000,
+    "step_lexer_fuel": 200_000,
+    "step_max_items": 50_000,
+    "max_lexer_states": 50_000,
+    "max_grammar_size": 100_000,
+    "precompute_large_lexemes": False,
+    "verbose_errors": False,
+}
+# Blanks are nowhere but in strings, or a model that likes them would write nothing else.
+_COMPACT: Any = {"whitespace_flexible": False}
+_NO_CHARACTER = "\U0010ffff"
+_SPECIAL_IN_REGEX = re.compile(r"[\\.+*?()|\[\]{}^$#&~\-]")
+
+
+class _Vocabulary(NamedTuple):
+    tokenizer: LLTokenizer
+    end: int  # its end of sequence, which is none of the model's tokens
+
+
+class Grammars:
+    """Compiles for one model, and keeps what it has compiled lately."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self._tokenizer, self._vocab_size = tokenizer, vocab_size
+        self._lock = threading.Lock()
+        self._compiled: OrderedDict[Constraint, _core.Grammar] = OrderedDict()
+
+    def get(self, constraint: Constraint) -> _core.Grammar:
+        """Raises SbdValueError where it cannot be compiled, or llguidance is not installed."""
+        with self._lock:
+            grammar = self._compiled.pop(constraint, None) or self._compile(constraint)
+            self._compiled[constraint] = grammar
+            if len(self._compiled) > _KEPT:
+                self._compiled.popitem(last=False)
+        return grammar
+
+    def _compile(self, constraint: Constraint) -> _core.Grammar:
+        matcher = self._matcher(constraint)
+        _check(matcher, constraint)
+        if constraint.kind == "json_schema" and not can_end(json.loads(constraint.source)):
+            raise SbdValueError(
+                f"{named('json_schema')} never ends: every text of it needs another one in it"
+            )
+        first = matcher.deep_copy()
+        if len(first.compute_ff_bytes()) > _MOST_FORCED:
+            raise SbdValueError(
+                f"{named(constraint.kind)} forces a text of more than {_MOST_FORCED} bytes, if it "
+                "ends at all"
+            )
+        bits = first.compute_bitmask()
+        _check(first, constraint)
+        if first.is_accepting() and sum(map(int.bit_count, bits)) == 1:
+            raise SbdValueError(f"{named(constraint.kind)} allows the empty text alone")
+        return _core.Grammar(
+            matcher,
+            constraint.kind,
+            self._vocab_size,
+            self._vocabulary.end,
+            self._tokenizer.eos_token_ids,
+        )
+
+    def _matcher(self, constraint: Constraint) -> LLMatcher:
+        size = len(constraint.source)
+        if size > _MOST_CHARACTERS:
+            raise SbdValueError(
+                f"expected {named(constraint.kind)} of at most {_MOST_CHARACTERS} characters, "
+                f"got {size}"
+            )
+        llguidance = _imported(constraint)
+        matcher: LLMatcher = llguidance.LLMatcher(
+            self._vocabulary.tokenizer,
+            _as_llguidance_has_it(constraint),
+            log_level=0,
+            limits=llguidance.LLParserLimits(**_LIMITS),
+        )
+        return matcher
+
+    @cached_property
+    def _vocabulary(self) -> _Vocabulary:
+        import llguidance
+
+        backend = self._tokenizer.backend
+        end, name = backend.get_vocab_size(), "<|end|>"
+        while backend.token_to_id(name) is not None:
+            name += "|>"
+        described = _plain(json.loads(backend.to_str()))
+        _hide_special(described)
+        described["added_tokens"] = [*(described.get("added_tokens") or ()), _special(end, name)]
+        size = max(self._vocab_size, end + 1)
+        try:
+            return _Vocabulary(
+                llguidance.LLTokenizer(json.dumps(described), n_vocab=size, eos_token=end), end
+            )
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise SbdValueError(f"llguidance cannot read this model's tokenizer: {error}") from None
+
+
+def _imported(constraint: Constraint) -> Any:
+    try:
+        import llguidance
+    except ImportError:
+        raise SbdValueError(
+            f"{named(constraint.kind)} needs llguidance: pip install 'llguidance>=1.9'"
+        ) from None
+    return llguidance
+
+
+def _as_llguidance_has_it(constraint: Constraint) -> str:
+    from llguidance import LLMatcher
+
+    kind, source = constraint
+    if kind == "json_schema":
+        return str(LLMatcher.grammar_from_json_schema(source, defaults=_COMPACT))
+    if kind == "grammar":
+        return source
+    if kind == "choices":
+        words = (_SPECIAL_IN_REGEX.sub(r"\\\g<0>", each) for each in json.loads(source))
+        source = "|".join(words)
+    return str(LLMatcher.grammar_from_regex(source))
+
+
+def _check(matcher: LLMatcher, constraint: Constraint) -> None:
+    if matcher.is_error():
+        raise SbdValueError(f"{named(constraint.kind)}: {_line(matcher.get_error())}")
+
+
+def _line(error: str) -> str:
+    return " ".join(error.split())
+
+
+def _special(token: int, name: str) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": token, "content": name, "special": True, **flags}
+
+
+def _hide_special(tokenizer: dict[str, Any]) -> None:
+    """Gives special tokens names that no text spells, or one that does would be split into them."""
+    names = {
+        token["content"]: f"{_NO_CHARACTER}{token['id']}"
+        for token in tokenizer.get("added_tokens") or ()
+        if token["special"]
+    }
+    for token in tokenizer.get("added_tokens") or ():
+        token["content"] = names.get(token["content"], token["content"])
+    vocabulary = tokenizer["model"].get("vocab")
+    if isinstance(vocabulary, dict):
+        for content, name in names.items():
+            if content in vocabulary:
+                vocabulary[name] = vocabulary.pop(content)
+    elif isinstance(vocabulary, list):
+        for piece in vocabulary:
+            piece[0] = names.get(piece[0], piece[0])
+
+
+def _plain(tokenizer: dict[str, Any]) -> dict[str, Any]:
+    """A tokenizer.json for texts that go on: nothing is put around or in front of them, and no
+    character becomes another."""
+    kept = [step for step in steps(tokenizer.get("normalizer")) if step.get("type") == "Replace"]
+    tokenizer["normalizer"] = {"type": "Sequence", "normalizers": kept} if kept else None
+    tokenizer["post_processor"] = tokenizer["truncation"] = tokenizer["padding"] = None
+    for step in steps(tokenizer.get("pre_tokenizer")):
+        if "add_prefix_space" in step:
+            step["add_prefix_space"] = False
+        if "prepend_scheme" in step:
+            step["prepend_scheme"] = "never"
+    return tokenizer

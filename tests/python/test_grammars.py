@@ -1,0 +1,363 @@
+"""Texts that must be something: valid whoever decides them, and next-token decoding's own where
+they are verified."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+from python.command import PROMPT, check_error, run_here
+from python.tiny_model import EOS, MASK, VOCAB_SIZE, byte_tokenizer, write_tiny_model
+from reference.sampling import Sampling, draw, sure_tokens
+
+from sbd_engine import Completion, Engine, SbdError, SbdTypeError, SbdValueError
+
+from .schemas import CHOICES, GRAMMARS, REGEXES, constraints, schema
+
+llguidance = pytest.importorskip("llguidance")
+jsonschema = pytest.importorskip("jsonschema")
+lark = pytest.importorskip("lark")
+
+N_SCHEMAS = int(os.environ.get("SBD_SCHEMAS", "44"))
+N_MODELS = int(os.environ.get("SBD_MODELS", "2"))
+EOS_ID, MASK_ID = (byte_tokenizer().token_to_id(token) for token in (EOS, MASK))
+DECODERS: tuple[dict[str, Any], ...] = (
+    {"decoder": "ntp"},
+    {"decoder": "sbd_lossless", "block_size": 8, "gamma": 1},
+    {"decoder": "sbd_lossless"},
+    {"decoder": "nemotron_spec", "block_size": 5},
+    {"decoder": "sbd", "block_size": 1},
+    {"decoder": "sbd", "block_size": 8, "gamma": 0.5},
+    {"decoder": "sbd", "block_size": 32, "unmask": "top_n", "top_n": 3},
+)
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[Engine]:
+    with Engine() as engine:
+        yield engine
+
+
+def check_valid(text: str, constraint: dict[str, Any]) -> None:
+    """By someone who knows nothing of llguidance."""
+    ((kind, source),) = constraint.items()
+    if kind == "json_schema":
+        wanted = json.loads(source) if isinstance(source, str) else source
+        jsonschema.Draft202012Validator(wanted, format_checker=jsonschema.FormatChecker()).validate(
+            json.loads(text)
+        )
+    elif kind == "regex":
+        assert re.fullmatch(source, text), (source, text)
+    elif kind == "choices":
+        assert text in source
+    else:
+        lark.Lark(source, parser="earley", regex=False).parse(text)
+
+
+def test_every_text_that_ends_is_valid(demo: Engine, model: Path) -> None:
+    """Of both models, all decoders, temperature 0 and 1; those that are cut begin a valid one."""
+    with Engine(model) as tiny:
+        ended = dict.fromkeys(range(len(DECODERS)), 0)
+        for i, constraint in enumerate(constraints(N_SCHEMAS)):
+            for engine in (tiny, demo):
+                decoder = (i * 3 + (engine is demo)) % len(DECODERS)
+                call = {**DECODERS[decoder], **constraint, "max_tokens": 160}
+                call |= {"temperature": i // 2 % 2, "seed": i}
+                done = engine.generate(PROMPT, **call)
+                if done.finish_reason == "stop":
+                    ended[decoder] += 1
+                    check_valid(done.text, constraint)
+                else:
+                    assert done.finish_reason == "length" and len(done.tokens) == 160
+                    check_begins(engine, done, call)
+        assert min(ended.values()) > 5, ended
+
+
+def check_begins(engine: Engine, done: Completion, call: dict[str, Any]) -> None:
+    """Tokens that a matcher of the test's own takes, one by one."""
+    matcher = matcher_of(engine, {k: v for k, v in call.items() if k in KINDS})
+    assert matcher.consume_tokens(done.tokens)
+
+
+KINDS = ("json_schema", "regex", "grammar", "choices")
+
+
+def matcher_of(engine: Engine, constraint: dict[str, Any]) -> Any:
+    ((kind, source),) = constraint.items()
+    tokenizer = llguidance.LLTokenizer(
+        engine.tokenizer.backend.to_str(),
+        n_vocab=engine.model_config["vocab_size"],
+        eos_token=engine.tokenizer.eos_token_ids[0],
+    )
+    make = llguidance.LLMatcher
+    if kind == "json_schema":
+        source = json.loads(source) if isinstance(source, str) else source
+        grammar = make.grammar_from_json_schema(source, overrides={"whitespace_flexible": False})
+    elif kind == "grammar":
+        grammar = source
+    else:
+        alternatives = "|".join(re.sub(r"(\W)", escaped, each) for each in source)
+        grammar = make.grammar_from_regex(source if kind == "regex" else alternatives)
+    matcher = make(tokenizer, grammar, log_level=0)
+    assert not matcher.is_error(), matcher.get_error()
+    return matcher
+
+
+def escaped(match: re.Match[str]) -> str:
+    return match[0] if ord(match[0]) > 127 or match[0].isspace() else f"\\{match[0]}"
+
+
+def constrained_ntp(
+    engine: Engine, ids: list[int], constraint: dict[str, Any], max_tokens: int, sampling: Sampling
+) -> tuple[list[int], list[float], str]:
+    """Uncached: every token by a forward of its own over all before it, but those that the grammar
+    forces. Tokens, the margin of each, and why they end."""
+    matcher = matcher_of(engine, constraint)
+    text: list[int] = []
+    margins: list[float] = []
+    while len(text) < max_tokens:
+        forced = matcher.compute_ff_tokens()[: max_tokens - len(text)]
+        if forced:
+            assert matcher.consume_tokens(forced)
+            text += forced
+            margins += [np.inf] * len(forced)
+            continue
+        bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+        assert not matcher.is_error()
+        allowed = np.flatnonzero(np.unpackbits(bits, bitorder="little"))
+        if [*allowed] == [EOS_ID]:
+            return text, margins, "stop"
+        logits = np.full(VOCAB_SIZE, -np.inf)
+        row = engine.forward([*ids, *text])[-1].astype(np.float64)
+        logits[allowed] = row[allowed]
+        logits[MASK_ID] = -np.inf
+        if np.isfinite(logits).sum() == 1:
+            token, margin = int(logits.argmax()), np.inf
+        else:
+            token, margin = draw(logits, sampling, len(ids) + len(text))
+        text.append(token)
+        margins.append(margin)
+        if token == EOS_ID:
+            return text, margins, "stop"
+        assert matcher.consume_token(token)
+    bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+    allowed = np.flatnonzero(np.unpackbits(bits, bitorder="little"))
+    only_end = [*allowed] == [EOS_ID] and not matcher.compute_ff_tokens()
+    return text, margins, "stop" if only_end else "length"
+
+
+def test_texts_are_an_uncached_reference_s(tmp_path: Path) -> None:
+    """Next-token decoding's, and a verified draft's, on random models."""
+    compared = 0
+    for seed in range(N_MODELS):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        with Engine(write_tiny_model(folder, seed=seed + 50)) as engine:
+            ids = engine.tokenizer.encode(PROMPT)
+            chosen = Random(seed).sample(constraints(30), 20)
+            for i, constraint in enumerate(chosen):
+                temperature = i % 2 * 0.9
+                sampling = Sampling(temperature, seed=i)
+                expected = constrained_ntp(engine, ids, constraint, 40, sampling)
+                tokens, margins, reason = expected
+                sure = sure_tokens(margins, 1e-3)
+                for decoder in DECODERS[:4]:
+                    done = engine.generate(
+                        ids, max_tokens=40, temperature=temperature, seed=i, **decoder, **constraint
+                    )
+                    assert done.tokens[:sure] == tokens[:sure], (seed, constraint, decoder)
+                    if sure == len(tokens):
+                        assert done.tokens == tokens and done.finish_reason == reason
+                        compared += 1
+    assert compared > 60 * N_MODELS
+
+
+def test_verified_texts_are_ntps(demo: Engine) -> None:
+    """To the token, streamed and in a batch beside others, whatever is drafted."""
+    calls = [
+        {"prompt": f"JSON: item {i}\n", "max_tokens": 60, "temperature": i % 3 * 0.5, "seed": i}
+        | constraint
+        for i, constraint in enumerate(constraints(24))
+    ]
+    expected = demo.generate_batch([{**call, "decoder": "ntp"} for call in calls])
+    free = {"prompt": PROMPT, "max_tokens": 30}
+    alone = demo.generate(**free, decoder="sbd")
+    ways = DECODERS[1:4]
+    batch = [{**call, **ways[i % 3]} for i, call in enumerate(calls)]
+    *done, beside = demo.generate_batch([*batch, {**free, "decoder": "sbd"}])
+    drafted = 0
+    for call, one, ntp in zip(calls, done, expected, strict=True):
+        assert one.tokens == ntp.tokens, call
+        assert (one.text, one.finish_reason) == (ntp.text, ntp.finish_reason)
+        drafted += one.stats.drafts.accepted if one.stats.drafts else 0
+    assert drafted > 20
+    assert beside.tokens == alone.tokens
+    with demo.stream(**batch[0]) as stream:
+        chunks = list(stream)
+    assert "".join(chunk.text for chunk in chunks) == expected[0].text
+
+    async def read() -> list[int]:
+        async with demo.astream(**batch[1]) as stream:
+            return [token async for chunk in stream for token in chunk.tokens]
+
+    assert asyncio.run(read()) == expected[1].tokens
+
+
+def test_log_probabilities_come_with_every_token(demo: Engine) -> None:
+    call = {"json_schema": schema(1), "max_tokens": 60}
+    free = demo.generate(PROMPT, decoder="ntp", **call)
+    for decoder in ("ntp", "sbd_lossless", "sbd"):
+        done = demo.generate(PROMPT, decoder=decoder, logprobs=2, **call)
+        assert done.logprobs is not None
+        assert [each.token for each in done.logprobs] == done.tokens
+        assert decoder == "sbd" or done.tokens == free.tokens
+
+
+def test_what_is_forced_takes_no_forward(demo: Engine) -> None:
+    names = [f"property_number_{i}" for i in range(4)]
+    wanted = {
+        "type": "object",
+        "properties": {name: {"type": "boolean"} for name in names},
+        "required": names,
+        "additionalProperties": False,
+    }
+    for decoder in ("ntp", "sbd_lossless", "sbd"):
+        done = demo.generate(PROMPT, json_schema=wanted, decoder=decoder)
+        assert [*json.loads(done.text)] == names
+        assert done.finish_reason == "stop"
+        assert demo.tokenizer.eos_token_ids[0] not in done.tokens  # only an end was possible
+        assert done.stats.nfe < len(done.tokens) / 3, decoder
+        # As the tokenizer itself has it, but for the end, which it may join to what follows.
+        start = demo.tokenizer.encode(f'{{"{names[0]}":', add_bos=False)
+        assert done.tokens[: len(start) - 1] == start[:-1]
+    assert demo.generate(PROMPT, choices=["only this"]).text == "only this"
+
+
+def test_an_end_that_is_chosen_is_among_the_tokens(demo: Engine) -> None:
+    done = demo.generate(PROMPT, regex="a+", logit_bias={demo.tokenizer.eos_token_ids[0]: 100})
+    assert done.text.strip("a") == "" and done.text
+    assert done.tokens[-1] == demo.tokenizer.eos_token_ids[0]
+    assert done.finish_reason == "stop"
+
+
+def test_special_tokens_are_only_text(engine: Engine) -> None:
+    for text in (EOS, MASK, f"x{EOS}y"):
+        for decoder in ("ntp", "sbd_lossless", "sbd"):
+            done = engine.generate(PROMPT, choices=[text, text + "!"], decoder=decoder)
+            assert done.text in (text, text + "!")
+            assert EOS_ID not in done.tokens[:-1] and MASK_ID not in done.tokens
+
+
+def test_a_constraint_that_cannot_be(engine: Engine) -> None:
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"regex": "("}, "`regex`: "),
+        ({"regex": "(?=a)b"}, "`regex`: "),
+        ({"regex": ""}, "at least one character"),
+        ({"regex": 5}, "as a string"),
+        ({"grammar": "start: nowhere"}, "nowhere"),
+        ({"grammar": "nothing at all"}, "`grammar`: "),
+        ({"json_schema": "{"}, "as JSON"),
+        ({"json_schema": [1]}, "as a JSON Schema, an object"),
+        ({"json_schema": {"a": {1, 2}}}, "of what JSON can hold"),
+        ({"json_schema": {"type": "nothing"}}, "`json_schema`: "),
+        ({"json_schema": {"not": {"type": "object"}}}, "not"),
+        ({"json_schema": {"type": "string", "format": "telephone"}}, "telephone"),
+        ({"json_schema": {"$ref": "https://example.com/x"}}, "`json_schema`: "),
+        ({"json_schema": {"type": "array", "uniqueItems": True}}, "uniqueItems"),
+        ({"json_schema": False}, "as a JSON Schema"),
+        ({"json_schema": {"type": "array", "items": {"$ref": "#"}, "minItems": 1}}, "never ends"),
+        ({"json_schema": {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}},
+         "never ends"),
+        ({"grammar": 'start: "a" start'}, "if it ends at all"),
+        ({"grammar": 'start: ""'}, "the empty text alone"),
+        ({"choices": []}, "got none"),
+        ({"choices": "yes"}, "as a list of strings"),
+        ({"choices": ["a", 5]}, "got 5 in it"),
+        ({"choices": ["a", ""]}, "at least one character"),
+        ({"choices": ["a"] * 5000}, "1 to 4096"),
+        ({"regex": "a", "choices": ["a"]}, "got `regex` and `choices`"),
+        ({"regex": "a", "ignore_eos": True}, "`ignore_eos` has no effect with `regex`"),
+        ({"regex": "a" * (1 << 20)}, "at most"),
+    ]  # fmt: skip
+    for arguments, message in refused:
+        with pytest.raises((SbdValueError, SbdTypeError)) as error:
+            engine.generate(PROMPT, **arguments)
+        assert message in str(error.value), (arguments, str(error.value))
+        assert "\n" not in str(error.value) and len(str(error.value)) < 1000
+
+
+def test_decoders_that_cannot_are_refused_by_name(demo: Engine) -> None:
+    with pytest.raises(SbdError, match='decoder "d2f" cannot keep a text to a grammar'):
+        demo.generate(PROMPT, regex="a+", decoder="d2f")
+
+
+def test_a_batch_s_constraint_is_its_own_prompt_s(demo: Engine) -> None:
+    prompts = [PROMPT, {"prompt": PROMPT, "regex": "b{2}"}, {"prompt": PROMPT, "regex": None}]
+    texts = [done.text for done in demo.generate_batch(prompts, choices=["aa"], max_tokens=4)]
+    assert texts[:2] == ["aa", "bb"]
+
+
+def test_on_the_command_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, model: Path
+) -> None:
+    (tmp_path / "schema.json").write_text(json.dumps({"enum": [12, 345]}))
+    (tmp_path / "grammar.lark").write_text('start: "x" "y"')
+    for flags, texts in (
+        (("--json-schema", tmp_path / "schema.json"), ("12", "345")),
+        (("--grammar", tmp_path / "grammar.lark"), ("xy",)),
+        (("--regex", "(up|down)"), ("up", "down")),
+        (("--choices", "left", "--choices", "right"), ("left", "right")),
+    ):
+        done = run_here(capsys, "run", model, "-p", PROMPT, "--json", *flags)
+        assert json.loads(done.stdout)["text"] in texts
+    check_error(run_here(capsys, "run", model, "-p", "x", "--regex", "("), "--regex: ")
+    asked = ("eval", "--limit", 6, "--families", "addition", "--json", "--regex", "(?s).*answer 1")
+    assert json.loads(run_here(capsys, *asked).stdout)["results"]
+    missing = run_here(capsys, "run", model, "-p", "x", "--grammar", tmp_path / "none")
+    check_error(missing, "none: no such file")
+
+
+def test_without_llguidance_one_line_says_so(model: Path) -> None:
+    code = (
+        "import sys; sys.modules['llguidance'] = None\n"
+        "import sbd_engine\n"
+        f"with sbd_engine.Engine({str(model)!r}) as engine:\n"
+        "    print(engine.generate('x', max_tokens=2).finish_reason)\n"
+        "    try: engine.generate('x', regex='a')\n"
+        "    except sbd_engine.SbdError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    assert done.stdout == "length\n`regex` needs llguidance: pip install 'llguidance>=1.9'\n"
+
+
+def test_python_may_end_while_an_async_text_is_on_its_way(model: Path) -> None:
+    code = (
+        "import asyncio, sbd_engine\n"
+        f"engine = sbd_engine.Engine({str(model)!r})\n"
+        "async def main():\n"
+        "    global stream\n"
+        "    stream = engine.astream('x', max_tokens=400, regex='[a-z]{400}')\n"
+        "    await anext(stream)\n"
+        "asyncio.run(main())\n"
+        "print('over')\n"
+    )
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=20
+        )
+        assert (done.returncode, done.stdout) == (0, "over\n"), done.stderr
+
+
+def test_the_lists_are_what_they_are_for() -> None:
+    assert len(REGEXES) + len(GRAMMARS) + len(CHOICES) > 20
+    assert len({json.dumps(schema(seed)) for seed in range(380)}) >= 300
