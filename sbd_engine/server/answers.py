@@ -12,9 +12,10 @@ from .. import __version__
 from ..completion import Completion
 from ..errors import SbdError
 from .blocks import BlockEvents
+from .checks import Json
 from .choices import Choice
 from .errors import ApiError, failed
-from .fields import Json, StreamOptions
+from .fields import StreamOptions
 from .gate import Entry
 from .texts import Added, Began, Ended, Event, Task, run
 

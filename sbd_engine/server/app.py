@@ -128,7 +128,7 @@ class Service:
     async def _chat(self, model: Model, asked: Asked, visit: Visit) -> Answer:
         prompt = await model.encode_chat(asked.messages, asked.template_arguments)
         most = asked.max_tokens or model.most_tokens(len(prompt), asked.arguments.get("block_size"))
-        task = self._task(model, asked, [prompt], [most], "messages")
+        task = await self._task(model, asked, [prompt], [most], "messages")
         begun = model.begins_thinking(prompt)
         choices = [
             ChatChoice(index, model.piece, ThinkingSplitter(begun) if model.thinks else None)
@@ -140,7 +140,7 @@ class Service:
         prompts = [await model.encode(prompt, "prompt") for prompt in asked.prompts]
         assert asked.max_tokens is not None
         most = [asked.max_tokens] * len(prompts)
-        task = self._task(model, asked, prompts, most, "prompt")
+        task = await self._task(model, asked, prompts, most, "prompt")
         echoes = [""] * len(prompts)
         if asked.echo:
             echoes = [
@@ -153,7 +153,7 @@ class Service:
         ]
         return Answer("text_completion", f"cmpl-{visit.id}", task, choices)
 
-    def _task(
+    async def _task(
         self,
         model: Model,
         asked: Asked,
@@ -164,7 +164,10 @@ class Service:
         watch = metrics.Watch(self._metrics, model.alias)
         seconds = self._limits.request_seconds
         task = Task(model, asked, prompts, max_tokens, param, seconds, watch)
-        task.check()
+        if asked.constraint is None:
+            task.check()
+        else:  # it may take long to compile
+            await asyncio.to_thread(task.check)
         return task
 
     # ---- models and tokens ----

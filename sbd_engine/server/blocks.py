@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..completion import Chunk
-from .fields import Json
+from .checks import Json
 from .texts import Task
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from ..completion import Chunk, Scores, TokenLogprob
-from .fields import Json
+from .checks import Json
 from .thinking import ThinkingSplitter
 
 Piece = Callable[[int], str]  # the text of one token

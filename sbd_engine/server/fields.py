@@ -7,19 +7,19 @@ something that is not there, is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from .. import _core
 from ..errors import SbdError, SbdValueError
 from ..json_values import parse_strict_json
-from ..parameters import CHECKS, MAX_BEST, check_utf8, integer, named, unknown
+from ..parameters import CHECKS, MAX_BEST, named, unknown
 from ..text_file import decode_utf8
+from . import checks
+from .checks import Check, Json
+from .constraints import CONSTRAINT_FIELDS
 from .errors import ApiError, refused
-
-Json = dict[str, Any]
-Check = Callable[[str, Any], Any]
 
 MOST_CHOICES = 128  # texts of one request
 MOST_STOPS = 16
@@ -49,7 +49,7 @@ def parse_body(data: bytes) -> Json:
     except ValueError as error:
         raise ApiError(400, f"expected a body of JSON: {error}") from None
     if not isinstance(body, dict):
-        raise ApiError(400, f"expected a body of one JSON object, got {_kind(body)}")
+        raise ApiError(400, f"expected a body of one JSON object, got {checks.kind_of(body)}")
     return body
 
 
@@ -72,57 +72,19 @@ def read(body: Json, fields: Mapping[str, Check]) -> Json:
     return values
 
 
-def _kind(value: Any) -> str:
-    """In JSON's words."""
-    if value is None:
-        return "null"
-    kinds = {bool: "a boolean", str: "a string", list: "an array", dict: "an object"}
-    return kinds.get(type(value), "a number")
-
-
-def _instance(kind: type) -> Check:
-    example = {bool: "true or false", str: "a string", list: "an array", dict: "an object"}[kind]
-
-    def check(name: str, value: Any) -> Any:
-        if not isinstance(value, kind):
-            raise SbdValueError(f"expected {name} as {example}, got {_kind(value)}")
-        if isinstance(value, str):
-            check_utf8(name, value)
-        return value
-
-    return check
-
-
-_boolean, _text, _array, _object = map(_instance, (bool, str, list, dict))
-
-
-def _count(low: int, high: int) -> Check:
-    return lambda name, value: integer(name, value, low, high)
-
-
-def _only(*accepted: Any) -> Check:
-    """A field of OpenAI's of which only what asks for nothing is there."""
-    shown = " or ".join(json.dumps(value) for value in accepted)
-
-    def check(name: str, value: Any) -> Any:
-        if not any(value == each and type(value) is type(each) for each in accepted):
-            raise SbdValueError(f"{name} is not supported here: leave it out, or give {shown}")
-        return value
-
-    return check
-
-
 def _stop(name: str, value: Any) -> Any:
     if isinstance(value, list) and len(value) > MOST_STOPS:
         raise SbdValueError(f"expected at most {MOST_STOPS} {name} strings, got {len(value)}")
     if not isinstance(value, (str, list)):
-        raise SbdValueError(f"expected {name} as a string or an array of them, got {_kind(value)}")
+        raise SbdValueError(
+            f"expected {name} as a string or an array of them, got {checks.kind_of(value)}"
+        )
     return CHECKS["stop"](name, value)
 
 
 def _logit_bias(name: str, value: Any) -> dict[int, float]:
     biases = {}
-    for key, bias in _object(name, value).items():
+    for key, bias in checks.object_(name, value).items():
         if not (key.isascii() and key.isdigit() and len(key) < 20):
             raise SbdValueError(f"expected token ids as keys of {name}, got {key[:100]!r}")
         biases[int(key)] = bias
@@ -130,18 +92,14 @@ def _logit_bias(name: str, value: Any) -> dict[int, float]:
 
 
 def _stream_options(name: str, value: Any) -> StreamOptions:
-    known = StreamOptions.__dataclass_fields__
-    given = {}
-    for key, each in _object(name, value).items():
-        if key not in known:
-            raise SbdValueError(f"{unknown('field', key[:100], [*known])} ({name})")
-        if each is not None:
-            given[key] = _boolean(f"{name}.{key}", each)
-    return StreamOptions(**given)
+    given = checks.object_(name, value)
+    checks.check_keys(name, given, [*StreamOptions.__dataclass_fields__])
+    checked = {k: checks.boolean(f"{name}.{k}", v) for k, v in given.items() if v is not None}
+    return StreamOptions(**checked)
 
 
 def _template_arguments(name: str, value: Any) -> Json:
-    arguments: Json = _object(name, value)
+    arguments: Json = checks.object_(name, value)
     taken = _TEMPLATE_NAMES & arguments.keys()
     if taken:
         raise SbdValueError(f"{name} must not hold {', '.join(sorted(taken))}")
@@ -152,7 +110,7 @@ def _token_ids(name: str, value: list[Any]) -> list[int]:
     for position, token in enumerate(value):
         if type(token) is not int:
             raise SbdValueError(
-                f"expected {name} as token ids, got {_kind(token)} at position {position}"
+                f"expected {name} as token ids, got {checks.kind_of(token)} at position {position}"
             )
     return value
 
@@ -161,7 +119,7 @@ def _prompts(name: str, value: Any) -> list[str | list[int]]:
     """A string, several, token ids, or several of those: as a list of prompts."""
     if isinstance(value, str):
         return [CHECKS["prompt"](name, value)]
-    values = _array(name, value)
+    values = checks.array(name, value)
     if not values:
         raise SbdValueError(f"expected {name} with something in it, got an empty array")
     if not isinstance(values[0], (str, list)):
@@ -170,14 +128,14 @@ def _prompts(name: str, value: Any) -> list[str | list[int]]:
     for index, each in enumerate(values):
         if type(each) is not kind:
             raise SbdValueError(
-                f"expected {name} as strings or as arrays of token ids, got {_kind(each)} at "
-                f"position {index}"
+                f"expected {name} as strings or as arrays of token ids, got "
+                f"{checks.kind_of(each)} at position {index}"
             )
     return [CHECKS["prompt"](name, v) if kind is str else _token_ids(name, v) for v in values]
 
 
 def _messages(name: str, value: Any) -> list[Json]:
-    messages = _array(name, value)
+    messages = checks.array(name, value)
     if not messages:
         raise SbdValueError(f"expected {name} with at least one message, got none")
     return [_message(f"{name.strip('`')}[{index}]", each) for index, each in enumerate(messages)]
@@ -185,7 +143,7 @@ def _messages(name: str, value: Any) -> list[Json]:
 
 def _message(where: str, value: Any) -> Json:
     if not isinstance(value, dict):
-        raise ApiError(400, f"expected {where} as an object, got {_kind(value)}", where)
+        raise ApiError(400, f"expected {where} as an object, got {checks.kind_of(value)}", where)
     message: Json = value
     for key, each in message.items():
         if key not in _MESSAGE_KEYS and each:  # refusal, annotations, ... of an answer: empty
@@ -201,9 +159,9 @@ def _message(where: str, value: Any) -> Json:
         at = f"{where}.{key}"
         try:
             if key == "tool_calls":
-                _array(at, each)
+                checks.array(at, each)
             elif key != "content":
-                _text(at, each)
+                checks.text(at, each)
             else:
                 known["content"] = each if isinstance(each, str) else _joined(at, each)
         except SbdError as error:
@@ -218,13 +176,13 @@ def _message(where: str, value: Any) -> Json:
 def _joined(where: str, parts: Any) -> str:
     """A content in parts, of which only texts are known."""
     texts = []
-    for index, part in enumerate(_array(where, parts)):
-        kind = _object(f"{where}[{index}]", part).get("type")
+    for index, part in enumerate(checks.array(where, parts)):
+        kind = checks.object_(f"{where}[{index}]", part).get("type")
         if kind != "text":
             raise SbdValueError(
                 f'expected {where}[{index}] of type "text", got {json.dumps(kind)[:100]}'
             )
-        texts.append(_text(f"{where}[{index}].text", part.get("text")))
+        texts.append(checks.text(f"{where}[{index}].text", part.get("text")))
     return "".join(texts)
 
 
@@ -234,53 +192,53 @@ _ENGINE = (
     *(option.name for option in _core.OPTIONS),
 )
 _SHARED: dict[str, Check] = {
-    "model": _text,
+    "model": checks.text,
     "max_tokens": CHECKS["max_tokens"],
-    "n": _count(1, MOST_CHOICES),
-    "stream": _boolean,
+    "n": checks.count(1, MOST_CHOICES),
+    "stream": checks.boolean,
     "stream_options": _stream_options,
     "stop": _stop,
     "logit_bias": _logit_bias,
     **{name: CHECKS[name] for name in _ENGINE},
-    "user": _text,
-    "response_format": _only({"type": "text"}),
-    "service_tier": _only("auto", "default"),
+    "user": checks.text,
+    **CONSTRAINT_FIELDS,
+    "service_tier": checks.only("auto", "default"),
 }
 CHAT_FIELDS: dict[str, Check] = {
     **_SHARED,
     "messages": _messages,
     "max_completion_tokens": CHECKS["max_tokens"],
-    "logprobs": _boolean,
-    "top_logprobs": _count(0, MAX_BEST),
+    "logprobs": checks.boolean,
+    "top_logprobs": checks.count(0, MAX_BEST),
     "chat_template_kwargs": _template_arguments,
-    "tools": _only([]),
-    "tool_choice": _only("none", "auto"),
-    "parallel_tool_calls": _only(True, False),
-    "functions": _only([]),
-    "function_call": _only("none", "auto"),
-    "store": _only(False),
-    "metadata": _only({}),
-    "modalities": _only(["text"]),
+    "tools": checks.only([]),
+    "tool_choice": checks.only("none", "auto"),
+    "parallel_tool_calls": checks.only(True, False),
+    "functions": checks.only([]),
+    "function_call": checks.only("none", "auto"),
+    "store": checks.only(False),
+    "metadata": checks.only({}),
+    "modalities": checks.only(["text"]),
 }
 COMPLETION_FIELDS: dict[str, Check] = {
     **_SHARED,
     "prompt": _prompts,
-    "max_tokens": _count(0, 2**31 - 1),
+    "max_tokens": checks.count(0, 2**31 - 1),
     "logprobs": CHECKS["logprobs"],
-    "echo": _boolean,
-    "best_of": _only(1),
-    "suffix": _only(""),
+    "echo": checks.boolean,
+    "best_of": checks.only(1),
+    "suffix": checks.only(""),
 }
 TOKENIZE_FIELDS: dict[str, Check] = {
-    "model": _text,
-    "prompt": _text,
+    "model": checks.text,
+    "prompt": checks.text,
     "messages": _messages,
-    "add_special_tokens": _boolean,
+    "add_special_tokens": checks.boolean,
     "chat_template_kwargs": _template_arguments,
 }
 DETOKENIZE_FIELDS: dict[str, Check] = {
-    "model": _text,
-    "tokens": lambda name, value: _token_ids(name, _array(name, value)),
+    "model": checks.text,
+    "tokens": lambda name, value: _token_ids(name, checks.array(name, value)),
 }
 
 
@@ -288,8 +246,9 @@ DETOKENIZE_FIELDS: dict[str, Check] = {
 class Asked:
     """What a request for text wants, whichever endpoint it came to.
 
-    arguments: of Engine.generate, all but the prompt and max_tokens. seeds: by choice is the
-    sample_index. best: log-probabilities in each token's place; None: none at all.
+    arguments: of Engine.generate, all but the prompt and max_tokens. constraint: the field that
+    says what the text must be, and the argument that it became. best: log-probabilities in each
+    token's place; None: none at all.
     """
 
     model: str | None
@@ -301,6 +260,7 @@ class Asked:
     stream: StreamOptions | None
     echo: bool
     arguments: Json
+    constraint: tuple[str, str] | None
 
     @property
     def n_texts(self) -> int:
@@ -369,6 +329,16 @@ def _asked(values: Json, seed: int, max_tokens: int | None, best: int | None) ->
         arguments = {k: v for k, v in arguments.items() if k not in ("top_p", "top_k", "min_p")}
     if best is not None:
         arguments["logprobs"] = best
+    constraints = [name for name in CONSTRAINT_FIELDS if values.get(name)]
+    if len(constraints) > 1:
+        fields = " and ".join(map(named, constraints))
+        raise ApiError(
+            400, f"expected one field that says what the text is, got {fields}", constraints[1]
+        )
+    constraint = None
+    for field in constraints:
+        arguments |= values[field]
+        constraint = (field, *values[field])
     return Asked(
         model=values.get("model"),
         prompts=values.get("prompt", []),
@@ -379,4 +349,5 @@ def _asked(values: Json, seed: int, max_tokens: int | None, best: int | None) ->
         stream=values.get("stream_options", StreamOptions()) if streamed else None,
         echo=values.get("echo", False),
         arguments=arguments,
+        constraint=constraint,
     )

@@ -81,7 +81,14 @@ class Task:
             try:
                 self.model.engine.check(**arguments)
             except SbdError as error:
-                raise refused(error, self.param) from None
+                raise self._refused(error) from None
+
+    def _refused(self, error: SbdError) -> ApiError:
+        constraint = self.asked.constraint
+        if constraint is None:
+            return refused(error, self.param)
+        field, argument = constraint
+        return refused(error, self.param, {argument: field})
 
 
 async def run(task: Task, entry: Entry) -> AsyncGenerator[Event, None]:

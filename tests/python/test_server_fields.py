@@ -82,7 +82,23 @@ WRONG: list[tuple[str, Any, str]] = [
     ("stream_options", {"usage": True}, "unknown field"),
     ("model", 5, "as a string"),
     ("user", 5, "as a string"),
-    ("response_format", {"type": "json_object"}, "is not supported here"),
+    ("response_format", {"type": "xml"}, 'of type text, json_object, json_schema, got "xml"'),
+    ("response_format", "json", "as an object"),
+    ("response_format", {"type": "json_schema"}, "json_schema as an object, got null"),
+    ("response_format", {"type": "json_object", "schema": {}}, "unknown field 'schema'"),
+    (
+        "response_format",
+        {"type": "json_schema", "json_schema": {"schema": {"type": "x"}}},
+        "`response_format`: ",
+    ),
+    ("guided_regex", "(", "`guided_regex`: "),
+    ("guided_json", "{", "expected `guided_json` as JSON"),
+    ("guided_choice", "yes", "expected `guided_choice` as a list of strings"),
+    ("guided_grammar", "x", "`guided_grammar`: "),
+    ("structured_outputs", {}, "got none"),
+    ("structured_outputs", {"json": {}, "regex": "a"}, "got json and regex"),
+    ("structured_outputs", {"structural_tag": "x"}, "unknown field 'structural_tag'"),
+    ("structured_outputs", {"regex": "("}, "`structured_outputs`: "),
     ("unknown", 1, "unknown field 'unknown'"),
     ("temprature", 1, "did you mean temperature?"),
 ]
@@ -171,6 +187,10 @@ def test_fields_that_contradict_each_other(tiny: Served) -> None:
     assert (error["param"], "no effect" in error["message"]) == ("gamma", True)
     error = tiny.refuse(COMPLETIONS, prompt="Hello", gamma=0.1, factor=0.5)
     assert error["param"] in ("gamma", "factor")
+    error = tiny.refuse(CHAT, messages=MESSAGES, guided_regex="a", guided_choice=["a"])
+    assert error["param"] == "guided_choice"
+    error = tiny.refuse(CHAT, messages=MESSAGES, guided_regex="a", decoder="d2f")
+    assert "leave out `guided_regex`" in error["message"]
     assert tiny.refuse(CHAT, prompt="x")["param"] == "prompt"
     assert tiny.refuse(CHAT)["param"] == "messages"
     assert tiny.refuse(COMPLETIONS)["param"] == "prompt"
