@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Full counts of what .ci/run samples: an hour or more on two cores. After the README's commands.
-#   bash benchmarks/long.sh [files] [texts] [threads] [server]     all of them without an argument
+#   bash benchmarks/long.sh [files] [texts] [threads] [server] [grammars]     all without an argument
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH=$PWD/.venv/bin:$PATH
@@ -16,7 +16,7 @@ files() {  # model files
 }
 
 texts() {  # what else comes from others
-  for kind in tokenizers templates requests checkpoints; do
+  for kind in tokenizers templates requests checkpoints grammars; do
     printf '%s: ' "$kind"
     RUST_BACKTRACE=0 python "tests/fuzz/fuzz_$kind.py" --rounds 100000 2>/dev/null
   done
@@ -32,13 +32,17 @@ server() {  # mutated requests, then five minutes of clients of whom one in five
   SBD_SOAK_SECONDS=300 pytest -q -s -n 0 tests/python/test_server_soak.py
 }
 
+grammars() {  # a text under each of 380 schemas and more; 20 random models beside the reference
+  SBD_SCHEMAS=380 SBD_MODELS=20 pytest -q -n 0 tests/python/test_grammars.py
+}
+
 if [[ $# -eq 0 ]]; then
-  set -- files texts threads server
+  set -- files texts threads server grammars
 fi
 for part in "$@"; do
   case $part in
-    files | texts | threads | server) ;;
-    *) echo "unknown part $part: expected files, texts, threads or server" >&2 && exit 2 ;;
+    files | texts | threads | server | grammars) ;;
+    *) echo "unknown part $part: expected files, texts, threads, server or grammars" >&2 && exit 2 ;;
   esac
   printf '=== %s\n' "$part"
   SECONDS=0

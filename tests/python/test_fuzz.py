@@ -14,7 +14,10 @@ FUZZERS = Path(__file__).parents[1] / "fuzz"
 
 @pytest.mark.parametrize(
     ("name", "rounds"),
-    [("tokenizers", 400), ("templates", 60), ("requests", 150), ("checkpoints", 60)],
+    [
+        *(("tokenizers", 400), ("templates", 60), ("requests", 150), ("checkpoints", 60)),
+        ("grammars", 150),
+    ],
 )
 def test_a_sample(name: str, rounds: int, tmp_path: Path) -> None:
     done = subprocess.run(
