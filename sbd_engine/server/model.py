@@ -11,10 +11,9 @@ from typing import Any
 from ..engine import Engine
 from ..errors import SbdError
 from ..parameters import token_ids
-from .errors import ApiError, refused
+from .errors import TOO_LONG, ApiError, refused
 from .gate import Gate
 
-TOO_LONG = "context_length_exceeded"  # OpenAI's code
 _THINKING_TOKENS = 8  # of a prompt's end, where a template may have begun the thinking
 
 
@@ -68,10 +67,7 @@ class Model:
                 self.tokenizer.encode, prompt, add_bos, self.engine.n_ctx
             )
         except SbdError as error:
-            refusal = refused(error, param)
-            if len(prompt) > self.engine.n_ctx:  # else it is not refused for its length
-                refusal.code = TOO_LONG
-            raise refusal from None
+            raise refused(error, param) from None
 
     async def encode_chat(
         self, messages: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]
@@ -87,7 +83,9 @@ class Model:
             )
 
         def encode() -> list[int]:
-            return self.tokenizer.encode_chat(messages, chat_template=self._template, **arguments)
+            return self.tokenizer.encode_chat(
+                messages, chat_template=self._template, fits=self.engine.n_ctx, **arguments
+            )
 
         try:
             return await asyncio.to_thread(encode)
