@@ -13,7 +13,6 @@ namespace {
 using namespace test;
 
 constexpr int kRows = 67;
-constexpr float kGuard = 12345.0f;
 const int kOutFeatures[] = {1, 15, 16, 17, 31, 32, 33, 100};
 const int kRowCounts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 16, 19, 31, 64, 65, 67};
 
