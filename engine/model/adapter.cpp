@@ -2,11 +2,16 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <span>
 #include <string_view>
 
+#include "core/bytes.h"
+#include "core/dtype.h"
 #include "core/error.h"
 
 namespace sbd {
@@ -52,9 +57,52 @@ void check_keys(const Metadata& metadata, const ModelConfig& config) {
             alpha);
 }
 
+// Of 0 <= x < 65504.
+std::uint16_t nearest_half(float x) {
+  if (x < 0x1p-14f) return static_cast<std::uint16_t>(std::lround(x * 0x1p24f));
+  const auto bits = std::bit_cast<std::uint32_t>(x) - (112u << 23);
+  return static_cast<std::uint16_t>((bits + 0xfffu + (bits >> 13 & 1u)) >> 13);
+}
+
+// Of halves, all of them finite.
+std::vector<std::byte> to_q8_0(std::span<const std::byte> halves) {
+  std::vector<std::byte> blocks;
+  for (std::size_t at = 0; at < halves.size(); at += kGroupSize * 2) {
+    float x[kGroupSize], largest = 0;
+    for (std::size_t i = 0; i < kGroupSize; ++i) {
+      x[i] = half_to_float(load_as<std::uint16_t>(halves.data() + at + i * 2));
+      largest = std::max(largest, std::abs(x[i]));
+    }
+    BlockQ8_0 block{};
+    block.scale = nearest_half(largest / 127);
+    const float scale = half_to_float(block.scale);
+    for (std::size_t i = 0; i < kGroupSize && scale > 0; ++i) {
+      const float quant = std::clamp(std::round(x[i] / scale), -127.0f, 127.0f);
+      block.quants[i] = static_cast<std::int8_t>(quant);
+    }
+    const auto bytes = std::as_bytes(std::span(&block, 1));
+    blocks.insert(blocks.end(), bytes.begin(), bytes.end());
+  }
+  return blocks;
+}
+
+WeightPtr load_factor(const Tensor& tensor, bool quantised, Backend& backend) {
+  const auto finite = [&] {
+    for (std::size_t at = 0; at < tensor.data.size(); at += 2) {
+      if (!half_is_finite(load_as<std::uint16_t>(tensor.data.data() + at))) return false;
+    }
+    return true;
+  };
+  const bool rounds =
+      quantised && tensor.dtype == DType::f16 && tensor.shape[1] % kGroupSize == 0 && finite();
+  if (!rounds) return backend.load_weight(tensor);
+  const std::vector<std::byte> blocks = to_q8_0(tensor.data);
+  return backend.load_weight({tensor.name, DType::q8_0, tensor.shape, blocks});
+}
+
 // The two factors of a place in a layer, where the file has them.
 Adapter::Pair load_pair(FileTensors& tensors, const GgufFile& file, const std::string& name,
-                        const Place& place, Backend& backend) {
+                        const Place& place, bool quantised, Backend& backend) {
   const std::string name_a = name + ".lora_a", name_b = name + ".lora_b";
   const FileTensor *a = file.find(name_a), *b = file.find(name_b);
   if (a == nullptr && b == nullptr) return {};
@@ -73,8 +121,8 @@ Adapter::Pair load_pair(FileTensors& tensors, const GgufFile& file, const std::s
             "the adapter of this model",
             source, name_b, place.out, rank, shape_text(b->shape));
   Adapter::Pair pair;
-  pair.a = backend.load_weight(tensors.get(name_a, a->shape));
-  pair.b = backend.load_weight(tensors.get(name_b, b->shape));
+  pair.a = load_factor(tensors.get(name_a, a->shape), quantised, backend);
+  pair.b = load_factor(tensors.get(name_b, b->shape), quantised, backend);
   const double alpha = file.metadata().number("adapter.lora.alpha");
   pair.scale = static_cast<float>(alpha / static_cast<double>(rank));
   return pair;
@@ -82,7 +130,8 @@ Adapter::Pair load_pair(FileTensors& tensors, const GgufFile& file, const std::s
 
 }  // namespace
 
-Adapter load_adapter(const GgufFile& file, const ModelConfig& config, Backend& backend) {
+Adapter load_adapter(const GgufFile& file, const ModelConfig& config, Backend& backend,
+                     bool quantised) {
   check_keys(file.metadata(), config);
   const std::string& source = file.metadata().source();
   SBD_CHECK(!file.tensors().empty(), "{}: an adapter without tensors: expected some such as {}",
@@ -93,8 +142,8 @@ Adapter load_adapter(const GgufFile& file, const ModelConfig& config, Backend& b
   const auto all = places(config);
   for (int i = 0; i < config.num_hidden_layers; ++i) {
     for (const Place& place : all) {
-      adapter.layers[static_cast<std::size_t>(i)].*place.pair =
-          load_pair(tensors, file, format("blk.{}.{}.weight", i, place.name), place, backend);
+      adapter.layers[static_cast<std::size_t>(i)].*place.pair = load_pair(
+          tensors, file, format("blk.{}.{}.weight", i, place.name), place, quantised, backend);
     }
   }
   if (const FileTensor* mask = file.find(kMaskEmbedding)) {

@@ -53,7 +53,8 @@ std::size_t Transformer::kv_bytes(int capacity, DType dtype, int n_positions) co
 }
 
 void Transformer::set_adapter(const GgufFile& file) {
-  adapter_ = load_adapter(file, config_, backend_);
+  const bool quantised = values_per_block(weights_.layers.front().q->dtype()) > 1;
+  adapter_ = load_adapter(file, config_, backend_, quantised);
 }
 
 std::vector<RowStats> Transformer::forward(const Batch& batch) {

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/packed_weight.h"
 #include "check.h"
 #include "complete_model.h"
 #include "decode_defaults.h"
@@ -104,6 +105,34 @@ TEST(adapter_of_every_matrix) {
     CHECK_EQ(pair.scale, 4.0f / static_cast<float>(place.rank));
   }
   CHECK(adapter.mask_embedding != nullptr);
+}
+
+TEST(adapter_of_a_quantised_model_is_quantised_where_it_can_be) {
+  ModelConfig config = small_config();
+  config.hidden_size = 64;
+  config.intermediate_size = 96;
+  GgufBuilder builder = keys();
+  builder.f32("adapter.lora.alpha", 1);
+  for (const auto& [matrix, rank] : {std::pair{"ffn_gate", 32u}, {"ffn_up", 16u}}) {
+    builder.tensor(filled_tensor(tensor_name(matrix, 0, 'a'), {64, rank}, gguf_tensor::f16));
+    builder.tensor(filled_tensor(tensor_name(matrix, 0, 'b'), {rank, 96}, gguf_tensor::f16));
+  }
+  const MemoryFile file(builder.build());
+  cpu::CpuBackend backend(1);
+  const Adapter exact = load_adapter(GgufFile(file.path()), config, backend);
+  const Adapter rounded = load_adapter(GgufFile(file.path()), config, backend, true);
+  const auto& [gate, up] = std::pair(&rounded.layers[0].gate, &rounded.layers[0].up);
+  CHECK(exact.layers[0].gate.a->dtype() == DType::f16);
+  CHECK(gate->a->dtype() == DType::q8_0 && gate->b->dtype() == DType::q8_0);
+  CHECK(up->a->dtype() == DType::q8_0 && up->b->dtype() == DType::f16);
+  for (int row = 0; row < 96; ++row) {
+    float is[32], should[32];
+    cpu::PackedWeight::of(*gate->b).dequantize_row(row, is);
+    cpu::PackedWeight::of(*exact.layers[0].gate.b).dequantize_row(row, should);
+    float largest = 0;
+    for (const float x : should) largest = std::max(largest, std::abs(x));
+    for (int i = 0; i < 32; ++i) CHECK(std::abs(is[i] - should[i]) <= largest * 0.00403f);
+  }
 }
 
 TEST(adapter_keys) {
