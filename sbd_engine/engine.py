@@ -94,8 +94,8 @@ class Engine:
     path: a model file; None is the embedded demo model. device: "auto" (a GPU where one can be
     used), "cpu", "cuda" or "cuda:N". n_threads: of the CPU; None is one per available core. n_ctx:
     positions of the KV cache of each sequence; None is the model's. kv_dtype: "f16", "bf16" or
-    "f32". draft_lora: a file with an adapter for decoders that draft, as `sbd-engine convert
-    --draft-lora` writes it.
+    "f32". draft: a file with an adapter that drafts for this model; its text stays the same, and
+    "auto" is a decoder that drafts. draft_lora is another name of it.
 
     kv_budget: bytes that the KV caches of all sequences may take; None is nine tenths of the
     memory that is free once the model is loaded. What a text will likely come to need, by those
@@ -121,15 +121,23 @@ class Engine:
         n_threads: int | None = None,
         n_ctx: int | None = None,
         kv_dtype: str = "f16",
-        draft_lora: ModelPath | None = None,
+        draft: ModelPath | None = None,
         kv_budget: int | None = None,
         prefix_cache: int | None = None,
+        *,
+        draft_lora: ModelPath | None = None,
     ) -> None:
         options = engine_options(device, n_threads, n_ctx, kv_dtype, kv_budget, prefix_cache)
-        adapter = None if draft_lora is None else existing(draft_lora, named("draft_lora"))
+        if draft is not None and draft_lora is not None:
+            raise SbdTypeError(
+                f"expected one of {named('draft')} and {named('draft_lora')}, its other name, got "
+                "both"
+            )
+        draft = draft_lora if draft is None else draft
+        adapter = None if draft is None else existing(draft, named("draft"))
         with model_file(path) as file:
             self._name = file.name
-            self._core = _core.Engine(file, **options, draft_lora=adapter)
+            self._core = _core.Engine(file, **options, draft=adapter)
         self._courier = Courier(self._core)
         self._tokenizer_if_any()  # loaded now, so that the first call does not wait for it
 

@@ -61,7 +61,7 @@ def _flags(
     threads: options.Threads = None,
     n_ctx: options.NCtx = None,
     kv_dtype: options.KvDtype = "f16",
-    draft_lora: options.DraftLora = None,
+    draft: options.Draft = None,
     kv_budget: options.KvBudget = None,
     show_blocks: Annotated[
         bool,
@@ -115,15 +115,14 @@ def engine(context: typer.Context) -> Engine:
         flags["threads"],
         flags["n_ctx"],
         flags["kv_dtype"],
-        flags["draft_lora"],
+        flags["draft"],
         options.in_bytes(flags["kv_budget"]),
     )
 
 
 def check_engine(context: typer.Context, engine: Engine) -> None:
     decoder = context.params["decoder"]
-    if context.params["draft_lora"] is not None:
-        options.check_drafts(engine, decoder)
+    options.check_drafts(context.params["draft"], engine, decoder)
     if decoder == "auto" and engine.auto_decoder == "ntp":
         options.note("this model does not say that it can decode blocks: decoding with ntp")
 
