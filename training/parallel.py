@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from copy import deepcopy
 
 import torch
 import torch.distributed as dist
@@ -28,6 +29,7 @@ def join() -> torch.device:
 def shard(objective: Objective, device: torch.device, bfloat16: bool) -> None:
     """Spread the model of process 0 over all processes; the others' may be without weights."""
     model = objective.model
+    rotary = deepcopy(model.model.rotary_emb)  # its frequencies are in no state dict
     whole = model.state_dict() if dist.get_rank() == 0 else {}
     model.to("meta")
     model.tie_weights()  # moving unties
@@ -43,5 +45,4 @@ def shard(objective: Objective, device: torch.device, bfloat16: bool) -> None:
     model.tie_weights()
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_model_state_dict(model, whole, options=options)
-    rotary = model.model.rotary_emb  # its frequencies are in no state dict
-    model.model.rotary_emb = type(rotary)(model.config).to(device)
+    model.model.rotary_emb = rotary.to(device)
