@@ -56,11 +56,11 @@ def ending(debug: bool, flags: Mapping[str, str]) -> Iterator[ExitStack]:
             dist.destroy_process_group()
 
 
-def train(trainer: Trainer, save_every: int, done: Callable[[], bool] = lambda: False) -> None:
-    """Runs it to its end, or until it is `done`, showing how it goes; Ctrl-C saves and exits."""
+def train(trainer: Trainer, save_every: int) -> None:
+    """Runs it to its end, showing how it goes; Ctrl-C saves and exits."""
     with _progress(trainer) as report, Interruption(speaks()) as interruption:
-        trainer.run(save_every, min(10, save_every), report, lambda: interruption.asked() or done())
-    if trainer.step < trainer.recipe.steps and not done():
+        trainer.run(save_every, min(10, save_every), report, interruption.asked)
+    if not trainer.done:
         say(
             f"interrupted: step {trainer.step} of {trainer.recipe.steps} is saved in {trainer.out}:"
             " the same command goes on from there"

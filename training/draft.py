@@ -169,18 +169,19 @@ def draft(
             settings,
             device,
             measured,
+            out,
             save_every,
             patience,
-            lambda state, prior: write_adapter(out, file, state, alpha, block_size, prior),
+            lambda path, state, prior: write_adapter(path, file, state, alpha, block_size, prior),
         )
-        if trainer.step < recipe.steps and not trainer.done:
+        if not trainer.done:
             seconds, memory = trainer.trial()
             say(
                 f"about {_shown(seconds)} for {recipe.steps - trainer.step} steps of {batch_size} "
                 f"answers, {memory / 2**30:.1f} GiB of memory; {sum(_lengths(trained))} tokens in "
                 f"{len(trained)} answers, {len(measured)} held out"
             )
-            train(trainer, save_every, lambda: trainer.done)
+            train(trainer, save_every)
         if speaks():
             print(_ending(trainer, out))
 
@@ -272,7 +273,7 @@ def _shown(seconds: float) -> str:
 
 def _ending(trainer: DraftTrainer, out: Path) -> str:
     best: dict[str, Any] = trainer.best or {}
-    early = ", stopped early" if trainer.done else ""
+    early = ", stopped early" if trainer.stopped_early else ""
     kinds = ", ".join(f"{kind} {prefix:.2f}" for kind, prefix in best["by_kind"].items())
     slots = "/".join(f"{100 * chance:.0f}" for chance in best["acceptance"][1:])
     return (

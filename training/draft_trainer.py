@@ -7,6 +7,7 @@ adapter whose drafts agree furthest; once `patience` saves have brought none bet
 from __future__ import annotations
 
 import resource
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,18 +18,21 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+from convert.replacing import replacing
 from training.answers import Answer, LikeLengths
 from training.draft_objective import DraftObjective, Masking, double
 from training.examples import Sequence
 from training.objective import Batch
 from training.trainer import Point, Recipe, Trainer
 
-Writer = Callable[[dict[str, torch.Tensor], list[float]], None]  # of a state dict and a prior
+# Writes a file of a state dict and of what its drafts promise, by slot.
+Writer = Callable[[Path, dict[str, torch.Tensor], list[float]], None]
+ADAPTER = "adapter.gguf"  # the best so far, in the run's folder
 
 
 class DraftTrainer(Trainer):
-    """`measured`: held-out answers, like lengths side by side, every `measure_every` steps. `write`
-    gets what is to be the adapter's file."""
+    """`measured`: held-out answers, like lengths side by side, every `measure_every` steps. The
+    best adapter so far is in the run's folder, by `write`, and at `adapter`."""
 
     whole = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 
@@ -41,12 +45,13 @@ class DraftTrainer(Trainer):
         settings: dict[str, Any],
         device: torch.device,
         measured: list[Answer],
+        adapter: Path,
         measure_every: int,
         patience: int,
         write: Writer,
     ) -> None:
         self.measured, self.measure_every, self.patience = measured, measure_every, patience
-        self.write = write
+        self.adapter, self.write = adapter, write
         self.tokens = 0  # of the answers and prompts that it has been trained on
         self.held_out: list[Point] = []
         self.block_size = objective.block_size
@@ -57,6 +62,7 @@ class DraftTrainer(Trainer):
             whole = get_model_state_dict(model, options=self.whole)
             if self.rank == 0:
                 self._write(whole, out)
+                self._publish()
 
     @property
     def best(self) -> Point | None:
@@ -65,13 +71,15 @@ class DraftTrainer(Trainer):
 
     @property
     def done(self) -> bool:
-        """Whether it has stopped early: nothing better came in the last `patience` measurements."""
+        return super().done or self.stopped_early
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether nothing better came in the last `patience` measurements."""
         best = self.best
-        return bool(
-            self.patience
-            and best
-            and self.held_out.index(best) + self.patience < len(self.held_out)
-        )
+        if not self.patience or best is None:
+            return False
+        return self.held_out.index(best) + self.patience < len(self.held_out)
 
     @property
     def tokens_per_step(self) -> float:
@@ -137,11 +145,19 @@ class DraftTrainer(Trainer):
             if not self.held_out or self.held_out[-1]["step"] != self.step:
                 self.held_out.append(self._measure())
         super().save()
+        if self.rank == 0 and self.best and self.best["step"] == self.step:
+            self._publish()
+
+    def _publish(self) -> None:
+        best = self.out / ADAPTER
+        if best.exists():
+            with replacing([self.adapter]) as (copy,):
+                shutil.copyfile(best, copy)
 
     def _write(self, whole: dict[str, torch.Tensor], folder: Path) -> None:
         best = self.best
         if best is not None and best["step"] == self.step:
-            self.write(whole, best["acceptance"])
+            self.write(folder / ADAPTER, whole, best["acceptance"])
 
     def _measure(self) -> Point:
         """Of one-shot drafts on held-out answers: how far they agree."""

@@ -160,7 +160,7 @@ class Trainer:
         self.model.train()
         started, first, last = time.monotonic(), self.step, self.recipe.steps
         stopping = False
-        while self.step < last and not stopping:
+        while not self.done and not stopping:
             self.sums += self._train_step()
             self.step += 1
             stopping = self._in_any_process(stop())
@@ -176,6 +176,10 @@ class Trainer:
                     report(point | pace, self.recipe)
             if self.step % save_every == 0 or self.step == last or stopping:
                 self.save()
+
+    @property
+    def done(self) -> bool:
+        return self.step >= self.recipe.steps
 
     @property
     def tokens_per_step(self) -> float:
