@@ -159,7 +159,7 @@ def draft(
         torch.manual_seed(seed)  # a LoRA begins with random numbers
         attention = "flex_attention" if device.type == "cuda" else "sdpa"
         dtype = torch.bfloat16 if bfloat16 else torch.float32
-        network = load_model(file, attention, dtype, weights=speaks())
+        network = load_model(file, attention, dtype)
         add_lora(network, rank, alpha)
         trainer = DraftTrainer(
             DraftObjective(network, block_size, slot_decay, file.mask_token_id),

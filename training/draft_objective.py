@@ -134,7 +134,7 @@ class DraftObjective(nn.Module):
         self.sums = 1 + 3 * 2 * block_size
         if mask_token_id is None:
             embedding = model.get_input_embeddings().weight
-            # float32, as the adapter; the shapes alone where the weights are another process's
+            # float32, as the adapter
             mean = embedding.detach().mean(dim=0, dtype=torch.float32)
             model.register_parameter(MASK_EMBEDDING, nn.Parameter(mean))
 

@@ -23,6 +23,7 @@ from training.answers import Answer, LikeLengths
 from training.draft_objective import DraftObjective, Masking, double
 from training.examples import Sequence
 from training.objective import Batch
+from training.parallel import average_gradients
 from training.trainer import Point, Recipe, Trainer
 
 # Writes a file of a state dict and of what its drafts promise, by slot.
@@ -86,19 +87,20 @@ class DraftTrainer(Trainer):
         return (self.tokens - self._tokens_then) / max(1, self.step - self._resumed_at)
 
     def trial(self) -> tuple[float, int]:
-        """Seconds that the rest of the run will take, and the bytes it takes at most, by a forward
-        and backward pass of the step at hand, of which nothing stays."""
+        """Seconds that the rest of the run will take, and the bytes it takes at most, by forward
+        and backward passes of the step at hand, of which nothing stays."""
         recipe, sequences = self.recipe, self.data.step(self.step)
         mine = range(self.rank, recipe.batch_size, self.world)[: recipe.micro_batch_size]
         part = [sequences[i] for i in mine]
         generators = [torch.Generator().manual_seed(i) for i in mine]
         batch = self._batch(part, generators, Masking(one_shot=True))
-        started = time.perf_counter()
-        torch.autograd.backward(self._losses(batch).loss)
-        self.optimizer.zero_grad()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        seconds = time.perf_counter() - started
+        for _ in range(2):  # the first one finds nothing where it will be
+            started = time.perf_counter()
+            torch.autograd.backward(self._losses(batch).loss)
+            self.optimizer.zero_grad()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            seconds = time.perf_counter() - started
         per_token = seconds / sum(len(example.tokens) for (example,) in part) / self.world
         per_answer = self.data.tokens / len(self.data)
         tokens = (recipe.steps - self.step) * recipe.batch_size * per_answer
@@ -117,6 +119,15 @@ class DraftTrainer(Trainer):
             len(e.tokens) for sequence in self.data.step(self.step) for e in sequence
         )
         return super()._train_step()
+
+    def _place(self) -> None:
+        """All of it in every process: of a frozen model only the adapter's gradients are shared."""
+        self.objective.to(self.device)
+
+    def _share_gradients(self) -> None:
+        if self.world > 1:
+            trained = [p for p in self.model.parameters() if p.requires_grad]
+            average_gradients(trained, self.world, dist.all_reduce)
 
     def _draw(self, rng: Random) -> Masking:
         return Masking(one_shot=rng.random() < 0.5)

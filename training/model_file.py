@@ -150,8 +150,8 @@ def _rope_scaling(path: Path, architecture: str, keys: dict[str, Any]) -> dict[s
     return scaling or None
 
 
-def load_model(file: ModelFile, attention: str, dtype: torch.dtype, weights: bool = True) -> Any:
-    """A causal LM of transformers; without `weights` the shapes alone."""
+def load_model(file: ModelFile, attention: str, dtype: torch.dtype) -> Any:
+    """A causal LM of transformers, frozen."""
     config = AutoConfig.for_model(**file.config)
     with torch.device("meta"):
         model = MODELS.from_config(config, dtype=dtype, attn_implementation=attention)
@@ -159,13 +159,12 @@ def load_model(file: ModelFile, attention: str, dtype: torch.dtype, weights: boo
     if DIVISORS in file.tensors:
         divisors = torch.from_numpy(file.tensors[DIVISORS].data.astype(np.float32))
         model.model.rotary_emb.inv_freq /= divisors
-    if weights:
-        state = dict(_state(file, dtype))
-        missing = [n for n, _ in model.named_parameters() if n not in state]
-        if missing:
-            raise TrainingError(f"{file.path}: has no weight for {missing[0]}")
-        model.load_state_dict(state, strict=False, assign=True)
-        model.tie_weights()
+    state = dict(_state(file, dtype))
+    model.load_state_dict(state, strict=False, assign=True)
+    model.tie_weights()
+    missing = [name for name, weight in model.named_parameters() if weight.is_meta]
+    if missing:
+        raise TrainingError(f"{file.path}: has no weight for {missing[0]}")
     model.requires_grad_(False)
     return model.eval()
 

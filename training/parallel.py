@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from copy import deepcopy
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -24,6 +27,20 @@ def join() -> torch.device:
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     return device
+
+
+def average_gradients(
+    parameters: Sequence[nn.Parameter], world: int, add_all: Callable[[Tensor], Any]
+) -> None:
+    """Of processes that each hold the whole model; `add_all` makes a tensor the sum of all's."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    whole = torch.cat([gradient.flatten() for gradient in gradients])
+    add_all(whole)
+    whole /= world
+    first = 0
+    for gradient in gradients:
+        gradient.copy_(whole[first : first + gradient.numel()].view_as(gradient))
+        first += gradient.numel()
 
 
 def shard(objective: Objective, device: torch.device, bfloat16: bool) -> None:

@@ -124,10 +124,7 @@ class Trainer:
                 f"batch_size is {recipe.batch_size}, expected a multiple of {self.world} "
                 f"processes x micro_batch_size {recipe.micro_batch_size}"
             )
-        if self.world > 1:
-            shard(self.objective, self.device, recipe.bfloat16)
-        else:
-            self.objective.to(self.device)
+        self._place()
         trained = [p for p in model.parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [
             {"params": [p for p in trained if p.ndim >= 2]},
@@ -216,6 +213,7 @@ class Trainer:
             # FSDP takes the mean of the processes' gradients, and we want the sum.
             torch.autograd.backward(losses.loss * (self.world / count))
             sums += torch.cat([value.detach().double().flatten() for value in losses])
+        self._share_gradients()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.gradient_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -227,6 +225,16 @@ class Trainer:
                 "at the checkpoint's weights"
             )
         return sums.cpu()
+
+    def _place(self) -> None:
+        """Brings the model to where it is trained."""
+        if self.world > 1:
+            shard(self.objective, self.device, self.recipe.bfloat16)
+        else:
+            self.objective.to(self.device)
+
+    def _share_gradients(self) -> None:
+        """Makes each process's gradients their mean, where that is still to be done."""
 
     def _draw(self, rng: Random) -> Any:
         """What a step draws for all of its sequences: the block size, None for next tokens."""
