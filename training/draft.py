@@ -12,6 +12,7 @@ import torch
 import typer
 
 from convert import ConvertError, convert
+from convert.checkpoint import read_json
 from training.adapter_file import write_adapter
 from training.answers import Answer, LikeLengths, held_out, make_answers, measured_by, read_answers
 from training.checkpoint import add_lora, checkpoint_fingerprint
@@ -233,10 +234,8 @@ def _model_file(model: Path, run: Path) -> ModelFile:
 
 
 def _type_of(checkpoint: Path) -> str:
-    from transformers import AutoConfig
-
-    dtype = str(getattr(AutoConfig.from_pretrained(checkpoint), "dtype", None))
-    return TYPES.get(dtype.removeprefix("torch."), "f32")
+    config = read_json(checkpoint / "config.json")
+    return TYPES.get(str(config.get("dtype") or config.get("torch_dtype")), "f32")
 
 
 def _answers(

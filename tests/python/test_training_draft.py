@@ -35,6 +35,13 @@ from .checkpoints import (  # noqa: E402
     state_of,
     write_checkpoint,
 )
+from .family_models import (  # noqa: E402
+    NEMOTRON,
+    family_logits,
+    random_tensors,
+    visible,
+    write_family,
+)
 from .test_foreign_types import CONFIG, MIXES, reference_of, write_model  # noqa: E402
 from .test_training_draft_objective import adapted  # noqa: E402
 
@@ -235,6 +242,7 @@ def test_a_model_with_a_mask_of_its_own(answers: Path, tmp_path: Path) -> None:
         ("llama", {"rope_parameters": LLAMA3_ROPE, "tie_word_embeddings": True}),
         ("llama", {"rope_parameters": LINEAR_ROPE, "attention_bias": True}),
         ("mistral", {}),
+        ("ministral3", {}),
         ("qwen2", {"rope_parameters": YARN_ROPE}),
         ("qwen3", {"tie_word_embeddings": False}),
     ],
@@ -249,6 +257,26 @@ def test_a_converted_model_is_the_checkpoint(
     ids = torch.arange(3, 200)[None]
     with torch.no_grad():
         torch.testing.assert_close(ours(ids).logits, original(ids).logits, rtol=1e-5, atol=1e-4)
+
+
+def test_nemotron(answers: Path, tmp_path: Path) -> None:
+    """Its checkpoint, which transformers cannot open, is converted; its logits are the float64
+    reference's; its adapter has all of the layers' matrices, and no mask."""
+    tensors = random_tensors(NEMOTRON)
+    folder = write_family(tmp_path / "checkpoint", NEMOTRON, tensors)
+    out = tmp_path / "adapter.gguf"
+    call = ["--model", folder, "--answers", answers, "--out", out, *OPTIONS, "--steps", 2]
+    assert train(*call, "--length", 32) == 0
+    (path,) = (tmp_path / "adapter.run").glob("model-*.gguf")
+    file = open_model_file(path)
+    ids = list(range(3, 60))
+    with torch.no_grad():
+        logits = load_model(file, "sdpa", torch.float32)(torch.tensor([ids])).logits[0].numpy()
+    expected = family_logits(NEMOTRON, tensors, ids, visible(len(ids), 0))
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-3 * np.abs(expected).max())
+    metadata, pairs = read_model(out)
+    assert metadata["general.architecture"] == "mistral3"
+    assert len(pairs) == 2 * 7 * file.config["num_hidden_layers"]
 
 
 @pytest.mark.parametrize("mix", MIXES)
