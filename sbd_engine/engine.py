@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -288,12 +288,31 @@ class Engine:
         """Generates for several prompts at once; the results are in order and each is what
         `generate` gives alone. The options are for all; a prompt in a dict of `generate`'s
         arguments has its own in front of them. All are checked before any starts."""
+        done = dict(self._completions(self._prepare_all(prompts, options), _MAX_IN_FLIGHT))
+        return [done[number] for number in range(len(done))]
+
+    def generate_each(
+        self,
+        prompts: Iterable[Prompt | Mapping[str, Any]],
+        *,
+        at_once: int = _MAX_IN_FLIGHT,
+        **options: Unpack[Options],
+    ) -> Generator[tuple[int, Completion], None, None]:
+        """The same, each as soon as it ends, with its number among the prompts. `at_once` of them
+        share forwards. Closing the iterator frees those that are still on their way."""
+        at_once = integer(named("at_once"), at_once, 1)
+        return self._completions(self._prepare_all(prompts, options), at_once)
+
+    def _prepare_all(
+        self, prompts: Iterable[Prompt | Mapping[str, Any]], options: Mapping[str, Any]
+    ) -> deque[tuple[int, Prepared]]:
+        """Each with its number."""
         if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Iterable):
             raise SbdTypeError(
                 "expected a list of prompts, or of dicts of generate's arguments, "
                 f"got {type(prompts).__name__}"
             )
-        waiting: deque[Prepared] = deque()
+        waiting: deque[tuple[int, Prepared]] = deque()
         for index, item in enumerate(prompts):
             try:
                 own = item if isinstance(item, Mapping) else {"prompt": item}
@@ -301,29 +320,33 @@ class Engine:
                 self._core.check(prepared.request)
             except SbdError as error:
                 raise type(error)(f"prompt {index} of the batch: {error}") from None
-            waiting.append(prepared)
+            waiting.append((index, prepared))
+        return waiting
 
+    def _completions(
+        self, waiting: deque[tuple[int, Prepared]], at_once: int
+    ) -> Generator[tuple[int, Completion], None, None]:
         inbox = _core.Inbox(self._core)
-        sessions: dict[int, Session] = {}  # by sequence, in the prompts' order
-        running: set[int] = set()
+        running: dict[int, tuple[int, Session]] = {}  # by sequence
         try:
             while waiting or running:
-                while waiting and len(running) < _MAX_IN_FLIGHT:
-                    prepared = waiting.popleft()
+                while waiting and len(running) < at_once:
+                    index, prepared = waiting.popleft()
                     sequence = inbox.add(prepared.request)
-                    sessions[sequence] = prepared.session(time.perf_counter())
-                    running.add(sequence)
+                    running[sequence] = index, prepared.session(time.perf_counter())
                 event = inbox.next()
                 assert event  # until a sequence has had its last, one comes
-                if event.id in running:
-                    event.raise_error()
-                    if sessions[event.id].absorb(event).finish_reason:  # a stop string, perhaps
-                        inbox.cancel(event.id)
-                        running.remove(event.id)
+                if event.id not in running:
+                    continue
+                event.raise_error()
+                index, session = running[event.id]
+                if session.absorb(event).finish_reason:  # a stop string, perhaps
+                    inbox.cancel(event.id)
+                    del running[event.id]
+                    yield index, session.completion()
         finally:
             for sequence in running:
                 inbox.cancel(sequence)
-        return [session.completion() for session in sessions.values()]
 
     def resolve(self, **options: Unpack[Options]) -> dict[str, Any]:
         """What these options come to with this model: the decoder, and the options that decide what
