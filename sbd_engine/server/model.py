@@ -62,10 +62,9 @@ class Model:
         """A prompt's token ids. Raises ApiError."""
         if not isinstance(prompt, str):
             return prompt
+        n_ctx = self.engine.n_ctx  # of an engine that has closed: no fault of the client's
         try:
-            return await asyncio.to_thread(
-                self.tokenizer.encode, prompt, add_bos, self.engine.n_ctx
-            )
+            return await asyncio.to_thread(self.tokenizer.encode, prompt, add_bos, n_ctx)
         except SbdError as error:
             raise refused(error, param) from None
 
@@ -82,9 +81,11 @@ class Model:
                 "no_chat_template",
             )
 
+        n_ctx = self.engine.n_ctx
+
         def encode() -> list[int]:
             return self.tokenizer.encode_chat(
-                messages, chat_template=self._template, fits=self.engine.n_ctx, **arguments
+                messages, chat_template=self._template, fits=n_ctx, **arguments
             )
 
         try:
