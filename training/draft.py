@@ -13,6 +13,7 @@ import typer
 
 from convert import ConvertError, convert
 from convert.checkpoint import read_json
+from training import options
 from training.adapter_file import write_adapter
 from training.answers import Answer, LikeLengths, held_out, make_answers, measured_by, read_answers
 from training.checkpoint import add_lora, checkpoint_fingerprint
@@ -85,26 +86,22 @@ def draft(
         int, typer.Option(min=1, help="Answers per forward, of like length.")
     ] = 8,
     epochs: Annotated[float, typer.Option(help="How often to go through the answers.")] = 3.0,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Optimizer steps, instead of --epochs.")
-    ] = None,
-    learning_rate: Annotated[float, typer.Option(help="Its peak.")] = 1e-3,
-    warmup_steps: Annotated[
-        int, typer.Option(min=0, help="Steps up to the peak; a cosine follows.")
-    ] = 20,
-    weight_decay: Annotated[float, typer.Option(help="Of matrices, by AdamW.")] = 0.0,
+    steps: options.Steps = None,
+    learning_rate: options.LearningRate = 1e-3,
+    warmup_steps: options.WarmupSteps = 20,
+    weight_decay: options.WeightDecay = 0.0,
     bfloat16: Annotated[
         bool | None,
         typer.Option(help="Weights and products in bfloat16. Default: where that is fast."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
+    seed: options.Seed = 0,
     save_every: Annotated[
         int, typer.Option(min=1, help="Steps from save to save; each measures the drafts.")
     ] = 50,
     patience: Annotated[
         int, typer.Option(min=0, help="Saves without a better adapter until it ends. 0: all steps.")
     ] = 8,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: options.Debug = False,
 ) -> None:
     """Train a draft adapter: a small file that lets a model draft several tokens in one forward,
     which it then verifies, so that its text stays what it was. The same command again continues a

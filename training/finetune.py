@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from training import options
 from training.checkpoint import (
     Base,
     add_lora,
@@ -55,14 +56,10 @@ def finetune(
     ] = 16,
     micro_batch_size: Annotated[int, typer.Option(min=1, help="Sequences per forward.")] = 1,
     epochs: Annotated[float, typer.Option(help="How often to go through the data.")] = 1.0,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Optimizer steps, instead of --epochs.")
-    ] = None,
-    learning_rate: Annotated[float, typer.Option(help="Its peak.")] = 1e-5,
-    warmup_steps: Annotated[
-        int, typer.Option(min=0, help="Steps up to the peak; a cosine follows.")
-    ] = 200,
-    weight_decay: Annotated[float, typer.Option(help="Of matrices, by AdamW.")] = 0.1,
+    steps: options.Steps = None,
+    learning_rate: options.LearningRate = 1e-5,
+    warmup_steps: options.WarmupSteps = 200,
+    weight_decay: options.WeightDecay = 0.1,
     lora_rank: Annotated[
         int, typer.Option(min=0, help="Train a LoRA, merged at every save. 0: all weights.")
     ] = 0,
@@ -70,9 +67,9 @@ def finetune(
         bool, typer.Option(help="Save memory: compute each layer's activations twice.")
     ] = False,
     bfloat16: Annotated[bool, typer.Option(help="Multiply matrices in bfloat16.")] = True,
-    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
+    seed: options.Seed = 0,
     save_every: Annotated[int, typer.Option(min=1, help="Steps from save to save.")] = 200,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: options.Debug = False,
 ) -> None:
     """Fine-tune a checkpoint for Set Block Decoding. The same command again continues a run."""
     with ending(debug, FLAGS) as stack:
