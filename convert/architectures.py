@@ -107,6 +107,12 @@ def interleave_rotary(rows: NDArray[np.float32], head_dim: int) -> NDArray[np.fl
     return np.ascontiguousarray(split.swapaxes(1, 2)).reshape(rows.shape)
 
 
+def split_rotary(rows: NDArray[np.float32], head_dim: int) -> NDArray[np.float32]:
+    """The way back."""
+    split = rows.reshape(-1, head_dim // 2, 2, *rows.shape[1:])
+    return np.ascontiguousarray(split.swapaxes(1, 2)).reshape(rows.shape)
+
+
 def rope_freqs(config: Config) -> NDArray[np.float32] | None:
     """What to divide each of RoPE's head_dim/2 frequencies by; None where the config has no scaling
     that differs from one to the other."""

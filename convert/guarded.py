@@ -9,14 +9,15 @@ import base64
 import binascii
 import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from tokenizers import Tokenizer
 
 from .spm_merges import check_nesting
 
 Json = dict[str, Any]
+T = TypeVar("T")
 
 MOST_CHARACTERS = 1 << 27  # of a tokenizer.json: several times the largest
 MOST_GROWTH = 256  # characters that all steps together may make of one
@@ -40,11 +41,10 @@ class GuardedTokenizer:
 
     def __init__(self, build: Callable[[], Tokenizer], source: str, error: type[Exception]) -> None:
         self._source, self._error = source, error
-        with self._guard("expected a tokenizer, got one that does not load"):
-            self._inner = build()
-            # Limits that training left in the file would cut or pad texts.
-            self._inner.no_truncation()
-            self._inner.no_padding()
+        self._inner = self._guarded("expected a tokenizer, got one that does not load", build)
+        # Limits that training left in the file would cut or pad texts.
+        self.no_truncation()
+        self.no_padding()
 
     @classmethod
     def from_json(cls, text: str, source: str, error: type[Exception]) -> GuardedTokenizer:
@@ -62,21 +62,19 @@ class GuardedTokenizer:
         attribute = getattr(self._inner, name)
         if not callable(attribute):
             return attribute
-
-        def call(*arguments: Any, **options: Any) -> Any:
-            with self._guard(f"the tokenizer fails to {name.replace('_', ' ')}"):
-                return attribute(*arguments, **options)
-
+        what = f"the tokenizer fails to {name.replace('_', ' ')}"
+        call = partial(self._guarded, what, attribute)
+        setattr(self, name, call)  # and is found without this from now on: each token is decoded
         return call
 
     def set_post_processor(self, processor: Any) -> None:
-        with self._guard("expected a post_processor"):
-            self._inner.post_processor = processor
+        self._guarded(
+            "expected a post_processor", setattr, self._inner, "post_processor", processor
+        )
 
-    @contextmanager
-    def _guard(self, what: str) -> Iterator[None]:
+    def _guarded(self, what: str, call: Callable[..., T], *arguments: Any, **options: Any) -> T:
         try:
-            yield
+            return call(*arguments, **options)
         except BaseException as error:
             # A panic is no Exception, and its class cannot be imported.
             panic = type(error).__name__ == "PanicException"

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <iterator>
 #include <limits>
+#include <memory>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "core/error.h"
 #include "format/key_reader.h"
@@ -120,11 +122,52 @@ DecoderOptions read_decode_defaults(const Metadata& metadata, const ModelConfig&
   defaults.named = read_decoders(reader, config);
   defaults.has_mask_token = config.mask_token_id.has_value();
   defaults.has_layer_cut = config.layer_sections[1] > 0;
-  defaults.block.mask_token_id = config.mask_token_id.value_or(0);
+  defaults.block.mask_token_id = config.mask_token_id.value_or(kMaskSlot);
   read_block(reader, config, defaults.block);
   read_options(reader, defaults);
   defaults.dmtd.prompt_rule =
       reader.named("dmtd.prompt_rule", kDmtdPromptRules, defaults.dmtd.prompt_rule);
+  return defaults;
+}
+
+namespace {
+
+std::vector<float> read_prior(const Metadata& adapter, int block_size) {
+  constexpr std::string_view kKey = "sbd.draft.acceptance";
+  if (!adapter.contains(kKey)) return {};
+  const std::vector<double>& values = adapter.numbers(kKey);
+  SBD_CHECK(std::ssize(values) <= block_size,
+            "{}: key '{}' has {} numbers, expected at most {}, one for each slot of a block",
+            adapter.source(), kKey, values.size(), block_size);
+  std::vector<float> prior;
+  for (const double value : values) {
+    SBD_CHECK(value >= 0 && value <= 1, "{}: key '{}' has {}, expected numbers from 0 to 1",
+              adapter.source(), kKey, value);
+    prior.push_back(static_cast<float>(value));
+  }
+  return prior;
+}
+
+}  // namespace
+
+DecoderOptions with_adapter(const Metadata& adapter, bool has_mask, const ModelConfig& config,
+                            DecoderOptions defaults) {
+  const KeyReader reader(adapter, "sbd.");
+  const int n_ctx = config.max_position_embeddings;
+  defaults.has_adapter = true;
+  defaults.has_mask_embedding = has_mask;
+  if (std::ranges::none_of(defaults.named, drafts)) {
+    defaults.named.insert(defaults.named.begin(), "sbd_lossless");
+  }
+  std::ranges::stable_partition(defaults.named, drafts);
+  if (reader.has("block_size")) {
+    defaults.block.block_size = reader.integer("block_size", 1, std::min(n_ctx, kMaxBlockSize));
+  }
+  if (const auto why = refusal(defaults.named.front(), defaults, n_ctx)) {
+    fail(ErrorKind::value, "{}: no decoder of this model can draft with it: {}", adapter.source(),
+         *why);
+  }
+  defaults.drafts = std::make_shared<DraftHistory>(read_prior(adapter, *defaults.block.block_size));
   return defaults;
 }
 

@@ -18,7 +18,10 @@
 #include "core/notice.h"
 #include "decode/registry.h"
 #include "decode_defaults.h"
+#include "format/fingerprint.h"
 #include "format/gguf.h"
+#include "format/key_reader.h"
+#include "format/text.h"
 #include "model/transformer.h"
 
 namespace sbd {
@@ -94,6 +97,19 @@ void check_fits(int n, int n_ctx, const ModelConfig& config) {
             how_to_fit(n_ctx, n_ctx_limit(config), limiting_window(config)));
 }
 
+// The text is the model's own whatever drafts it, so another model's adapter is no error.
+void check_fingerprint(const Metadata& adapter, const GgufFile& model) {
+  constexpr std::string_view kKey = "sbd.draft.fingerprint";
+  if (!adapter.contains(kKey)) return;
+  const std::string &theirs = adapter.string(kKey), ours = fingerprint(model);
+  if (theirs == ours) return;
+  notice(
+      format("{}: trained beside another model than {} (fingerprint {}, not {}): the text will be "
+             "right, its drafts may not be worth their time",
+             adapter.source(), model.metadata().source(), quote(theirs.substr(0, 12)),
+             quote(ours.substr(0, 12))));
+}
+
 // tokens [begin, end), every row wanted
 Segment wanted_rows(const std::vector<TokenId>& tokens, int begin, int end) {
   Segment segment;
@@ -108,14 +124,23 @@ Segment wanted_rows(const std::vector<TokenId>& tokens, int begin, int end) {
 Engine::Engine(const std::filesystem::path& path, const EngineOptions& options)
     : backend_(make_backend(options)), kv_dtype_(options.kv_dtype) {
   const GgufFile file(path);
+  const KeyReader general(file.metadata(), "general.");
+  SBD_CHECK(general.string("type", "model") != "adapter",
+            "{}: an adapter, expected a model: give it as `draft` beside its model",
+            file.metadata().source());
   configure(file.metadata(), read_model_config(file.metadata(), file.tensors()), options.n_ctx);
   FileTensors tensors(file);
-  check_memory(tensors.bytes(*backend_), file.metadata().source());
+  std::optional<GgufFile> draft;
+  double bytes = tensors.bytes(*backend_);
+  if (options.draft) bytes += FileTensors(draft.emplace(*options.draft)).bytes(*backend_);
+  check_memory(bytes, file.metadata().source());
   model_ = std::make_unique<Transformer>(config_, tensors, *backend_);
   tensors.check_all_used();
+  if (draft) {
+    load_draft(*draft);
+    check_fingerprint(draft->metadata(), file);
+  }
   for (const std::string& line : backend_->notes()) notice(line);
-  if (options.draft_lora) model_->set_adapter(GgufFile(*options.draft_lora));
-  defaults_.has_adapter = model_->has_adapter();
   start(options);
 }
 
@@ -126,8 +151,21 @@ Engine::Engine(const Metadata& metadata, DType dtype, bool tie_word_embeddings,
   RandomTensors tensors(dtype, tie_word_embeddings);
   check_memory(tensors.bytes(config_, *backend_), "random weights");
   model_ = std::make_unique<Transformer>(config_, tensors, *backend_);
+  if (options.draft) load_draft(GgufFile(*options.draft));
   for (const std::string& line : backend_->notes()) notice(line);
   start(options);
+}
+
+void Engine::load_draft(const GgufFile& adapter) {
+  model_->set_adapter(adapter);
+  const bool has_mask = model_->adapter().mask_embedding != nullptr;
+  defaults_ = with_adapter(adapter.metadata(), has_mask, config_, std::move(defaults_));
+  limit_block_size();
+}
+
+void Engine::limit_block_size() {
+  std::optional<int>& block_size = defaults_.block.block_size;
+  if (block_size) block_size = std::min(*block_size, n_ctx_);
 }
 
 void Engine::start(const EngineOptions& options) {
@@ -157,9 +195,7 @@ void Engine::configure(const Metadata& metadata, const ModelConfig& config, int 
   defaults_ = read_decode_defaults(metadata_, config_);
   defaults_.drafts = std::make_shared<DraftHistory>();
   n_ctx_ = choose_n_ctx(config_, n_ctx);
-  // The file's block may be more than the context that the user chose; a request's may not.
-  std::optional<int>& block_size = defaults_.block.block_size;
-  if (block_size) block_size = std::min(*block_size, n_ctx_);
+  limit_block_size();
 }
 
 Engine::~Engine() = default;

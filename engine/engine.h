@@ -22,14 +22,15 @@
 namespace sbd {
 
 class Backend;
+class GgufFile;
 class Transformer;
 
 struct EngineOptions {
-  std::string device = "auto";                           // "auto", "cpu", "cuda", "cuda:N"
-  int n_threads = 0;                                     // 0: one per core this process may use
-  int n_ctx = 0;                                         // 0: the model's
-  DType kv_dtype = DType::f16;                           // f16, bf16 or f32
-  std::optional<std::filesystem::path> draft_lora = {};  // an adapter for decoders that draft
+  std::string device = "auto";                      // "auto", "cpu", "cuda", "cuda:N"
+  int n_threads = 0;                                // 0: one per core this process may use
+  int n_ctx = 0;                                    // 0: the model's
+  DType kv_dtype = DType::f16;                      // f16, bf16 or f32
+  std::optional<std::filesystem::path> draft = {};  // an adapter for decoders that draft
   // Bytes of all KV caches. None: most of what is free once the model is loaded.
   std::optional<std::size_t> kv_budget = {};
   // Of these, what ended sequences may leave for others whose prompts begin alike. None: a quarter.
@@ -92,9 +93,11 @@ class Engine {
 
   // Times forwards of one block of each of n_sequences, behind a KV cache of `context` positions,
   // statistics wanted on every row: `repeats` rounds over the row counts, so that all see the same
-  // state of the machine. Milliseconds [row count][repeat].
+  // state of the machine. Milliseconds [row count][repeat]; with `adapted` those of the row counts
+  // once more behind them, every row with the adapter.
   std::vector<std::vector<double>> time_forwards(const std::vector<int>& row_counts, int context,
-                                                 int repeats, int n_sequences);
+                                                 int repeats, int n_sequences,
+                                                 bool adapted = false);
   Peaks measure_peaks();
   // Where the time of such a forward of one sequence goes; of a GPU.
   ForwardProfile profile_forward(int rows, int context);
@@ -105,10 +108,13 @@ class Engine {
   void configure(const Metadata& metadata, const ModelConfig& config, int n_ctx);
   // That there is memory for what loading will take.
   void check_memory(double weight_bytes, std::string_view source) const;
+  void load_draft(const GgufFile& adapter);
+  // The file's block may be more than the context that the user chose; a request's may not.
+  void limit_block_size();
   void start(const EngineOptions& options);
   // Checks the request.
   std::unique_ptr<Decoder> make_decoder(const Request& request) const;
-  Timed timed(const std::vector<int>& row_counts, int context, int n_sequences);
+  Timed timed(const std::vector<int>& row_counts, int context, int n_sequences, bool adapted);
 
   std::unique_ptr<Backend> backend_;
   DType kv_dtype_;

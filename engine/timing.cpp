@@ -29,11 +29,14 @@ Segment random_segment(int n, int vocab_size, Kv kv, Attention attention) {
 // Sequences whose caches hold `context` positions, and what runs behind them.
 struct Engine::Timed {
   std::vector<KvCache> kvs;
-  std::vector<Batch> batches;  // [row count]: a block of each sequence, statistics on every row
+  // [row count]: a block of each sequence, statistics on every row; then the same, adapted
+  std::vector<Batch> batches;
 };
 
-Engine::Timed Engine::timed(const std::vector<int>& row_counts, int context, int n_sequences) {
+Engine::Timed Engine::timed(const std::vector<int>& row_counts, int context, int n_sequences,
+                            bool adapted) {
   SBD_CHECK(n_sequences >= 1, "n_sequences must be at least 1, got {}", n_sequences);
+  SBD_CHECK(!adapted || !model_->adapter().empty(), "expected a `draft` adapter, got none");
   Timed timed;
   for (int i = 0; i < n_sequences; ++i) timed.kvs.push_back(model_->make_kv(n_ctx_, kv_dtype_));
   for (const int rows : row_counts) {
@@ -44,6 +47,11 @@ Engine::Timed Engine::timed(const std::vector<int>& row_counts, int context, int
     for (int i = 0; i < rows; ++i) block.outputs.push_back(i);
     timed.batches.emplace_back();
     for (KvCache& kv : timed.kvs) timed.batches.back().sequences.push_back({&kv, {{block}}});
+  }
+  for (std::size_t i = 0; adapted && i < row_counts.size(); ++i) {
+    Batch batch = timed.batches[i];
+    for (SequencePlan& sequence : batch.sequences) sequence.plan.segments[0].adapted = true;
+    timed.batches.push_back(std::move(batch));
   }
   for (KvCache& kv : timed.kvs) {
     while (kv.length() < context) {
@@ -57,8 +65,9 @@ Engine::Timed Engine::timed(const std::vector<int>& row_counts, int context, int
 }
 
 std::vector<std::vector<double>> Engine::time_forwards(const std::vector<int>& row_counts,
-                                                       int context, int repeats, int n_sequences) {
-  const Timed all = timed(row_counts, context, n_sequences);
+                                                       int context, int repeats, int n_sequences,
+                                                       bool adapted) {
+  const Timed all = timed(row_counts, context, n_sequences, adapted);
   for (const Batch& batch : all.batches) {  // warms caches, grows buffers
     model_->forward(batch);
     check_interrupt();
@@ -78,7 +87,7 @@ std::vector<std::vector<double>> Engine::time_forwards(const std::vector<int>& r
 }
 
 ForwardProfile Engine::profile_forward(int rows, int context) {
-  const Timed all = timed({rows}, context, 1);
+  const Timed all = timed({rows}, context, 1, /*adapted=*/false);
   return backend_->profile([&] { model_->forward(all.batches[0]); });
 }
 

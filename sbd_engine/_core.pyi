@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 DTYPES: tuple[str, ...]  # of weights
+DRAFTING: tuple[str, ...]  # decoders that draft, and may do so with an adapter
 
 class Event:
     @property
@@ -95,7 +96,7 @@ class Engine:
         kv_dtype: str,
         kv_budget: int | None = None,
         prefix_cache: int | None = 0,
-        draft_lora: str | PathLike[str] | None = None,
+        draft: str | PathLike[str] | None = None,
     ) -> None: ...
     @staticmethod
     def random(
@@ -108,6 +109,7 @@ class Engine:
         kv_dtype: str,
         kv_budget: int | None = None,
         prefix_cache: int | None = 0,
+        draft: str | PathLike[str] | None = None,
     ) -> Engine: ...
     def metadata(self) -> dict[str, Any]: ...
     def model_config(self) -> dict[str, Any]: ...
@@ -139,7 +141,12 @@ class Engine:
         self, tokens: list[int], top: int
     ) -> list[tuple[int, float, int, list[tuple[int, float]]]]: ...
     def time_forwards(
-        self, rows: list[int], context: int, repeats: int, n_sequences: int = 1
+        self,
+        rows: list[int],
+        context: int,
+        repeats: int,
+        n_sequences: int = 1,
+        adapted: bool = False,
     ) -> list[list[float]]: ...
     def profile_forward(self, rows: int, context: int) -> dict[str, Any]: ...
     def measure_peaks(self) -> dict[str, float]: ...

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -96,8 +96,8 @@ class Engine:
     path: a model file; None is the embedded demo model. device: "auto" (a GPU where one can be
     used), "cpu", "cuda" or "cuda:N". n_threads: of the CPU; None is one per available core. n_ctx:
     positions of the KV cache of each sequence; None is the model's. kv_dtype: "f16", "bf16" or
-    "f32". draft_lora: a file with an adapter for decoders that draft, as `sbd-engine convert
-    --draft-lora` writes it.
+    "f32". draft: a file with an adapter that drafts for this model; its text stays the same, and
+    "auto" is a decoder that drafts. draft_lora is another name of it.
 
     kv_budget: bytes that the KV caches of all sequences may take; None is nine tenths of the
     memory that is free once the model is loaded. What a text will likely come to need, by those
@@ -123,15 +123,23 @@ class Engine:
         n_threads: int | None = None,
         n_ctx: int | None = None,
         kv_dtype: str = "f16",
-        draft_lora: ModelPath | None = None,
+        draft: ModelPath | None = None,
         kv_budget: int | None = None,
         prefix_cache: int | None = None,
+        *,
+        draft_lora: ModelPath | None = None,
     ) -> None:
         options = engine_options(device, n_threads, n_ctx, kv_dtype, kv_budget, prefix_cache)
-        adapter = None if draft_lora is None else existing(draft_lora, named("draft_lora"))
+        if draft is not None and draft_lora is not None:
+            raise SbdTypeError(
+                f"expected one of {named('draft')} and {named('draft_lora')}, its other name, got "
+                "both"
+            )
+        draft = draft_lora if draft is None else draft
+        adapter = None if draft is None else existing(draft, named("draft"))
         with model_file(path) as file:
             self._name = file.name
-            self._core = _core.Engine(file, **options, draft_lora=adapter)
+            self._core = _core.Engine(file, **options, draft=adapter)
         self._courier = Courier(self._core)
         self._tokenizer_if_any()  # loaded now, so that the first call does not wait for it
 
@@ -292,12 +300,31 @@ class Engine:
         """Generates for several prompts at once; the results are in order and each is what
         `generate` gives alone. The options are for all; a prompt in a dict of `generate`'s
         arguments has its own in front of them. All are checked before any starts."""
+        done = dict(self._completions(self._prepare_all(prompts, options), _MAX_IN_FLIGHT))
+        return [done[number] for number in range(len(done))]
+
+    def generate_each(
+        self,
+        prompts: Iterable[Prompt | Mapping[str, Any]],
+        *,
+        at_once: int = _MAX_IN_FLIGHT,
+        **options: Unpack[Options],
+    ) -> Generator[tuple[int, Completion], None, None]:
+        """The same, each as soon as it ends, with its number among the prompts. `at_once` of them
+        share forwards. Closing the iterator frees those that are still on their way."""
+        at_once = integer(named("at_once"), at_once, 1)
+        return self._completions(self._prepare_all(prompts, options), at_once)
+
+    def _prepare_all(
+        self, prompts: Iterable[Prompt | Mapping[str, Any]], options: Mapping[str, Any]
+    ) -> deque[tuple[int, Prepared]]:
+        """Each with its number."""
         if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Iterable):
             raise SbdTypeError(
                 "expected a list of prompts, or of dicts of generate's arguments, "
                 f"got {type(prompts).__name__}"
             )
-        waiting: deque[Prepared] = deque()
+        waiting: deque[tuple[int, Prepared]] = deque()
         for index, item in enumerate(prompts):
             try:
                 own = item if isinstance(item, Mapping) else {"prompt": item}
@@ -305,29 +332,33 @@ class Engine:
                 self._core.check(prepared.request)
             except SbdError as error:
                 raise type(error)(f"prompt {index} of the batch: {error}") from None
-            waiting.append(prepared)
+            waiting.append((index, prepared))
+        return waiting
 
+    def _completions(
+        self, waiting: deque[tuple[int, Prepared]], at_once: int
+    ) -> Generator[tuple[int, Completion], None, None]:
         inbox = _core.Inbox(self._core)
-        sessions: dict[int, Session] = {}  # by sequence, in the prompts' order
-        running: set[int] = set()
+        running: dict[int, tuple[int, Session]] = {}  # by sequence
         try:
             while waiting or running:
-                while waiting and len(running) < _MAX_IN_FLIGHT:
-                    prepared = waiting.popleft()
+                while waiting and len(running) < at_once:
+                    index, prepared = waiting.popleft()
                     sequence = inbox.add(prepared.request)
-                    sessions[sequence] = prepared.session(time.perf_counter())
-                    running.add(sequence)
+                    running[sequence] = index, prepared.session(time.perf_counter())
                 event = inbox.next()
                 assert event  # until a sequence has had its last, one comes
-                if event.id in running:
-                    event.raise_error()
-                    if sessions[event.id].absorb(event).finish_reason:  # a stop string, perhaps
-                        inbox.cancel(event.id)
-                        running.remove(event.id)
+                if event.id not in running:
+                    continue
+                event.raise_error()
+                index, session = running[event.id]
+                if session.absorb(event).finish_reason:  # a stop string, perhaps
+                    inbox.cancel(event.id)
+                    del running[event.id]
+                    yield index, session.completion()
         finally:
             for sequence in running:
                 inbox.cancel(sequence)
-        return [session.completion() for session in sessions.values()]
 
     def resolve(self, **options: Unpack[Options]) -> dict[str, Any]:
         """What these options come to with this model: the decoder, and the options that decide what

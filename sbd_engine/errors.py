@@ -20,6 +20,10 @@ class SbdValueError(SbdError, ValueError):
     """An argument, or a model file's content, is wrong."""
 
 
+class SbdLengthError(SbdValueError):
+    """A text is far longer than what it must fit."""
+
+
 class SbdTypeError(SbdError, TypeError):
     """An unknown argument, or one of the wrong type."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from .chat import ChatTemplates, Message, named_tokens
 from .convert.guarded import GuardedTokenizer
-from .errors import SbdValueError, brief
+from .errors import SbdLengthError, SbdValueError, brief
 from .ggml_tokenizer import adds_bos, tokenizer_from_ggml
 from .parameters import TokenIds, check_utf8
 from .special_tokens import SpecialTokens
@@ -54,7 +54,7 @@ class Tokenizer:
         """Token ids of `text`; BOS is put in front where the tokenizer says so, unless the text
         begins with it or `add_bos` is False (a chat template writes its own).
 
-        Raises SbdValueError where the text has many more than `fits` tokens, without encoding it
+        Raises SbdLengthError where the text has many more than `fits` tokens, without encoding it
         all: a megabyte takes a second and 200 MB.
         """
         check_utf8("text", text)
@@ -149,13 +149,13 @@ class Tokenizer:
         size = _FIRST_CHARACTERS + 16 * fits
         whole = f"expected a text of at most {fits} tokens, got one of {len(text)} characters"
         if len(text) > _FIRST_CHARACTERS + _MOST_CHARACTERS_A_TOKEN * fits:
-            raise SbdValueError(
+            raise SbdLengthError(
                 f"{whole}: more than {_MOST_CHARACTERS_A_TOKEN} a token: shorten it"
             )
         while size < len(text):
             tokens = len(self.backend.encode(text[:size], add_special_tokens=False).ids)
             if tokens > 2 * fits:
-                raise SbdValueError(
+                raise SbdLengthError(
                     f"{whole}, the first {size} of them {tokens} tokens: shorten it"
                 )
             size *= 4

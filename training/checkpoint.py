@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +61,17 @@ def open_base(folder: Path) -> Base:
     if tokenizer.eos_token_id is None:
         raise TrainingError(f"{folder}: the tokenizer has no EOS token, so no text could end")
     return Base(folder, config, tokenizer, config.dtype or torch.float32)
+
+
+def checkpoint_fingerprint(folder: Path) -> str:
+    """Of what a run begins with: the configuration, the weights' files and their sizes."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise TrainingError(f"{folder}: no config.json: expected a Hugging Face checkpoint")
+    digest = hashlib.sha256(path.read_bytes())
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+    return digest.hexdigest()
 
 
 def choose_mask_token(base: Base, wanted: str | None) -> int:
@@ -121,7 +135,13 @@ def empty_model(base: Base, attention: str, dtype: torch.dtype) -> Any:
     with torch.device("meta"):
         model = MODELS.from_config(base.config, dtype=dtype, attn_implementation=attention)
     _grow(model, base.config.mask_token_id)
+    renew_rotary(model)
     return model
+
+
+def renew_rotary(model: Any) -> None:
+    """Of a model that was made without weights: its frequencies are none of them."""
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
 
 
 def _grow(model: Any, mask_token_id: int) -> None:
@@ -130,36 +150,64 @@ def _grow(model: Any, mask_token_id: int) -> None:
         model.resize_token_embeddings(rows, mean_resizing=False)
 
 
-def add_lora(model: Any, rank: int) -> None:
-    """Freeze the model and put an adapter of `rank` beside each of its linear layers.
+def add_lora(model: Any, rank: int, alpha: float | None = None) -> None:
+    """Freeze the model and put an adapter of `rank`, times `alpha` / `rank`, beside each of its
+    linear layers. `alpha`: None is twice the rank.
 
     The mask token's embedding row is frozen like the rest: as the mean of all, it is a vector
     like no token's, and that is all that the layers need to know a mask.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LORA_LAYERS)
+    scale: Any = 2 * rank if alpha is None else alpha
+    config = LoraConfig(r=rank, lora_alpha=scale, target_modules=LORA_LAYERS)
     inject_adapter_in_model(config, model, adapter_name=ADAPTER)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
 
 
+def lora_layers(model: Any) -> list[Any]:
+    """Those that `add_lora` has put an adapter beside."""
+    return [module for module in model.modules() if hasattr(module, "lora_A")]
+
+
 def lora_scale(model: Any) -> float:
     """The factor of all of `add_lora`'s adapters; 0 where there is none."""
-    scales = {m.scaling[ADAPTER] for m in model.modules() if hasattr(m, "lora_A")}
+    scales = {layer.scaling[ADAPTER] for layer in lora_layers(model)}
     return scales.pop() if scales else 0.0
+
+
+@contextmanager
+def without_lora(model: Any) -> Iterator[None]:
+    """Inside `with`, the model is the frozen one."""
+    layers = lora_layers(model)
+    # peft's own way, enable_adapters, takes requires_grad from the adapters as well.
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
+def lora_pairs(state: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """A state dict's adapters: B and A by the name of the weight that they stand beside."""
+    pairs = {}
+    for name, a in state.items():
+        layer, is_a, _ = name.partition(f".lora_A.{ADAPTER}.weight")
+        if is_a:
+            pairs[f"{layer}.weight"] = state[f"{layer}.lora_B.{ADAPTER}.weight"], a
+    return pairs
 
 
 def merge_lora(state: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
     """A state dict with adapters to the plain model's: `W + scale B A`."""
     merged = {n.replace(".base_layer.", "."): w for n, w in state.items() if ".lora_" not in n}
-    for name, a in state.items():
-        layer, is_a, _ = name.partition(f".lora_A.{ADAPTER}.weight")
-        if is_a:
-            weight = merged[f"{layer}.weight"]
-            b = state[f"{layer}.lora_B.{ADAPTER}.weight"]
-            change = scale * (b.float() @ a.float())
-            merged[f"{layer}.weight"] = (weight.float() + change).to(weight.dtype)
+    for name, (b, a) in lora_pairs(state).items():
+        weight = merged[name]
+        change = scale * (b.float() @ a.float())
+        merged[name] = (weight.float() + change).to(weight.dtype)
     return merged
 
 

@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
-import signal
-import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import torch
-import torch.distributed as dist
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from training import options
 from training.checkpoint import (
     Base,
     add_lora,
+    checkpoint_fingerprint,
     choose_mask_token,
     empty_model,
     load_model,
     open_base,
 )
-from training.errors import AnotherRunError, TrainingError
+from training.command import ending, main_of, say, speaks, train
+from training.errors import TrainingError
 from training.examples import Example
-from training.interruption import Interruption
 from training.parallel import join
 from training.plot_loss import plot_loss
 from training.texts import Encoder, PackedTexts, read_records
-from training.trainer import Recipe, Report, Trainer, alone_in, print_progress
+from training.trainer import Recipe, Trainer, alone_in, described
 
-# Typer does not export it.
-UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
-ERROR_EXIT, SIGNAL_EXIT = 2, 128  # plus the signal's number
 # What a run depends on, by the option that says it.
 FLAGS = {name: f"--{name.replace('_', '-')}" for name in Recipe.__dataclass_fields__}
 FLAGS |= {"block_sizes": "--block-size", "mask_token_id": "the id of --mask-token"}
@@ -67,14 +56,10 @@ def finetune(
     ] = 16,
     micro_batch_size: Annotated[int, typer.Option(min=1, help="Sequences per forward.")] = 1,
     epochs: Annotated[float, typer.Option(help="How often to go through the data.")] = 1.0,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Optimizer steps, instead of --epochs.")
-    ] = None,
-    learning_rate: Annotated[float, typer.Option(help="Its peak.")] = 1e-5,
-    warmup_steps: Annotated[
-        int, typer.Option(min=0, help="Steps up to the peak; a cosine follows.")
-    ] = 200,
-    weight_decay: Annotated[float, typer.Option(help="Of matrices, by AdamW.")] = 0.1,
+    steps: options.Steps = None,
+    learning_rate: options.LearningRate = 1e-5,
+    warmup_steps: options.WarmupSteps = 200,
+    weight_decay: options.WeightDecay = 0.1,
     lora_rank: Annotated[
         int, typer.Option(min=0, help="Train a LoRA, merged at every save. 0: all weights.")
     ] = 0,
@@ -82,13 +67,12 @@ def finetune(
         bool, typer.Option(help="Save memory: compute each layer's activations twice.")
     ] = False,
     bfloat16: Annotated[bool, typer.Option(help="Multiply matrices in bfloat16.")] = True,
-    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
+    seed: options.Seed = 0,
     save_every: Annotated[int, typer.Option(min=1, help="Steps from save to save.")] = 200,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: options.Debug = False,
 ) -> None:
     """Fine-tune a checkpoint for Set Block Decoding. The same command again continues a run."""
-    stack = ExitStack()
-    try:
+    with ending(debug, FLAGS) as stack:
         device = join()
         base = open_base(model)
         length = length or min(4096, base.config.max_position_embeddings)
@@ -120,42 +104,22 @@ def finetune(
             bfloat16=bfloat16,
             seed=seed,
         )
-        settings = {"base": _fingerprint(base), "mask_token_id": mask, "lora_rank": lora_rank}
+        settings = {
+            "base": checkpoint_fingerprint(base.folder),
+            "mask_token_id": mask,
+            "lora_rank": lora_rank,
+        }
         torch.manual_seed(seed)  # a LoRA begins with random numbers
-        if _speaks():
+        if speaks():
             stack.enter_context(alone_in(out))
         network = _network(base, device, old_tokens, lora_rank, checkpointing, bfloat16)
         trainer = Trainer(network, recipe, texts, out, base.dtype, settings, device)
-        if _speaks():
+        if speaks():
             base.tokenizer.save_pretrained(out)
-        with _progress(trainer) as report, Interruption(_speaks()) as interruption:
-            trainer.run(save_every, min(10, save_every), report, interruption.asked)
-        if trainer.step < recipe.steps:
-            if _speaks():
-                print(
-                    f"interrupted: step {trainer.step} of {recipe.steps} is saved in {out}: the "
-                    "same command goes on from there",
-                    file=sys.stderr,
-                )
-            raise typer.Exit(SIGNAL_EXIT + (interruption.signal or signal.SIGINT))
-        if _speaks():
+        train(trainer, save_every)
+        if speaks():
             plot_loss(out / "training.json", out / "loss.png")
-            print(f"{out}: {recipe.steps} steps, {_losses(trainer.curve[-1])}")
-    except (TrainingError, OSError) as error:
-        if debug:
-            traceback.print_exc()
-        if _speaks():
-            line = error.told(FLAGS) if isinstance(error, AnotherRunError) else str(error)
-            print(f"error: {' '.join(line.split())}", file=sys.stderr)
-        raise typer.Exit(ERROR_EXIT) from None
-    except KeyboardInterrupt:
-        if _speaks():
-            print("interrupted: the same command goes on from the last save", file=sys.stderr)
-        raise typer.Exit(SIGNAL_EXIT + signal.SIGINT) from None
-    finally:
-        stack.close()
-        if dist.is_initialized():
-            dist.destroy_process_group()
+            print(f"{out}: {recipe.steps} steps, {described(trainer.curve[-1])}")
 
 
 def _check(base: Base, out: Path, objective: str, length: int, block_size: int) -> None:
@@ -181,14 +145,12 @@ def _read(base: Base, data: Path, length: int, mask_token_id: int) -> list[Examp
     if not examples:
         raise TrainingError(f"{data}: no document with a token to teach")
     tokens = sum(len(example.tokens) for example in examples)
-    if _speaks():
-        print(f"{data}: {len(examples)} examples, {tokens} tokens", file=sys.stderr)
-        if encoder.cut or encoder.dropped:
-            print(
-                f"warning: {encoder.cut} answers cut at --length {length}, {encoder.dropped} "
-                "documents left out: nothing of theirs to teach within it",
-                file=sys.stderr,
-            )
+    say(f"{data}: {len(examples)} examples, {tokens} tokens")
+    if encoder.cut or encoder.dropped:
+        say(
+            f"warning: {encoder.cut} answers cut at --length {length}, {encoder.dropped} "
+            "documents left out: nothing of theirs to teach within it"
+        )
     return examples
 
 
@@ -204,7 +166,7 @@ def _network(
     attention = "flex_attention" if device.type == "cuda" else "sdpa"
     frozen = base.dtype if bfloat16 else torch.float32
     dtype = frozen if lora_rank else torch.float32
-    if _speaks():
+    if speaks():
         network = load_model(base, attention, dtype, old_tokens)
     else:
         network = empty_model(base, attention, dtype)
@@ -217,59 +179,7 @@ def _network(
     return network
 
 
-def _fingerprint(base: Base) -> str:
-    """Of the checkpoint that a run began with: its configuration, its weights' files and sizes."""
-    digest = hashlib.sha256((base.folder / "config.json").read_bytes())
-    for path in sorted(base.folder.glob("*.safetensors")):
-        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-    return digest.hexdigest()
-
-
-def _speaks() -> bool:
-    """Whether this process is the first, or the only one."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-@contextmanager
-def _progress(trainer: Trainer) -> Iterator[Report]:
-    """A bar on a terminal, lines elsewhere."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield print_progress
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        task = progress.add_task("", total=trainer.recipe.steps, completed=trainer.step)
-
-        def report(point: dict[str, float], recipe: Recipe) -> None:
-            text = f"{_losses(point)}, {point['tok_s']:.0f} tok/s"
-            progress.update(task, completed=point["step"], description=text)
-
-        yield report
-
-
-def _losses(point: dict[str, float]) -> str:
-    return ", ".join(f"{key} {point[key]:.3f}" for key in ("ntp", "matp") if key in point)
-
-
-app = typer.Typer(
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command()(finetune)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """A wrong option is one line too, and the same exit code."""
-    try:
-        code = app(arguments, standalone_mode=False)
-    except UsageError as error:
-        print(f"error: {error.format_message()}", file=sys.stderr)
-        code = ERROR_EXIT
-    sys.exit(code)
-
+main = main_of(finetune)
 
 if __name__ == "__main__":
     main()

@@ -65,6 +65,11 @@ class LossSums(NamedTuple):
     ntp_labels: Tensor
     matp_labels: Tensor
 
+    @property
+    def loss(self) -> Tensor:
+        """Eq. 14 adds the two copies' losses."""
+        return self.ntp + self.matp
+
 
 def double(
     sequences: list[Sequence],
@@ -79,7 +84,7 @@ def double(
     Each sequence draws its masks from its own generator, so a draw does not depend on the batch
     around it. `block_size` None leaves the noisy copy out: next-token training.
     """
-    clean = [_stack([_clean_rows(e, d) for d, e in enumerate(s)], length) for s in sequences]
+    clean = [stack([clean_rows(e, d) for d, e in enumerate(s)], length) for s in sequences]
     if block_size is None:
         return Batch(length, *torch.stack(clean).unbind(1))
     noisy = [
@@ -88,11 +93,11 @@ def double(
     ]
     longest = max(sum(part.shape[1] for part in parts) for parts in noisy)
     width = -(-longest // multiple) * multiple
-    rows = [torch.cat([x, _stack(parts, width)], 1) for x, parts in zip(clean, noisy, strict=True)]
+    rows = [torch.cat([x, stack(parts, width)], 1) for x, parts in zip(clean, noisy, strict=True)]
     return Batch(length, *torch.stack(rows).unbind(1))
 
 
-def _clean_rows(example: Example, document: int) -> Tensor:
+def clean_rows(example: Example, document: int) -> Tensor:
     """A document's rows of x, int64 [6, n]: the columns of Batch."""
     tokens = torch.as_tensor(example.tokens, dtype=torch.int64)
     positions = torch.arange(len(tokens))
@@ -136,7 +141,7 @@ def _noisy_rows(
     )
 
 
-def _stack(parts: list[Tensor], width: int) -> Tensor:
+def stack(parts: list[Tensor], width: int) -> Tensor:
     """Documents side by side, filled up to `width` with rows that see each other and no other."""
     missing = width - sum(part.shape[1] for part in parts)
     padding = torch.tensor([0, 0, PADDING, 1, CLEAN, IGNORED])[:, None].expand(6, missing)
@@ -155,27 +160,29 @@ def sees(batch: Batch, b: Any, row: Any, key: Any) -> Tensor:
     return same_document & torch.where(batch.block[b, key] == CLEAN, in_the_past, own_block)
 
 
-def dense_mask(batch: Batch) -> Tensor:
-    """Bool [B, 1, S, S]."""
+def dense_mask(batch: Batch, first: int = 0) -> Tensor:
+    """Bool [B, 1, S - first, S]: of the rows from `first` on."""
     b, s = batch.tokens.shape
-    rows = torch.arange(s, device=batch.tokens.device)
+    keys = torch.arange(s, device=batch.tokens.device)
     sequences = torch.arange(b, device=batch.tokens.device)[:, None, None]
-    return sees(batch, sequences, rows[:, None], rows[None, :])[:, None]
+    return sees(batch, sequences, keys[first:, None], keys[None, :])[:, None]
 
 
-def mask_mod(batch: Batch) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+def mask_mod(batch: Batch, first: int = 0) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """The same in the form that flex_attention asks for."""
-    return lambda b, head, row, key: sees(batch, b, row, key)
+    return lambda b, head, row, key: sees(batch, b, row + first, key)
 
 
-def attention_mask(batch: Batch, implementation: str, dtype: torch.dtype) -> Tensor | BlockMask:
-    """The mask as transformers' attention of that name takes it."""
+def attention_mask(
+    batch: Batch, implementation: str, dtype: torch.dtype, first: int = 0
+) -> Tensor | BlockMask:
+    """The mask of the rows from `first` on as transformers' attention of that name takes it."""
     if implementation == "flex_attention":
         b, s = batch.tokens.shape
         device = batch.tokens.device
         make = compiled_block_mask() if device.type == "cuda" else create_block_mask
-        return make(mask_mod(batch), b, None, s, s, device=device)
-    mask = dense_mask(batch)
+        return make(mask_mod(batch, first), b, None, s - first, s, device=device)
+    mask = dense_mask(batch, first)
     if implementation == "sdpa":
         return mask
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, -torch.inf)
@@ -189,6 +196,8 @@ def compiled_block_mask() -> Any:
 
 class Objective(nn.Module):
     """A transformers causal LM under its training loss; the module that FSDP shards as a whole."""
+
+    sums = 4  # numbers in what a forward gives
 
     def __init__(self, model: Any) -> None:
         super().__init__()

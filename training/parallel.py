@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -25,9 +29,24 @@ def join() -> torch.device:
     return device
 
 
+def average_gradients(
+    parameters: Sequence[nn.Parameter], world: int, add_all: Callable[[Tensor], Any]
+) -> None:
+    """Of processes that each hold the whole model; `add_all` makes a tensor the sum of all's."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    whole = torch.cat([gradient.flatten() for gradient in gradients])
+    add_all(whole)
+    whole /= world
+    first = 0
+    for gradient in gradients:
+        gradient.copy_(whole[first : first + gradient.numel()].view_as(gradient))
+        first += gradient.numel()
+
+
 def shard(objective: Objective, device: torch.device, bfloat16: bool) -> None:
     """Spread the model of process 0 over all processes; the others' may be without weights."""
     model = objective.model
+    rotary = deepcopy(model.model.rotary_emb)  # its frequencies are in no state dict
     whole = model.state_dict() if dist.get_rank() == 0 else {}
     model.to("meta")
     model.tie_weights()  # moving unties
@@ -43,5 +62,4 @@ def shard(objective: Objective, device: torch.device, bfloat16: bool) -> None:
     model.tie_weights()
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_model_state_dict(model, whole, options=options)
-    rotary = model.model.rotary_emb  # its frequencies are in no state dict
-    model.model.rotary_emb = type(rotary)(model.config).to(device)
+    model.model.rotary_emb = rotary.to(device)

@@ -36,17 +36,7 @@ class Record:
 
 def read_records(path: Path) -> Iterator[Record]:
     """The documents of a file, or of a folder's files in the order of their names."""
-    if not path.exists():
-        raise TrainingError(f"{path}: no such file or folder")
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
-        if not files:
-            raise TrainingError(f"{path}: no .txt or .jsonl file in this folder")
-    elif path.suffix in SUFFIXES:
-        files = [path]
-    else:
-        raise TrainingError(f"{path}: expected a .txt or .jsonl file, or a folder of these")
-    for file in files:
+    for file in files_in(path, SUFFIXES):
         try:
             text = file.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
@@ -57,6 +47,21 @@ def read_records(path: Path) -> Iterator[Record]:
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 yield _parse(f"{file}:{number}", line)
+
+
+def files_in(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The file, or a folder's files with these suffixes, in the order of their names."""
+    if not path.exists():
+        raise TrainingError(f"{path}: no such file or folder")
+    kinds = " or ".join(suffixes)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix in suffixes and p.is_file())
+        if not files:
+            raise TrainingError(f"{path}: no {kinds} file in this folder")
+        return files
+    if path.suffix not in suffixes:
+        raise TrainingError(f"{path}: expected a {kinds} file, or a folder of these")
+    return [path]
 
 
 def _parse(place: str, line: str) -> Record:
@@ -188,9 +193,13 @@ class PackedTexts:
     def _open(self, epoch: int) -> None:
         if epoch == self._epoch:
             return
-        rng = Random(f"{self._seed} epoch {epoch}")
-        sequences = list(pack(rng.sample(self._examples, len(self._examples)), self._length))
-        rng.shuffle(sequences)  # the fullest are not the first
+        sequences = self._arranged(Random(f"{self._seed} epoch {epoch}"))
         self._epoch, self._sequences = epoch, sequences
         if len(self._first) == epoch + 1:
             self._first.append(self._first[epoch] + len(sequences))
+
+    def _arranged(self, rng: Random) -> list[Sequence]:
+        """An epoch's sequences in their order."""
+        sequences = list(pack(rng.sample(self._examples, len(self._examples)), self._length))
+        rng.shuffle(sequences)  # the fullest are not the first
+        return sequences

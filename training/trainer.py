@@ -36,8 +36,8 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_sharded
 
 from training.checkpoint import write_model
 from training.errors import AnotherRunError, TrainingError
-from training.examples import Data
-from training.objective import Objective, double
+from training.examples import Data, Sequence
+from training.objective import Batch, Objective, double
 from training.parallel import shard
 
 
@@ -49,7 +49,7 @@ class Recipe:
     length: int = 4096  # of a sequence, the room that documents are packed into
     batch_size: int = 16  # sequences per step, over all processes
     micro_batch_size: int = 1  # sequences per forward
-    objective: Literal["sbd", "ntp"] = "sbd"
+    objective: Literal["sbd", "ntp", "draft"] = "sbd"
     block_sizes: tuple[int, int] = (2, 16)  # one drawn per step, both ends included
     noisy_multiple: int = 128  # noisy copies are filled up to one, for fewer different shapes
     learning_rate: float = 3e-4
@@ -71,13 +71,21 @@ class Recipe:
         return self.learning_rate * warm * (floor + (1 - floor) * cosine)
 
 
-Report = Callable[[dict[str, float], Recipe], None]
+Point = dict[str, Any]  # of a run's curve: its step, and means since the point before it
+Report = Callable[[Point, Recipe], None]
 
 
-def print_progress(point: dict[str, float], recipe: Recipe) -> None:
-    matp = f"  matp {point['matp']:.3f}" if "matp" in point else ""
+def described(point: Point) -> str:
+    """Its losses, and, by slot of a block, how many drafted tokens were right."""
+    parts = [f"{key} {point[key]:.3f}" for key in ("ntp", "matp", "loss") if key in point]
+    if "right" in point:
+        parts.append(f"right {'/'.join(f'{100 * share:.0f}' for share in point['right'][1:5])} %")
+    return ", ".join(parts)
+
+
+def print_progress(point: Point, recipe: Recipe) -> None:
     print(
-        f"step {point['step']}/{recipe.steps}  ntp {point['ntp']:.3f}{matp}  "
+        f"step {point['step']}/{recipe.steps}  {described(point)}  "
         f"{point['tok_s']:.0f} tok/s  {point['seconds_left'] / 60:.0f} min left",
         file=sys.stderr,
         flush=True,
@@ -89,7 +97,10 @@ class Trainer:
 
     `dtype` is of the weights in the checkpoint it writes; the model's own are better float32.
     `settings`, JSON, is what else the run depends on: it too must be the same to resume.
+    `objective`: the loss, None for `training.objective`'s.
     """
+
+    whole = StateDictOptions(full_state_dict=True, cpu_offload=True)  # what a save writes
 
     def __init__(
         self,
@@ -100,11 +111,12 @@ class Trainer:
         dtype: torch.dtype = torch.float32,
         settings: dict[str, Any] | None = None,
         device: torch.device | None = None,
+        objective: Any = None,
     ) -> None:
         self.model, self.recipe, self.data, self.out = model, recipe, data, out
         self.dtype, self.settings = dtype, settings or {}
         self.device = device or next(model.parameters()).device
-        self.objective = Objective(model)
+        self.objective = objective or Objective(model)
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         if recipe.batch_size % (self.world * recipe.micro_batch_size):
@@ -112,10 +124,7 @@ class Trainer:
                 f"batch_size is {recipe.batch_size}, expected a multiple of {self.world} "
                 f"processes x micro_batch_size {recipe.micro_batch_size}"
             )
-        if self.world > 1:
-            shard(self.objective, self.device, recipe.bfloat16)
-        else:
-            self.objective.to(self.device)
+        self._place()
         trained = [p for p in model.parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [
             {"params": [p for p in trained if p.ndim >= 2]},
@@ -129,8 +138,10 @@ class Trainer:
             fused=True,
         )
         self.step = 0
-        self.curve: list[dict[str, float]] = []
-        self.sums = torch.zeros(4, dtype=torch.float64)  # since the curve's last point
+        self.curve: list[Point] = []
+        self.sums = torch.zeros(
+            self.objective.sums, dtype=torch.float64
+        )  # since the curve's last point
         for folder in resume_folders(out)[-1:]:
             self._resume(folder)
 
@@ -146,7 +157,7 @@ class Trainer:
         self.model.train()
         started, first, last = time.monotonic(), self.step, self.recipe.steps
         stopping = False
-        while self.step < last and not stopping:
+        while not self.done and not stopping:
             self.sums += self._train_step()
             self.step += 1
             stopping = self._in_any_process(stop())
@@ -154,12 +165,22 @@ class Trainer:
                 point = self._curve_point()
                 self.curve.append(point)
                 per_step = (time.monotonic() - started) / (self.step - first)
-                tokens = self.recipe.batch_size * self.recipe.length
-                pace = {"tok_s": tokens / per_step, "seconds_left": (last - self.step) * per_step}
+                pace = {
+                    "tok_s": self.tokens_per_step / per_step,
+                    "seconds_left": (last - self.step) * per_step,
+                }
                 if self.rank == 0:
                     report(point | pace, self.recipe)
             if self.step % save_every == 0 or self.step == last or stopping:
                 self.save()
+
+    @property
+    def done(self) -> bool:
+        return self.step >= self.recipe.steps
+
+    @property
+    def tokens_per_step(self) -> float:
+        return self.recipe.batch_size * self.recipe.length
 
     def _in_any_process(self, flag: bool) -> bool:
         if self.world == 1:
@@ -172,33 +193,27 @@ class Trainer:
         """One optimizer step; the sums and counts of its losses, over all processes."""
         recipe = self.recipe
         rng = Random(f"{recipe.seed} step {self.step}")
-        block_size = rng.randint(*recipe.block_sizes) if recipe.objective == "sbd" else None
+        drawn = self._draw(rng)
         seeds = [rng.getrandbits(63) for _ in range(recipe.batch_size)]
         torch.manual_seed(seeds[0] + self.rank)  # for dropout, where a model has any
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.learning_rate_at(self.step)
 
         sequences = self.data.step(self.step)
-        # Eq. 14 adds the two copies' losses. Their sum is divided by the answer tokens of the whole
-        # step: known before any forward, and the same whatever was masked and however it is split.
+        # The loss is divided by the answer tokens of the whole step: known before any forward, and
+        # the same whatever was masked and however it is split.
         count = sum(example.labels for sequence in sequences for example in sequence)
-        sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+        sums = torch.zeros(self.objective.sums, dtype=torch.float64, device=self.device)
         mine = range(self.rank, recipe.batch_size, self.world)
         for first in range(0, len(mine), recipe.micro_batch_size):
             part = mine[first : first + recipe.micro_batch_size]
-            batch = double(
-                [sequences[i] for i in part],
-                recipe.length,
-                block_size,
-                self.model.config.mask_token_id,
-                [torch.Generator().manual_seed(seeds[i]) for i in part],
-                recipe.noisy_multiple,
-            )
-            with self._precision():
-                losses = self.objective(batch.to(self.device))
+            generators = [torch.Generator().manual_seed(seeds[i]) for i in part]
+            batch = self._batch([sequences[i] for i in part], generators, drawn)
+            losses = self._losses(batch)
             # FSDP takes the mean of the processes' gradients, and we want the sum.
-            torch.autograd.backward((losses.ntp + losses.matp) * (self.world / count))
-            sums += torch.stack([value.detach().double() for value in losses])
+            torch.autograd.backward(losses.loss * (self.world / count))
+            sums += torch.cat([value.detach().double().flatten() for value in losses])
+        self._share_gradients()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.gradient_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -211,14 +226,39 @@ class Trainer:
             )
         return sums.cpu()
 
+    def _place(self) -> None:
+        """Brings the model to where it is trained."""
+        if self.world > 1:
+            shard(self.objective, self.device, self.recipe.bfloat16)
+        else:
+            self.objective.to(self.device)
+
+    def _share_gradients(self) -> None:
+        """Makes each process's gradients their mean, where that is still to be done."""
+
+    def _draw(self, rng: Random) -> Any:
+        """What a step draws for all of its sequences: the block size, None for next tokens."""
+        sizes = self.recipe.block_sizes
+        return rng.randint(*sizes) if self.recipe.objective == "sbd" else None
+
+    def _batch(
+        self, sequences: list[Sequence], generators: list[torch.Generator], drawn: Any
+    ) -> Batch:
+        mask, multiple = self.model.config.mask_token_id, self.recipe.noisy_multiple
+        return double(sequences, self.recipe.length, drawn, mask, generators, multiple)
+
+    def _losses(self, batch: Batch) -> Any:
+        with self._precision():
+            return self.objective(batch.to(self.device))
+
     def _precision(self) -> AbstractContextManager[Any]:
         enabled = self.recipe.bfloat16
         return torch.autocast(self.device.type, torch.bfloat16) if enabled else nullcontext()
 
-    def _curve_point(self) -> dict[str, float]:
+    def _curve_point(self) -> Point:
         ntp, matp, ntp_labels, matp_labels = self.sums.tolist()
         self.sums.zero_()
-        point = {"step": self.step, "ntp": round(ntp / max(1, ntp_labels), 4)}
+        point: Point = {"step": self.step, "ntp": round(ntp / max(1, ntp_labels), 4)}
         if self.recipe.objective == "sbd":
             point["matp"] = round(matp / max(1, matp_labels), 4)
         return point
@@ -232,14 +272,13 @@ class Trainer:
         self._barrier()
         with quietly():
             save_sharded(self._resumable(), checkpoint_id=staging / "resume")
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        whole: dict[str, Any] = get_model_state_dict(self.model, options=options)
+        whole: dict[str, Any] = get_model_state_dict(self.model, options=self.whole)
         if self.rank == 0:
             progress = {**self.summary(), "unreported": self.sums.tolist()}
             write_json(staging / "resume" / "training.json", progress)
             past = resume_folders(self.out)
             os.rename(staging / "resume", self.out / f"resume-{self.step}")
-            write_model(self.model, whole, self.dtype, staging)
+            self._write(whole, staging)
             write_json(staging / "training.json", self.summary())
             for path in staging.iterdir():
                 os.replace(path, self.out / path.name)
@@ -248,6 +287,10 @@ class Trainer:
                 if folder.name != f"resume-{self.step}":
                     shutil.rmtree(folder)
         self._barrier()
+
+    def _write(self, whole: dict[str, torch.Tensor], folder: Path) -> None:
+        """What a save leaves beside the run's record."""
+        write_model(self.model, whole, self.dtype, folder)
 
     def _barrier(self) -> None:
         if self.world > 1:
@@ -291,6 +334,10 @@ class Trainer:
             optim_state_dict=state["optimizer"],
             options=StateDictOptions(strict=False),  # of a LoRA run it holds the adapter alone
         )
+        self._take(saved)
+
+    def _take(self, saved: dict[str, Any]) -> None:
+        """The progress of a saved run."""
         self.step, self.curve = saved["step"], saved["loss"]
         self.sums = torch.tensor(saved["unreported"], dtype=torch.float64)
 

@@ -62,12 +62,19 @@ struct SequenceRows {
   int n_rows;
 };
 
+// Rows [begin, end) of a forward.
+struct RowRange {
+  int begin;
+  int end;
+};
+
 struct ForwardRows {
   std::span<const TokenId> tokens;  // [rows]
   std::span<const int> positions;   // [rows], absolute in the row's sequence
   std::span<const int> kv_end;      // [rows], keys the row sees: positions [0, kv_end)
   std::span<const SequenceRows> sequences;
   std::span<const float> query_scale = {};  // [rows], on the rotated queries; none where empty
+  std::span<const RowRange> adapted = {};   // rows that adapters change, ascending
 };
 
 // What a matmul reads: rows x [*, cols], as they are, or first through one of
@@ -80,11 +87,19 @@ struct Input {
   const float* up = nullptr;
 };
 
+// What an adapter adds to a matmul: scale input a^T b^T.
+struct LowRank {
+  const Weight* a = nullptr;  // [rank, weight.cols]; nullptr: nothing
+  const Weight* b = nullptr;  // [weight.rows, rank]
+  float scale = 0;
+};
+
 // out [rows, weight.rows] (+)= input [rows, weight.cols] weight^T + bias
 struct Linear {
   const Weight* weight;
   const float* bias;  // [weight.rows] or nullptr
   float* out;
+  LowRank adapter = {};  // in the rows that are adapted
 };
 
 // A row whose statistics are wanted.
@@ -150,8 +165,8 @@ class Backend {
   // memory stays valid as long. inverse_frequencies: RoPE's, [head_dim / 2].
   virtual void begin(const ForwardRows& rows, std::span<const float> inverse_frequencies,
                      bool rope_interleaved) = 0;
-  // out [rows, weight.cols] = the rows' token embeddings
-  virtual void embed(const Weight& table, float* out) = 0;
+  // out [rows, weight.cols] = the rows' token embeddings; that of kMaskSlot is `mask`.
+  virtual void embed(const Weight& table, const float* mask, float* out) = 0;
   // out [rows, cols] = a x + b y, by row
   virtual void mix(std::span<const Mix> rows, const float* x, const float* y, int cols,
                    float* out) = 0;

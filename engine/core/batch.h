@@ -99,7 +99,9 @@ struct Segment {
   // What the decoding section reads: e_factor e + h_factor h, of what left the two before it.
   float e_factor = 0.0f;
   float h_factor = 1.0f;
-  bool adapted = false;  // the model's adapter is added
+  // The model's adapter is added, and its mask, where it has one, is what masked slots are embedded
+  // as. Of scratch segments alone.
+  bool adapted = false;
 };
 
 // What one sequence wants of a forward. Segments follow each other; where the next one goes through

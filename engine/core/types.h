@@ -6,4 +6,7 @@ namespace sbd {
 
 using TokenId = std::int32_t;
 
+// A masked slot of a draft that no token of the vocabulary stands for: nothing a text can hold.
+inline constexpr TokenId kMaskSlot = -1;
+
 }  // namespace sbd

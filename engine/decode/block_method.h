@@ -52,7 +52,7 @@ inline constexpr Named<Schedule> kSchedules[] = {
 inline constexpr Named<bool> kBlockOrigins[] = {{"prompt", false}, {"absolute", true}};
 
 struct BlockMethod {
-  TokenId mask_token_id = 0;
+  TokenId mask_token_id = kMaskSlot;
   std::optional<int> block_size = kBlockSize;  // none: the whole new text
   // Only masks of the first part of this size that has any are decided; none: all.
   std::optional<int> sub_block_size = {};

@@ -1,6 +1,7 @@
 #include "decode/draft_policy.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <utility>
 
 namespace sbd {
@@ -12,8 +13,10 @@ constexpr std::array kSizes = {2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 
 constexpr double kExpectedAgreement = 0.85;
 constexpr std::array kExpectedRefinement = {0.0, 0.1, 0.2, 0.3};
 
-// What counts how many drafts' worth: that expectation, and all texts' beside the text's own.
+// What counts how many drafts' worth: that expectation, one that was measured, and all texts'
+// beside the text's own.
 constexpr double kOfNothing = 2;
+constexpr double kOfFile = 8;
 constexpr double kOfAllTexts = 3;
 constexpr float kRememberedInText = 0.92f;
 constexpr float kRememberedInAll = 0.99f;
@@ -98,6 +101,12 @@ DraftHistory::Counts& DraftHistory::of(bool known, float temperature) {
   return counts_[static_cast<std::size_t>(warmth + (known ? 5 : 0))];
 }
 
+double DraftHistory::agreement(const DraftCounts& counts, int slot, double before) const {
+  const auto at = static_cast<std::size_t>(slot);
+  if (at < prior_.size()) return counts.agreement(slot, prior_[at], kOfFile);
+  return counts.agreement(slot, before, kOfNothing);
+}
+
 void DraftHistory::earn(double forwards) { credit_ = std::min(credit_ + forwards, kMaxCredit); }
 
 DraftPolicy::DraftPolicy(Draft start, bool rule_kept, bool known, float temperature,
@@ -145,7 +154,7 @@ DraftOption DraftPolicy::best(const RowPrice& price, int most, Hope hope, int bo
   const auto b = static_cast<std::size_t>(boldness);
   double in_all = kExpectedAgreement;
   const auto agreement = [&](int slot) {
-    in_all = all[b].agreement(slot, in_all, kOfNothing);
+    in_all = history_->agreement(all[b], slot, in_all);
     const double agrees = counts_[b].agreement(slot, in_all, kOfAllTexts);
     return hope == Hope::drafts_agree ? std::max(agrees, kHoped) : agrees;
   };

@@ -15,6 +15,8 @@
 #include <functional>
 #include <limits>
 #include <memory>
+#include <utility>
+#include <vector>
 
 #include "decode/forward_costs.h"
 
@@ -71,6 +73,13 @@ class DraftCounts {
 class DraftHistory {
  public:
   using Counts = std::array<DraftCounts, kBoldness.size()>;
+
+  // `prior`: by slot, the agreement that a file says.
+  explicit DraftHistory(std::vector<float> prior = {}) : prior_(std::move(prior)) {}
+  // The agreement in a slot, by what these counts of all texts say and what was expected of it:
+  // what the file says, else the agreement in the slot before.
+  double agreement(const DraftCounts& counts, int slot, double before) const;
+
   // Of drafts at about this temperature, made one way or the other.
   Counts& of(bool known, float temperature);
 
@@ -81,6 +90,7 @@ class DraftHistory {
 
  private:
   static constexpr double kMaxCredit = 16;
+  std::vector<float> prior_;
   std::array<Counts, 10> counts_{};
   double credit_ = kMaxCredit / 2;
 };

@@ -11,9 +11,10 @@
 //   [pending tokens, causal commit]
 //              verified alone, or next-token decoding
 //   [known token and masks, block scratch]
-//              Nemotron-Labs-Diffusion's linear self-speculation, whose draft may run with the
-//              model's adapter, verifies alone and drafts behind a token that is known.
+//              Nemotron-Labs-Diffusion's linear self-speculation verifies alone and drafts behind a
+//              token that is known.
 //
+// Blocks of masks may run with the model's adapter, which then has no part in the text.
 // How long a block is, and whether it is verified alone, the policy says.
 #pragma once
 
@@ -28,7 +29,7 @@
 namespace sbd {
 
 struct LosslessMethod {
-  TokenId mask_token_id = 0;
+  TokenId mask_token_id = kMaskSlot;
   int block_size = kBlockSize;
   Unmask unmask;
   bool fused = true;     // else a draft begins with the known token, and is verified alone

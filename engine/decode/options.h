@@ -24,7 +24,8 @@ struct DecoderOptions {
   std::vector<std::string> named = {"ntp"};  // by the model file: `auto` takes the first
   bool has_mask_token = false;
   bool has_layer_cut = false;
-  bool has_adapter = false;
+  bool has_adapter = false;         // drafts run with it
+  bool has_mask_embedding = false;  // it brings their masks
   BlockMethod block;
   DmtdMethod dmtd;
   D2fMethod d2f;  // its thresholds: the rest is the block's

@@ -81,14 +81,19 @@ int needed_block_size(const std::string& name, const DecoderOptions& options) {
 }
 
 void check_lossless(const std::string& name, const DecoderOptions& options) {
-  check_mask_token(name, options);
+  SBD_CHECK(
+      options.has_mask_token || options.has_mask_embedding,
+      "decoder \"{}\" needs a mask token and the model file names none: give a `draft` adapter "
+      "that has a mask embedding, convert the model with --mask-token TOKEN, or use decoder "
+      "\"ntp\"",
+      name);
   const BlockMethod& block = options.block;
   SBD_CHECK(block.prompt_attention == PromptAttention::causal &&
                 block.commit_attention == CommitAttention::causal && block.logit_shift == 0,
             "decoder \"{}\" verifies by causal rows, and this model's cache is not causal", name);
 }
 
-std::shared_ptr<DraftHistory> drafts(const DecoderOptions& options) {
+std::shared_ptr<DraftHistory> history(const DecoderOptions& options) {
   return options.block_size_asked ? nullptr : options.drafts;
 }
 
@@ -98,7 +103,8 @@ Made make_sbd_lossless(const std::string& name, DecodeTask task, const DecoderOp
       std::move(task), LosslessMethod{.mask_token_id = options.block.mask_token_id,
                                       .block_size = needed_block_size(name, options),
                                       .unmask = options.block.unmask,
-                                      .history = drafts(options),
+                                      .adapted = options.has_adapter,
+                                      .history = history(options),
                                       .rule_kept = options.unmask_asked});
 }
 
@@ -113,7 +119,7 @@ Made make_speculation(const std::string& name, DecodeTask task, const DecoderOpt
                                                  .top_n = std::max(block_size, kMaxDraft)},
                                       .fused = false,
                                       .adapted = options.has_adapter,
-                                      .history = drafts(options),
+                                      .history = history(options),
                                       .rule_kept = true});
 }
 
@@ -138,6 +144,7 @@ Made make_d2f(const std::string& name, DecodeTask task, const DecoderOptions& op
 struct Method {
   Made (*make)(const std::string&, DecodeTask, const DecoderOptions&);
   unsigned options;  // that it reads, by their groups
+  bool drafts = false;
 };
 
 namespace in = option_group;
@@ -146,11 +153,11 @@ constexpr unsigned kBlockwise = in::block | in::unmask | in::steps;
 constexpr Named<Method> kDecoders[] = {
     {"ntp", {make_ntp, 0}},
     {"sbd", {make_sbd, kBlockwise}},
-    {"sbd_lossless", {make_sbd_lossless, in::block | in::unmask}},
+    {"sbd_lossless", {make_sbd_lossless, in::block | in::unmask, /*drafts=*/true}},
     {"dmtd", {make_dmtd, in::dmtd}},
     {"d2f", {make_d2f, in::block | in::d2f}},
     {"nemotron", {make_family, kBlockwise}},
-    {"nemotron_spec", {make_speculation, in::block}},
+    {"nemotron_spec", {make_speculation, in::block, /*drafts=*/true}},
     {"sdar", {make_family, kBlockwise}},
     {"fast_dllm_v2", {make_family, kBlockwise}},
     {"llada", {make_family, kBlockwise}},
@@ -169,6 +176,8 @@ std::unique_ptr<Decoder> make_decoder(const std::string& name, DecodeTask task,
 bool reads(const std::string& decoder, const Option& option) {
   return (find_named(kDecoders, "decoder", decoder).options & option.group) != 0;
 }
+
+bool drafts(const std::string& decoder) { return find_named(kDecoders, "decoder", decoder).drafts; }
 
 std::vector<std::string> decoder_names() {
   const auto names = names_of(kDecoders);

@@ -16,6 +16,9 @@ namespace sbd {
 std::unique_ptr<Decoder> make_decoder(const std::string& name, DecodeTask task,
                                       const DecoderOptions& options);
 
+// That it drafts tokens which next-token decoding verifies, and so may do it with an adapter.
+bool drafts(const std::string& decoder);
+
 std::vector<std::string> decoder_names();
 
 // That the decoder reads the option; one for unmasking, if its rule does.

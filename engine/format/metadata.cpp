@@ -82,6 +82,10 @@ const std::vector<std::int64_t>& Metadata::integers(std::string_view key) const 
   return get<std::vector<std::int64_t>>(key, "an array of integers");
 }
 
+const std::vector<double>& Metadata::numbers(std::string_view key) const {
+  return get<std::vector<double>>(key, "an array of floats");
+}
+
 const std::vector<std::string>& Metadata::strings(std::string_view key) const {
   return get<std::vector<std::string>>(key, "an array of strings");
 }

@@ -33,6 +33,7 @@ class Metadata {
   double number(std::string_view key) const;
   const std::string& string(std::string_view key) const;
   const std::vector<std::int64_t>& integers(std::string_view key) const;
+  const std::vector<double>& numbers(std::string_view key) const;  // floats alone
   const std::vector<std::string>& strings(std::string_view key) const;
 
  private:

@@ -80,7 +80,8 @@ std::size_t Transformer::kv_bytes(int capacity, DType dtype, int n_positions) co
 }
 
 void Transformer::set_adapter(const GgufFile& file) {
-  adapter_ = load_adapter(file, config_, backend_);
+  const bool quantised = values_per_block(weights_.layers.front().q->dtype()) > 1;
+  adapter_ = load_adapter(file, config_, backend_, quantised);
 }
 
 std::vector<RowStats> Transformer::forward(const Batch& batch) {
@@ -88,8 +89,8 @@ std::vector<RowStats> Transformer::forward(const Batch& batch) {
   settle_rules(batch);
   std::vector<RowStats> stats(outputs_.size());
   if (!outputs_.empty()) {
-    backend_.head_stats(head_input(), weights_.head(), outputs_, config_.mask_token_id.value_or(-1),
-                        stats);
+    backend_.head_stats(head_input(), weights_.head(), outputs_,
+                        config_.mask_token_id.value_or(kMaskSlot), stats);
   }
   commit(batch);
   return stats;
@@ -115,7 +116,7 @@ void Transformer::settle_rules(const Batch& batch) {
   }
   for (const OutputRow& output : outputs_) {
     if (!output.ask.rules) continue;
-    check_rules(*output.ask.rules, config_.vocab_size, config_.mask_token_id.value_or(-1));
+    check_rules(*output.ask.rules, config_.vocab_size, config_.mask_token_id.value_or(kMaskSlot));
   }
 }
 
@@ -138,22 +139,22 @@ void Transformer::run_layers(const Batch& batch) {
   const auto& [e, h, z] = residual_;
 
   begin(encoding);
-  backend_.embed(*weights_.embedding, e.get());
+  backend_.embed(*weights_.embedding, adapter_.mask_embedding.get(), e.get());
   if (uniform_) {
-    run(encoding, 0, config_.num_hidden_layers, e.get());
+    run(0, config_.num_hidden_layers, e.get());
     head_input_ = e.get();
     return;
   }
-  run(encoding, 0, t, e.get());
+  run(0, t, e.get());
   if (!thinking.tokens.empty()) {
     begin(thinking);
     backend_.mix(thinking.mixes, e.get(), e.get(), config_.hidden_size, h.get());
-    run(thinking, t, d, h.get());
+    run(t, d, h.get());
   }
   if (!decoding.tokens.empty()) {
     begin(decoding);
     backend_.mix(decoding.mixes, e.get(), h.get(), config_.hidden_size, z.get());
-    run(decoding, d, config_.num_hidden_layers, z.get());
+    run(d, config_.num_hidden_layers, z.get());
   }
   head_input_ = z.get();
 }
@@ -170,11 +171,12 @@ void Transformer::begin(const Rows& rows) {
       query_scale_.push_back(static_cast<float>(rope * (1 + growth * std::log1p(lengths))));
     }
   }
-  backend_.begin({rows.tokens, rows.positions, rows.kv_end, rows.sequences, query_scale_},
-                 weights_.inverse_frequencies, config_.rope_interleaved);
+  backend_.begin(
+      {rows.tokens, rows.positions, rows.kv_end, rows.sequences, query_scale_, rows.adapted},
+      weights_.inverse_frequencies, config_.rope_interleaved);
 }
 
-void Transformer::run(const Rows& rows, int first, int end, float* x) {
+void Transformer::run(int first, int end, float* x) {
   const float eps = config_.rms_norm_eps;
   Backend& b = backend_;
   if (first == end) return;
@@ -189,32 +191,23 @@ void Transformer::run(const Rows& rows, int first, int end, float* x) {
                        v_.get());
     b.attention(i, heads_, q_.get(), attended_.get());
     b.linear({attended_.get()}, m.o, /*accumulate=*/true, m.gate_up);
-    if (adapted_) add_adapter(rows, i, x);
     b.linear({x, w.ffn_norm.get(), eps}, m.gate_up, /*accumulate=*/false, m.down);
     b.linear({.x = gate_.get(), .up = up_.get()}, m.down, /*accumulate=*/true,
              last ? std::span<const Linear>() : next.qkv);
   }
 }
 
-// x += scale B A attended, in the rows that ask for it.
-void Transformer::add_adapter(const Rows& rows, int layer, float* x) {
-  const auto& [a, b] = adapter_.layers[static_cast<std::size_t>(layer)];
-  if (a == nullptr) return;
-  const Linear down{a.get(), nullptr, low_rank_.get()};
-  const Linear up{b.get(), nullptr, x};
-  backend_.linear({attended_.get()}, {&down, 1}, /*accumulate=*/false, {&up, 1});
-  backend_.mix(rows.adapted, low_rank_.get(), nullptr, adapter_.rank, low_rank_scaled_.get());
-  backend_.linear({low_rank_scaled_.get()}, {&up, 1}, /*accumulate=*/true, {});
-}
-
 Transformer::Matmuls Transformer::matmuls(int layer, float* x) const {
+  static const Adapter::Layer kNone{};
   const LayerWeights& w = weights_.layers[layer];
-  return {{Linear{w.q.get(), w.q_bias.get(), q_.get()},
-           {w.k.get(), w.k_bias.get(), k_.get()},
-           {w.v.get(), w.v_bias.get(), v_.get()}},
-          {Linear{w.o.get(), w.o_bias.get(), x}},
-          {Linear{w.gate.get(), nullptr, gate_.get()}, {w.up.get(), nullptr, up_.get()}},
-          {Linear{w.down.get(), nullptr, x}}};
+  const Adapter::Layer& a = adapter_.empty() ? kNone : adapter_.layers[layer];
+  return {{Linear{w.q.get(), w.q_bias.get(), q_.get(), a.q.view()},
+           {w.k.get(), w.k_bias.get(), k_.get(), a.k.view()},
+           {w.v.get(), w.v_bias.get(), v_.get(), a.v.view()}},
+          {Linear{w.o.get(), w.o_bias.get(), x, a.o.view()}},
+          {Linear{w.gate.get(), nullptr, gate_.get(), a.gate.view()},
+           {w.up.get(), nullptr, up_.get(), a.up.view()}},
+          {Linear{w.down.get(), nullptr, x, a.down.view()}}};
 }
 
 void Transformer::Rows::clear() {
@@ -226,7 +219,13 @@ void Transformer::Rows::clear() {
   adapted.clear();
 }
 
-void Transformer::Rows::add(TokenId token, int position, int end) {
+void Transformer::Rows::add(TokenId token, int position, int end, bool with_adapter) {
+  const int row = size();
+  if (with_adapter && !adapted.empty() && adapted.back().end == row) {
+    ++adapted.back().end;
+  } else if (with_adapter) {
+    adapted.push_back({row, row + 1});
+  }
   tokens.push_back(token);
   positions.push_back(position);
   kv_end.push_back(end);
@@ -237,15 +236,17 @@ void Transformer::gather_rows(const Batch& batch) {
   kv_lengths_.clear();
   outputs_.clear();
   uniform_ = true;
-  adapted_ = false;
   for (const SequencePlan& sequence : batch.sequences) {
     for (const Segment& segment : sequence.plan.segments) {
       uniform_ = uniform_ && segment.layers == Layers::all && segment.e_factor == 0 &&
                  segment.h_factor == 1;
-      adapted_ = adapted_ || segment.adapted;
+      SBD_CHECK(!segment.adapted || !adapter_.empty(),
+                "a segment asks for an adapter, and none is loaded");
+      SBD_CHECK(
+          !segment.adapted || segment.kv == Kv::scratch,
+          "a segment is kept in the cache and asks for an adapter, expected one or the other");
     }
   }
-  SBD_CHECK(!adapted_ || has_adapter(), "a segment asks for an adapter, and none is loaded");
   for (const SequencePlan& sequence : batch.sequences) gather_sequence(sequence);
   SBD_CHECK(!rows_[0].tokens.empty(), "a forward needs at least one row");
 }
@@ -275,6 +276,14 @@ struct SectionLength {
 
 }  // namespace
 
+TokenId Transformer::embedded(TokenId token, bool adapted) const {
+  const bool masks = adapted && adapter_.mask_embedding != nullptr;
+  if (masks && token == config_.mask_token_id.value_or(kMaskSlot)) return kMaskSlot;
+  SBD_CHECK(token >= 0 && token < config_.vocab_size, "token id {} is outside the vocabulary of {}",
+            token, config_.vocab_size);
+  return token;
+}
+
 void Transformer::gather_sequence(const SequencePlan& sequence) {
   auto& [encoding, thinking, decoding] = rows_;
   const KvCache& kv = *sequence.kv;
@@ -302,16 +311,11 @@ void Transformer::gather_sequence(const SequencePlan& sequence) {
     }
     const int first_output = uniform_ ? encoding.size() : decoding.size();
     for (int i = 0; i < n; ++i) {
-      const TokenId token = segment.tokens[i];
-      SBD_CHECK(token >= 0 && token < config_.vocab_size,
-                "token id {} is outside the vocabulary of {}", token, config_.vocab_size);
+      const TokenId token = embedded(segment.tokens[i], segment.adapted);
       const int end = segment.attention == Attention::causal ? position + i + 1 : position + n;
       const auto add = [&](Rows& rows, const Mix& mix) {
-        rows.add(token, position + i, end);
+        rows.add(token, position + i, end, segment.adapted);
         if (!uniform_) rows.mixes.push_back(mix);
-        if (adapted_) {
-          rows.adapted.push_back({rows.size() - 1, segment.adapted ? adapter_.scale : 0, 0, 0});
-        }
       };
       const int e = encoding.size(), h = thinking.size();
       add(encoding, {});
@@ -361,14 +365,9 @@ void Transformer::reserve(std::size_t n_rows) {
     attended_ = allocate(q_size);
     gate_ = allocate(config_.intermediate_size);
     up_ = allocate(config_.intermediate_size);
-    low_rank_ = low_rank_scaled_ = nullptr;
     reserved_rows_ = n_rows;
   }
   n_rows = reserved_rows_;
-  if (adapted_ && low_rank_ == nullptr) {
-    low_rank_ = allocate(adapter_.rank);
-    low_rank_scaled_ = allocate(adapter_.rank);
-  }
   for (Buffer& residual : residual_) {
     if (!uniform_ && residual == nullptr) residual = allocate(config_.hidden_size);
   }

@@ -59,7 +59,7 @@ class Transformer {
   // Memory that n positions of such a cache take.
   std::size_t kv_bytes(int capacity, DType dtype, int n_positions) const;
   void set_adapter(const GgufFile& file);
-  bool has_adapter() const { return adapter_.rank > 0; }
+  const Adapter& adapter() const { return adapter_; }
 
   // Rows of a forward at most, where one sequence does not need more: they bound the activations'
   // memory, and how long a cancellation waits. Very wide models have fewer.
@@ -80,19 +80,18 @@ class Transformer {
     std::vector<int> positions;
     std::vector<int> kv_end;
     std::vector<SequenceRows> sequences;
-    std::vector<Mix> mixes;    // what each row enters the section with, of those before
-    std::vector<Mix> adapted;  // each row's share of the adapter
+    std::vector<Mix> mixes;         // what each row enters the section with, of those before
+    std::vector<RowRange> adapted;  // those that the adapter changes
 
     int size() const { return static_cast<int>(tokens.size()); }
     void clear();
-    void add(TokenId token, int position, int end);
+    void add(TokenId token, int position, int end, bool with_adapter);
   };
   // Takes the batch's rows through the layers; head_input_ and outputs_ say where they arrive.
   void run_layers(const Batch& batch);
   void begin(const Rows& rows);
   // Layers [first, end) over x [rows, H], in place.
-  void run(const Rows& rows, int first, int end, float* x);
-  void add_adapter(const Rows& rows, int layer, float* x);
+  void run(int first, int end, float* x);
   // What the batch's plans still have to say of their rows.
   void settle_rules(const Batch& batch);
   Input head_input() const;
@@ -106,6 +105,8 @@ class Transformer {
   Matmuls matmuls(int layer, float* x) const;
   void gather_rows(const Batch& batch);
   void gather_sequence(const SequencePlan& sequence);
+  // What is looked up for a token of a segment.
+  TokenId embedded(TokenId token, bool adapted) const;
   void commit(const Batch& batch);
   void reserve(std::size_t n_rows);
 
@@ -117,8 +118,7 @@ class Transformer {
 
   // The forward at hand.
   std::array<Rows, kLayerSections> rows_;
-  bool uniform_ = true;   // every row goes through all layers, one after the other
-  bool adapted_ = false;  // some rows ask for the adapter
+  bool uniform_ = true;  // every row goes through all layers, one after the other
   std::vector<std::array<int, kLayerSections>> kv_lengths_;  // of each sequence, behind the forward
   std::vector<OutputRow> outputs_;
   std::vector<float> query_scale_;  // of the rows at hand; empty: 1
@@ -130,7 +130,6 @@ class Transformer {
   Buffer q_, k_, v_;                             // [rows, N D], [rows, G D], [rows, G D]
   Buffer attended_;                              // [rows, N D]
   Buffer gate_, up_;                             // [rows, I]
-  Buffer low_rank_, low_rank_scaled_;            // [rows, rank] of the adapter
 };
 
 }  // namespace sbd

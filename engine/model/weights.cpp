@@ -14,12 +14,6 @@ namespace sbd {
 
 namespace {
 
-std::string shape_text(const std::vector<std::int64_t>& shape) {
-  std::string text = "[";
-  for (const std::int64_t n : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(n);
-  return text + "]";
-}
-
 float value(const Tensor& tensor, std::size_t i) {
   const std::byte* data = tensor.data.data();
   switch (tensor.dtype) {
@@ -45,12 +39,7 @@ class Loader {
   }
 
   std::vector<float> values(const std::string& name, std::int64_t n) {
-    const Tensor tensor = source_.get(name, {n});
-    std::vector<float> result(static_cast<std::size_t>(n));
-    for (std::size_t i = 0; i < result.size(); ++i) result[i] = value(tensor, i);
-    SBD_CHECK(std::all_of(result.begin(), result.end(), [](float x) { return std::isfinite(x); }),
-              "tensor {} holds NaN or infinity: the file is damaged, convert it again", name);
-    return result;
+    return read_values(source_, name, n);
   }
 
   Buffer vector(const std::string& name, std::int64_t n) {
@@ -78,6 +67,21 @@ std::vector<float> inverse_frequencies(const ModelConfig& config, Loader& loader
 }
 
 }  // namespace
+
+std::string shape_text(const std::vector<std::int64_t>& shape) {
+  std::string text = "[";
+  for (const std::int64_t n : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(n);
+  return text + "]";
+}
+
+std::vector<float> read_values(TensorSource& source, const std::string& name, std::int64_t n) {
+  const Tensor tensor = source.get(name, {n});
+  std::vector<float> result(static_cast<std::size_t>(n));
+  for (std::size_t i = 0; i < result.size(); ++i) result[i] = value(tensor, i);
+  SBD_CHECK(std::all_of(result.begin(), result.end(), [](float x) { return std::isfinite(x); }),
+            "tensor {} holds NaN or infinity: the file is damaged, convert it again", name);
+  return result;
+}
 
 ModelWeights load_weights(const ModelConfig& config, TensorSource& source, Backend& backend) {
   Loader load(source, backend);
@@ -162,11 +166,10 @@ double FileTensors::bytes(const Backend& backend) const {
   return sum;
 }
 
-void FileTensors::check_all_used() const {
+void FileTensors::check_all_used(std::string_view otherwise) const {
   for (const FileTensor& tensor : file_.tensors()) {
-    SBD_CHECK(used_.contains(&tensor),
-              "{}: tensor {} belongs to an architecture this engine does not compute",
-              file_.metadata().source(), quote(tensor.name));
+    SBD_CHECK(used_.contains(&tensor), "{}: tensor {} {}", file_.metadata().source(),
+              quote(tensor.name), otherwise);
   }
 }
 

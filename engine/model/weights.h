@@ -5,6 +5,7 @@
 #include <memory>
 #include <set>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "backend/backend.h"
@@ -54,6 +55,11 @@ class TensorSource {
 
 ModelWeights load_weights(const ModelConfig& config, TensorSource& source, Backend& backend);
 
+// A tensor of n finite floats.
+std::vector<float> read_values(TensorSource& source, const std::string& name, std::int64_t n);
+
+std::string shape_text(const std::vector<std::int64_t>& shape);
+
 // The tensors of a model file, all of types that the engine can run. After loading, tensors that
 // nothing asked for are an error: they would be operations this engine does not compute.
 class FileTensors : public TensorSource {
@@ -61,7 +67,9 @@ class FileTensors : public TensorSource {
   explicit FileTensors(const GgufFile& file);
   bool has(const std::string& name) override { return file_.find(name) != nullptr; }
   Tensor get(const std::string& name, const std::vector<std::int64_t>& shape) override;
-  void check_all_used() const;
+  // `otherwise`: what such a tensor is.
+  void check_all_used(
+      std::string_view otherwise = "belongs to an architecture this engine does not compute") const;
   // What all of them take in the backend's memory.
   double bytes(const Backend& backend) const;
 

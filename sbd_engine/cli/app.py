@@ -11,6 +11,7 @@ from ..errors import SbdValueError
 from .bench import bench
 from .chat import chat
 from .eval import evaluate
+from .generate import generate
 from .inspect import inspect
 from .perplexity import perplexity
 from .run import run
@@ -37,6 +38,7 @@ app.command()(run)
 app.command()(chat)
 app.command()(inspect)
 app.command()(bench)
+app.command()(generate)
 app.command("eval")(evaluate)
 app.command()(sweep)
 app.command()(perplexity)

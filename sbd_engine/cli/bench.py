@@ -12,6 +12,7 @@ import typer
 
 from .. import roofline
 from ..errors import SbdValueError
+from ..model_file import existing, model_file
 from ..parameters import integer
 from ..random_model import ShapeError, random_model
 from ..roofline import Work, bytes_read, floor_ms, implied_speedup, work
@@ -58,6 +59,7 @@ def bench(
     device: options.Device = "auto",
     threads: options.Threads = None,
     kv_dtype: options.KvDtype = "f16",
+    draft: options.Draft = None,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -72,6 +74,8 @@ def bench(
 
     What sbd_lossless would choose by these times is shown for drafts whose
     guesses agree with next-token decoding that often.
+
+    With --draft the same rows are timed with that adapter too, all of them.
     """
     from ..engine import engine_options
 
@@ -83,6 +87,7 @@ def bench(
     if not 0 < nfe_reduction < math.inf:  # NaN too
         raise SbdValueError(f"expected --nfe-reduction above 0, got {nfe_reduction}")
     engine_settings = engine_options(device, threads, None, kv_dtype)
+    engine_settings["draft"] = None if draft is None else existing(draft, "--draft")
     if config is None:
         if type is not None:
             raise SbdValueError(f"expected --type with --config only, got --type {type}")
@@ -92,7 +97,9 @@ def bench(
         subject = _from_config(config, type or "q8_0", engine_settings)
     else:
         raise SbdValueError("expected a model file or --config, got both")
-    report = measure(subject, row_counts, contexts, batch, repeats, nfe_reduction)
+    report = measure(
+        subject, row_counts, contexts, batch, repeats, nfe_reduction, draft is not None
+    )
     if json:
         print_json(report)
     else:
@@ -106,14 +113,17 @@ def measure(
     batch: int,
     repeats: int,
     nfe_reduction: float,
+    draft: bool = False,
 ) -> dict[str, Any]:
     """The report, as `--json` prints it. GB are 10^9 bytes."""
     core = subject.core
     samples = _peaks(core)
-    times = {}
+    times: dict[int, dict[int, float]] = {}
+    drafts: dict[int, dict[int, float]] = {}
     for context in contexts:
-        milliseconds = core.time_forwards(rows, context, repeats, batch)
-        times[context] = {n: median(ms) for n, ms in zip(rows, milliseconds, strict=True)}
+        milliseconds = core.time_forwards(rows, context, repeats, batch, draft)
+        times[context] = dict(zip(rows, map(median, milliseconds), strict=False))
+        drafts[context] = dict(zip(rows, map(median, milliseconds[len(rows) :]), strict=False))
         samples += _peaks(core)
     machine = {name: median(sample[name] for sample in samples) for name in samples[0]}
     results = [
@@ -124,6 +134,7 @@ def measure(
             "ratio_to_one_row": ms[n] / ms[1] if 1 in ms else None,
             "floor_ms": floor_ms(subject.work, n, context, machine, batch),
             "read_gb_s": bytes_read(subject.work, context, batch) / ms[n] / 1e6,
+            "draft_ms_per_forward": drafts[context].get(n),
         }
         for context, ms in times.items()
         for n in rows
@@ -167,7 +178,6 @@ def _peaks(core: Engine) -> list[dict[str, float]]:
 
 def _from_model(model: Path | None, settings: dict[str, Any]) -> Subject:
     from .. import _core
-    from ..model_file import model_file
 
     with model_file(model) as path:
         core = _core.Engine(path, **settings)
@@ -217,9 +227,13 @@ def _print_report(report: dict[str, Any]) -> None:
     if report["batch"] > 1:
         on += f", {report['batch']} sequences"
     console.print(on)
-    table = Table("context", "rows", "ms/forward", "x one row", "floor ms", "x floor", "GB/s")
+    columns = ["context", "rows", "ms/forward", "x one row", "floor ms", "x floor", "GB/s"]
+    draft = report["results"][0]["draft_ms_per_forward"] is not None
+    table = Table(*columns, *(["draft ms", "x plain"] if draft else []))
     for result in report["results"]:
-        ratio = result["ratio_to_one_row"]
+        ratio, plain, with_draft = (
+            result[key] for key in ("ratio_to_one_row", "ms_per_forward", "draft_ms_per_forward")
+        )
         table.add_row(
             str(result["context"]),
             str(result["rows"]),
@@ -228,6 +242,7 @@ def _print_report(report: dict[str, Any]) -> None:
             f"{result['floor_ms']:.3f}",
             f"{result['ms_per_forward'] / result['floor_ms']:.2f}",
             f"{result['read_gb_s']:.1f}",
+            *([f"{with_draft:.3f}", f"{with_draft / plain:.2f}"] if draft else []),
         )
     print_table(table)
     console.print(f"this machine: {_machine_text(report)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import count
 from typing import NamedTuple
@@ -21,7 +22,7 @@ class Said(NamedTuple):
     quoted: bool
 
 
-class Input:
+class Input(ABC):
     """A line is a message. One that ends with a backslash goes on in the next; what begins with
     three quotes goes on to the next three."""
 
@@ -52,8 +53,9 @@ class Input:
         lines.append(line.rstrip()[: -len(_QUOTES)])
         return "\n".join(lines).strip("\n")
 
+    @abstractmethod
     def _line(self, prompt: str) -> str | None:
-        raise NotImplementedError
+        """The next; None at the end."""
 
 
 class Piped(Input):

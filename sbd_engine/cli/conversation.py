@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import SbdError, SbdFileError, SbdValueError
+from ..errors import SbdError, SbdFileError, SbdLengthError, SbdValueError, brief
 from ..json_values import finite, parse_json
 from ..parameters import check_utf8, unknown
 from ..replacing import replacing
@@ -95,14 +95,19 @@ class Conversation:
         messages = [*_messages(state), {"role": "user", "content": text}]
         named = {} if self._template is None else {"chat_template": self._template}
         arguments = {**named, **state.template_arguments}
-        ids = self._engine.tokenizer.encode_chat(messages, **arguments)
-        if len(ids) >= self._engine.n_ctx:
-            raise SbdValueError(
-                f"the context is full: this would be a conversation of {len(ids)} tokens, and the "
-                f"context has {self._engine.n_ctx}: "
-                + ("/clear forgets what was said" if state.turns else "shorten it")
-            )
-        return ids
+        most = self._engine.n_ctx - 1
+        try:
+            ids = self._engine.tokenizer.encode_chat(messages, fits=most, **arguments)
+            if len(ids) <= most:
+                return ids
+            length = str(len(ids))
+        except SbdLengthError:  # not encoded to its end
+            length = f"more than {most}"
+        raise SbdValueError(
+            f"the context is full: this would be a conversation of {length} tokens, and the "
+            f"context has {self._engine.n_ctx}: "
+            + ("/clear forgets what was said" if state.turns else "shorten it")
+        )
 
     def save(self, path: Path, model: str) -> None:
         """Raises SbdFileError; what is there and is no saved chat stays."""
@@ -178,7 +183,7 @@ def _state(saved: Any) -> State:
 def _object(saved: dict[str, Any], key: str) -> dict[str, Any]:
     value = saved[key]
     if not isinstance(value, dict):
-        raise SbdValueError(f'expected "{key}" as a JSON object, got {_brief(value)}')
+        raise SbdValueError(f'expected "{key}" as a JSON object, got {brief(value)}')
     return value
 
 
@@ -192,7 +197,7 @@ def _option(name: str, value: Any) -> Any:
 
 def _checked(messages: Any) -> list[Message]:
     if not isinstance(messages, list):
-        raise SbdValueError(f'expected "messages" as a list, got {_brief(messages)}')
+        raise SbdValueError(f'expected "messages" as a list, got {brief(messages)}')
     for index, message in enumerate(messages):
         if not (
             isinstance(message, dict)
@@ -201,15 +206,10 @@ def _checked(messages: Any) -> list[Message]:
         ):
             raise SbdValueError(
                 f'expected messages such as {{"role": "user", "content": "..."}}, got '
-                f"{_brief(message)} as the {index + 1}."
+                f"{brief(message)} as the {index + 1}."
             )
         check_utf8(f"the {index + 1}. message", message["content"])
     return messages
-
-
-def _brief(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _messages(state: State) -> Sequence[Message]:

@@ -56,7 +56,7 @@ def evaluate(
     threads: options.Threads = None,
     n_ctx: options.NCtx = None,
     kv_dtype: options.KvDtype = "f16",
-    draft_lora: options.DraftLora = None,
+    draft: options.Draft = None,
     kv_budget: options.KvBudget = None,
     out: Annotated[
         Path | None,
@@ -92,7 +92,8 @@ def evaluate(
     questions = experiment.chosen(read_tasks(tasks, experiment.score_named(score)), families, limit)
     budget = options.in_bytes(kv_budget)
     # Prompts that are asked again, of each setting, take their time each time.
-    with Engine(model, device, threads, n_ctx, kv_dtype, draft_lora, budget, 0) as engine:
+    with Engine(model, device, threads, n_ctx, kv_dtype, draft, budget, 0) as engine:
+        options.check_drafts(draft, engine, decoder)
         name = engine.auto_decoder if decoder == "auto" else decoder
         if decoder == "auto" and name == NTP:
             options.note("this model does not say that it can decode blocks: ntp alone")
@@ -113,9 +114,7 @@ def evaluate(
             chat=chat,
             common=common,
         )
-        if draft_lora is not None:
-            options.check_drafts(engine, decoder)
-        settled = identity(model, evaluation, kv_dtype, draft_lora)
+        settled = identity(model, evaluation, kv_dtype, draft)
         with Journal(out, settled, evaluation.fits) as journal:
             interrupted = experiment.run_with_progress(evaluation, journal)
         results = evaluation.results(journal)

@@ -76,9 +76,7 @@ def run_with_progress(evaluation: Evaluation, journal: Journal) -> bool:
     """Runs it; True where Ctrl-C cut it off."""
     from .console import progress
 
-    if journal.left_out:
-        lines = "1 line" if journal.left_out == 1 else f"{journal.left_out} lines"
-        options.note(f"--out: {lines} left out: cut off, damaged, or of another run")
+    note_left_out(journal)
     with progress("answers", evaluation.size) as show:
         try:
             for count in evaluation.run(journal):
@@ -88,9 +86,15 @@ def run_with_progress(evaluation: Evaluation, journal: Journal) -> bool:
     return False
 
 
-def note_interruption(count: int, total: int, out: Path | None) -> None:
+def note_left_out(journal: Journal) -> None:
+    if journal.left_out:
+        lines = "1 line" if journal.left_out == 1 else f"{journal.left_out} lines"
+        options.note(f"--out: {lines} left out: cut off, damaged, or of another run")
+
+
+def note_interruption(count: int, total: int, out: Path | None, what: str = "questions") -> None:
     kept = f"kept in {out}: the same command goes on" if out else "nothing was kept without --out"
-    options.note(f"interrupted after {count} of {total} questions; {kept}")
+    options.note(f"interrupted after {count} of {total} {what}; {kept}")
 
 
 def print_engine(console: Console, report: dict[str, Any], asked: str = "") -> None:

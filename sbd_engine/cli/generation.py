@@ -1,4 +1,5 @@
-"""What `run` and `chat` share: options of a generation, its text as it comes, its figures."""
+"""What `run`, `chat` and `generate` share: options of a generation, its text as it comes, its
+figures."""
 
 from __future__ import annotations
 
@@ -65,8 +66,13 @@ def _flags(
     threads: options.Threads = None,
     n_ctx: options.NCtx = None,
     kv_dtype: options.KvDtype = "f16",
-    draft_lora: options.DraftLora = None,
+    draft: options.Draft = None,
     kv_budget: options.KvBudget = None,
+) -> None:
+    """What all of them take, behind --template-arg."""
+
+
+def _block_flags(
     show_blocks: Annotated[
         bool,
         typer.Option(
@@ -90,22 +96,28 @@ def _flags(
         ),
     ] = None,
 ) -> None:
-    """What both take, behind --template-arg."""
+    """What those take that show a text as it comes."""
 
 
-def with_flags(max_tokens: int) -> Callable[[Command], Command]:
-    """Gives a command these flags, with that default, and those of the engine's options; it gets
-    them as keywords."""
+def with_flags(max_tokens: int, blocks: bool = True) -> Callable[[Command], Command]:
+    """Gives a command these flags, with that default, but for those that it has itself, and those
+    of the engine's options; it gets them as keywords."""
 
     def add(command: Command) -> Command:
-        own = signature(command, eval_str=True).parameters.values()
-        taken = [p for p in own if p.kind is not Parameter.VAR_KEYWORD]
+        own = signature(command, eval_str=True).parameters
+        taken = [p for p in own.values() if p.kind is not Parameter.VAR_KEYWORD]
         behind = [p.name for p in taken].index("template_arg") + 1
-        length, *others = signature(_flags, eval_str=True).parameters.values()
+        length, *others = _parameters_of(_flags)
+        others += _parameters_of(_block_flags) if blocks else []
+        others = [p for p in others if p.name not in own]
         taken[behind:behind] = [length.replace(default=max_tokens), *others]
         return options.with_decoding(options.with_parameters(command, taken))
 
     return add
+
+
+def _parameters_of(function: Callable[..., None]) -> list[Parameter]:
+    return [*signature(function, eval_str=True).parameters.values()]
 
 
 def engine(context: typer.Context) -> Engine:
@@ -119,15 +131,14 @@ def engine(context: typer.Context) -> Engine:
         flags["threads"],
         flags["n_ctx"],
         flags["kv_dtype"],
-        flags["draft_lora"],
+        flags["draft"],
         options.in_bytes(flags["kv_budget"]),
     )
 
 
 def check_engine(context: typer.Context, engine: Engine) -> None:
     decoder = context.params["decoder"]
-    if context.params["draft_lora"] is not None:
-        options.check_drafts(engine, decoder)
+    options.check_drafts(context.params["draft"], engine, decoder)
     if decoder == "auto" and engine.auto_decoder == "ntp":
         options.note("this model does not say that it can decode blocks: decoding with ntp")
 

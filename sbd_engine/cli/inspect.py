@@ -37,6 +37,7 @@ def summarise(
     """The report, as `--json` prints it."""
     metadata, tensors = contents["metadata"], contents["tensors"]
     config, defaults = contents["model_config"], contents["defaults"]
+    adapter = metadata.get("general.type") == "adapter"
     bytes_by_type: dict[str, int] = {}
     for _, dtype, _, size in tensors:
         bytes_by_type[dtype] = bytes_by_type.get(dtype, 0) + size
@@ -47,13 +48,15 @@ def summarise(
         "parameters": sum(math.prod(shape) for _, _, shape, _ in tensors),
         "bytes_by_type": bytes_by_type,
         "architecture": metadata.get("general.architecture"),
+        "adapter": _adapter(contents) if adapter else None,
         "model_config": config,
-        "problem": contents["problem"],
+        "problem": None if adapter else contents["problem"],
         "tokenizer": _tokenizer(metadata),
         "chat_template": "tokenizer.chat_template" in metadata,
         "sbd": {key: value for key, value in metadata.items() if key.startswith("sbd.")},
         "decoders": _decoders(contents) if defaults else None,
         "defaults": defaults,
+        "fingerprint": contents["fingerprint"],
         "n_tensors": len(tensors),
     }
     if list_tensors:
@@ -77,6 +80,20 @@ def _decoders(contents: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {
         name: {option: value for option, value in able[name].items() if value is not None}
         for name in [*(d for d in named if d in able), *others]
+    }
+
+
+def _adapter(contents: dict[str, Any]) -> dict[str, Any]:
+    """What a draft adapter changes, and for which model."""
+    metadata, tensors = contents["metadata"], contents["tensors"]
+    shapes = {name: shape for name, _, shape, _ in tensors}
+    firsts = [name.removesuffix(".weight.lora_a") for name in shapes if name.endswith(".lora_a")]
+    return {
+        "matrices": sorted({name.rpartition(".")[2] for name in firsts}),
+        "layers": len({name.rpartition(".")[0] for name in firsts}),
+        "ranks": sorted({shapes[f"{name}.weight.lora_a"][0] for name in firsts}),
+        "alpha": metadata.get("adapter.lora.alpha"),
+        "mask_embedding": "sbd.draft.mask_embedding" in shapes,
     }
 
 
@@ -133,10 +150,24 @@ def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
             ("mask token", str(config["mask_token_id"])),
             ("end tokens", ", ".join(str(token) for token in config["eos_token_ids"]) or "none"),
         ]
-    lines += [
-        ("tokenizer", summary["tokenizer"] or "none: prompts are token ids"),
-        ("chat template", "yes" if summary["chat_template"] else "no"),
-    ]
+    adapter = summary["adapter"]
+    if adapter:
+        lines += [
+            ("an adapter for", f"a model that drafts with it: MODEL --draft {summary['file']}"),
+            ("changes", f"{', '.join(adapter['matrices'])} of {adapter['layers']} layers"),
+            ("rank / alpha", f"{_value(adapter['ranks'])} / {_value(adapter['alpha'])}"),
+            (
+                "mask embedding",
+                "yes" if adapter["mask_embedding"] else "no: the model's mask token",
+            ),
+        ]
+    else:
+        lines += [
+            ("tokenizer", summary["tokenizer"] or "none: prompts are token ids"),
+            ("chat template", "yes" if summary["chat_template"] else "no"),
+        ]
+    if summary["fingerprint"]:
+        lines.append(("fingerprint", summary["fingerprint"]))
     lines += [(key, _value(value)) for key, value in summary["sbd"].items()]
     for i, (decoder, values) in enumerate((summary["decoders"] or {}).items()):
         listed = ", ".join(f"{option} {_value(value)}" for option, value in values.items())
@@ -158,5 +189,5 @@ def _context(config: dict[str, Any]) -> str:
 
 def _value(value: Any) -> str:
     if isinstance(value, list):
-        return ",".join(map(str, value))
+        return ",".join(map(_value, value))
     return f"{value:g}" if isinstance(value, float) else str(value)

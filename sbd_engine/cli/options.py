@@ -159,9 +159,15 @@ NCtx = Annotated[
         rich_help_panel="Engine",
     ),
 ]
-DraftLora = Annotated[
+Draft = Annotated[
     Path | None,
-    typer.Option(help="An adapter file that nemotron_spec drafts with.", rich_help_panel="Engine"),
+    typer.Option(
+        "--draft",
+        "--draft-lora",
+        metavar="FILE",
+        help="An adapter that drafts for the model, whose text stays the same.",
+        rich_help_panel="Engine",
+    ),
 ]
 KvBudget = Annotated[
     str | None,
@@ -227,13 +233,13 @@ def in_bytes(kv_budget: str | None) -> int | None:
     return None if kv_budget is None else parse_size("--kv-budget", kv_budget)
 
 
-def check_drafts(engine: Engine, decoder: str) -> None:
-    """Of an engine with a --draft-lora."""
+def check_drafts(draft: Path | None, engine: Engine, decoder: str) -> None:
+    """Refuses a --draft that nothing drafts with."""
     name = engine.auto_decoder if decoder == "auto" else decoder
-    if name != "nemotron_spec":
+    if draft is not None and name not in _core.DRAFTING:
         raise SbdValueError(
-            f'--draft-lora has no effect with decoder "{name}": leave it out, or use --decoder '
-            "nemotron_spec"
+            f'--draft has no effect with decoder "{name}", which does not draft: leave it out, or '
+            f"use --decoder {engine.auto_decoder}"
         )
 
 
@@ -262,7 +268,7 @@ _ARGUMENTS = {
     *(field.name for field in fields(parameters.Parameters)),
     *parameters.CONSTRAINTS,
     *(option.name for option in _core.OPTIONS),
-    *("device", "n_threads", "n_ctx", "kv_dtype", "draft_lora", "kv_budget"),
+    *("device", "n_threads", "n_ctx", "kv_dtype", "draft", "kv_budget"),
 }
 
 

@@ -78,7 +78,7 @@ def serve(
     threads: options.Threads = None,
     n_ctx: options.NCtx = None,
     kv_dtype: options.KvDtype = "f16",
-    draft_lora: options.DraftLora = None,
+    draft: options.Draft = None,
     kv_budget: options.KvBudget = None,
     debug: options.Debug = False,
 ) -> int:
@@ -108,7 +108,7 @@ def serve(
     listening.allow_files()
     with (
         listening.listen(host, port) as socket,
-        Engine(file, device, threads, n_ctx, kv_dtype, draft_lora, budget) as engine,
+        Engine(file, device, threads, n_ctx, kv_dtype, draft, budget) as engine,
     ):
         name = alias or ("demo" if file is None else file.stem)
         served = Model(name, engine, Gate(parallel, max_queue), template)

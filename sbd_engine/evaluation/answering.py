@@ -87,19 +87,13 @@ class Evaluation:
         self.common = dict(common or {})
         self._calls: list[dict[str, Any]] = [
             {
-                "prompt": self._encoded(question.prompt),
+                "prompt": encoded(engine, question.prompt, {} if chat else None),
                 "max_tokens": self._token_limit(question),
                 **self.common,
             }
             for question in questions
         ]
         self._check()
-
-    def _encoded(self, prompt: str) -> list[int]:
-        tokenizer = self.engine.tokenizer
-        if not self.chat:
-            return tokenizer.encode(prompt)
-        return tokenizer.encode_chat([{"role": "user", "content": prompt}])
 
     def _token_limit(self, question: Question) -> int:
         if self.max_tokens is not None:
@@ -255,6 +249,13 @@ def _drafts(results: Sequence[Result]) -> dict[str, Any] | None:
         "accepted": sum(r.accepted for r in results),
         "forwards": dict(kinds),
     }
+
+
+def encoded(engine: Engine, prompt: str, template: Mapping[str, Any] | None) -> list[int]:
+    """The prompt's ids; in the model's chat template where there are arguments for one."""
+    if template is None:
+        return engine.tokenizer.encode(prompt)
+    return engine.tokenizer.encode_chat([{"role": "user", "content": prompt}], **template)
 
 
 def file_fingerprint(path: Path) -> str:

@@ -47,7 +47,7 @@ def read_tasks(path: Path | None, score: str = EXACT) -> list[Question]:
 
 def _question(fields: dict[str, Any], source: str, score: str) -> Question:
     prompt, answer = _string(fields, "prompt", source), _string(fields, "answer", source)
-    family = _string(fields, "family", source) if "family" in fields else ""
+    family = _family(fields, source)
     try:
         score = one_of("score", fields.get("score", score), list(SCORES))
         check_answer(score, answer)
@@ -57,13 +57,17 @@ def _question(fields: dict[str, Any], source: str, score: str) -> Question:
 
 
 def read_prompts(path: Path) -> list[Question]:
-    """A prompt a line; of a .jsonl file, each line's "prompt". Empty lines count for nothing."""
+    """A prompt a line; of a .jsonl file, each line's "prompt", and "family" where there is one.
+    Empty lines count for nothing."""
     text, name = read_text(path), str(path)
     if path.suffix == ".jsonl":
-        prompts = [(s, _string(fields, "prompt", s)) for s, fields in _objects(text, name)]
+        prompts = [
+            Question(_string(fields, "prompt", source), None, _family(fields, source), source)
+            for source, fields in _objects(text, name)
+        ]
     else:
-        prompts = [(source, line.rstrip("\r")) for source, line in _lines(text, name)]
-    return _some([Question(prompt, None, "", s) for s, prompt in prompts], name, "prompt")
+        prompts = [Question(line.rstrip("\r"), None, "", s) for s, line in _lines(text, name)]
+    return _some(prompts, name, "prompt")
 
 
 def select(
@@ -137,6 +141,10 @@ def _string(fields: dict[str, Any], key: str, source: str) -> str:
     except UnicodeEncodeError:
         raise SbdValueError(f'{source}: expected "{key}" as text, got half a character') from None
     return value
+
+
+def _family(fields: dict[str, Any], source: str) -> str:
+    return _string(fields, "family", source) if "family" in fields else ""
 
 
 def _some(questions: list[Question], name: str, fields: str) -> list[Question]:

@@ -6,7 +6,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import SbdDeviceError, SbdError, SbdMemoryError, SbdTypeError, SbdValueError
+from ..errors import (
+    SbdDeviceError,
+    SbdError,
+    SbdLengthError,
+    SbdMemoryError,
+    SbdTypeError,
+    SbdValueError,
+)
 
 _MOST_CHARACTERS = 500  # a message may quote what a client sent
 _KINDS = {
@@ -46,6 +53,9 @@ class ApiError(Exception):
         }
 
 
+TOO_LONG = "context_length_exceeded"  # OpenAI's code
+
+
 def refused(error: SbdError, param: str, names: Mapping[str, str] | None = None) -> ApiError:
     """What an engine refuses before it starts: the client's to mend. The field is the first
     argument that the message names, else `param`; names: fields that have another name than the
@@ -53,7 +63,8 @@ def refused(error: SbdError, param: str, names: Mapping[str, str] | None = None)
     fields = names or {}
     message = re.sub(r"`(\w+)`", lambda m: f"`{fields.get(m[1], m[1])}`", str(error))
     named = re.search(r"`(\w+)`", message)
-    return ApiError(400, message, named[1] if named else param)
+    code = TOO_LONG if isinstance(error, SbdLengthError) else None
+    return ApiError(400, message, named[1] if named else param, code)
 
 
 def failed(error: Exception) -> ApiError:

@@ -11,10 +11,9 @@ from typing import Any
 from ..engine import Engine
 from ..errors import SbdError
 from ..parameters import token_ids
-from .errors import ApiError, refused
+from .errors import TOO_LONG, ApiError, refused
 from .gate import Gate
 
-TOO_LONG = "context_length_exceeded"  # OpenAI's code
 _THINKING_TOKENS = 8  # of a prompt's end, where a template may have begun the thinking
 
 
@@ -63,15 +62,11 @@ class Model:
         """A prompt's token ids. Raises ApiError."""
         if not isinstance(prompt, str):
             return prompt
+        n_ctx = self.engine.n_ctx  # of an engine that has closed: no fault of the client's
         try:
-            return await asyncio.to_thread(
-                self.tokenizer.encode, prompt, add_bos, self.engine.n_ctx
-            )
+            return await asyncio.to_thread(self.tokenizer.encode, prompt, add_bos, n_ctx)
         except SbdError as error:
-            refusal = refused(error, param)
-            if len(prompt) > self.engine.n_ctx:  # else it is not refused for its length
-                refusal.code = TOO_LONG
-            raise refusal from None
+            raise refused(error, param) from None
 
     async def encode_chat(
         self, messages: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]
@@ -86,8 +81,12 @@ class Model:
                 "no_chat_template",
             )
 
+        n_ctx = self.engine.n_ctx
+
         def encode() -> list[int]:
-            return self.tokenizer.encode_chat(messages, chat_template=self._template, **arguments)
+            return self.tokenizer.encode_chat(
+                messages, chat_template=self._template, fits=n_ctx, **arguments
+            )
 
         try:
             return await asyncio.to_thread(encode)

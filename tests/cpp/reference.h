@@ -61,6 +61,9 @@ inline double bits_value(std::uint32_t bits, int mantissa_bits, int exponent_bit
 inline double half_value(std::uint16_t bits) { return bits_value(bits, 10, 5); }
 inline double bf16_value(std::uint16_t bits) { return bits_value(bits, 7, 8); }
 
+// Stands behind an output, and must still stand there after.
+inline constexpr float kGuard = 12345.0f;
+
 class Random {
  public:
   explicit Random(std::uint64_t seed) : bits_(seed) {}

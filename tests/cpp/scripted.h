@@ -26,6 +26,9 @@ inline DecodeTask task(const Tokens& prompt, int max_tokens) {
 }
 
 inline Unmask gamma(float value) { return {.gamma = value}; }
+inline Unmask confidence(float threshold) {
+  return {.rule = UnmaskRule::confidence, .confidence_threshold = threshold};
+}
 inline Unmask top_n(int n) { return {.rule = UnmaskRule::top_n, .top_n = n}; }
 
 // A row that decides `token` at temperature 0 and token + 100 above it.

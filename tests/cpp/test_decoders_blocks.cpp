@@ -13,10 +13,6 @@ SetBlockDecoder decoder_of(const DecodeTask& task, BlockMethod method) {
   return {task, method};
 }
 
-Unmask confidence(float threshold) {
-  return {.rule = UnmaskRule::confidence, .confidence_threshold = threshold};
-}
-
 DecodeTask with_context(DecodeTask task, int n_ctx) {
   task.n_ctx = n_ctx;
   return task;

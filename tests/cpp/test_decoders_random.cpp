@@ -8,24 +8,12 @@
 #include "decode/ntp.h"
 #include "decode/set_block.h"
 #include "fake_model.h"
+#include "reference.h"
 
 namespace sbd {
 namespace {
 
 using namespace test;
-
-class Random {
- public:
-  explicit Random(std::uint64_t seed) : seed_(seed) {}
-  int below(int bound) {
-    return static_cast<int>(combine(seed_, ++drawn_) % static_cast<std::uint64_t>(bound));
-  }
-  bool coin() { return below(2) == 0; }
-
- private:
-  std::uint64_t seed_;
-  std::uint64_t drawn_ = 0;
-};
 
 DecodeTask random_task(Random& random) {
   DecodeTask task;
@@ -33,7 +21,7 @@ DecodeTask random_task(Random& random) {
   std::iota(task.prompt.begin(), task.prompt.end(), random.below(10));
   task.max_tokens = 1 + random.below(40);
   task.n_ctx = static_cast<int>(task.prompt.size()) + 1 + random.below(50);
-  if (random.coin()) task.eos_token_ids = {kEos};
+  if (random.below(2) == 0) task.eos_token_ids = {kEos};
   return task;
 }
 
@@ -57,13 +45,13 @@ TEST(random_lossless_text_is_next_token_predictions) {
   int agreed = 0, fewer = 0, stopped = 0;
   for (int round = 0; round < 3000; ++round) {
     DecodeTask task = random_task(random);
-    if (random.coin()) {
+    if (random.below(2) == 0) {
       task.sampling = {.temperature = 1.0f, .seed = static_cast<std::uint64_t>(round)};
     }
     const LosslessMethod method{.mask_token_id = kMask,
                                 .block_size = random_size(random, task),
                                 .unmask = random_rule(random),
-                                .fused = random.coin()};
+                                .fused = random.below(2) == 0};
     NtpDecoder ntp(task);
     const Outcome expected = run(ntp, task, /*agreeing=*/true);
     LosslessDecoder decoder(task, method);
@@ -90,7 +78,7 @@ TEST(random_lossless_text_does_not_depend_on_the_policy) {
   ForwardCosts costs;
   for (int round = 0; round < 3000; ++round) {
     DecodeTask task = random_task(random);
-    if (random.coin()) {
+    if (random.below(2) == 0) {
       task.sampling = {.temperature = 1.0f, .seed = static_cast<std::uint64_t>(round)};
     }
     NtpDecoder ntp(task);
@@ -98,11 +86,11 @@ TEST(random_lossless_text_does_not_depend_on_the_policy) {
     LosslessDecoder decoder(task, {.mask_token_id = kMask,
                                    .block_size = random_size(random, task),
                                    .unmask = random_rule(random),
-                                   .fused = random.coin(),
+                                   .fused = random.below(2) == 0,
                                    .history = history,
-                                   .rule_kept = random.coin()});
+                                   .rule_kept = random.below(2) == 0});
     CHECK_EQ(decoder.most_positions(), ntp.most_positions());
-    const int rows = random.coin() ? 512 : 24;
+    const int rows = random.below(2) == 0 ? 512 : 24;
     const Outcome outcome = run(decoder, task, /*agreeing=*/true, rows, &costs);
     CHECK_EQ(outcome.tokens, expected.tokens);
     CHECK_EQ(outcome.finished, expected.finished);
@@ -117,22 +105,22 @@ BlockMethod random_method(Random& random, const DecodeTask& task) {
                      .block_size = random_size(random, task),
                      .schedule = static_cast<Schedule>(random.below(2)),
                      .unmask = random_rule(random),
-                     .past_eos = random.coin()};
+                     .past_eos = random.below(2) == 0};
   if (const int size = random.below(4)) method.sub_block_size = size;
-  if (random.coin()) method.steps = 1 + random.below(20);
+  if (random.below(2) == 0) method.steps = 1 + random.below(20);
   if (random.below(4) == 0) {
     method.logit_shift = random.below(2);
-    if (random.coin()) method.block_size.reset();
+    if (random.below(2) == 0) method.block_size.reset();
     method.prompt_attention = PromptAttention::full;
     method.commit_attention = CommitAttention::none;
     return method;
   }
-  method.seed_slot = random.coin();
+  method.seed_slot = random.below(2) == 0;
   method.logit_shift = method.seed_slot ? random.below(2) : 0;
   method.prompt_attention = static_cast<PromptAttention>(random.below(3));
   method.commit_attention = static_cast<CommitAttention>(random.below(2));
   method.absolute_blocks =
-      method.prompt_attention != PromptAttention::bidirectional && random.coin();
+      method.prompt_attention != PromptAttention::bidirectional && random.below(2) == 0;
   return method;
 }
 
@@ -149,7 +137,7 @@ TEST(random_families_end_and_never_see_how_the_prompt_is_cut) {
   int stopped = 0, filled = 0, parallel = 0;
   for (int round = 0; round < 5000; ++round) {
     DecodeTask task = random_task(random);
-    if (random.coin()) {
+    if (random.below(2) == 0) {
       task.sampling = {.temperature = 1.0f, .seed = static_cast<std::uint64_t>(round)};
     }
     const BlockMethod method = random_method(random, task);
@@ -176,7 +164,7 @@ TEST(random_d2f_ends) {
   int stopped = 0, filled = 0;
   for (int round = 0; round < 3000; ++round) {
     DecodeTask task = random_task(random);
-    if (random.coin()) {
+    if (random.below(2) == 0) {
       task.sampling = {.temperature = 1.0f, .seed = static_cast<std::uint64_t>(round)};
     }
     D2fDecoder decoder(task, {.mask_token_id = kMask,
@@ -203,7 +191,7 @@ TEST(random_d2f_of_one_block_in_flight_is_block_by_block) {
     const int block_size = 1 + random.below(9);
     task.max_tokens = block_size * (1 + random.below(6));  // D2F decides its last block to the end
     task.n_ctx = static_cast<int>(task.prompt.size()) + task.max_tokens;
-    const float threshold = random.coin() ? 0.5f : 1.0f;
+    const float threshold = random.below(2) == 0 ? 0.5f : 1.0f;
     D2fDecoder d2f(task, {.mask_token_id = kMask,
                           .block_size = block_size,
                           .block_add_threshold = 1,

@@ -47,7 +47,7 @@ Agreement always(double chance) {
   return [=](int, int) { return chance; };
 }
 
-struct Run {
+struct Played {
   double ms = 0;
   double tokens = 0;
   int most_drafted = 0;
@@ -61,7 +61,7 @@ class Player {
   Player(std::uint64_t seed, bool known = false) : seed_(seed), known_(known) {}
 
   void forward(const World& world, const DraftPolicy& policy, DraftPolicy* learns,
-               ForwardCosts& costs, Run& run) {
+               ForwardCosts& costs, Played& run) {
     const RowPrice price{.costs = &costs};
     Draft draft = policy.choose(price, kMaxDraft);
     const bool verifies = pending_ > 1;
@@ -106,7 +106,7 @@ class Player {
 
  private:
   double chance() { return uniform(seed_, ++drawn_); }
-  void spend(const World& world, int rows, ForwardCosts& costs, Run& run) {
+  void spend(const World& world, int rows, ForwardCosts& costs, Played& run) {
     const double ms = world.ms(rows) * (1 + world.noise * (2 * chance() - 1));
     costs.record(rows, ms);
     run.ms += ms;
@@ -128,8 +128,8 @@ struct Learner {
     policy = std::make_unique<DraftPolicy>(Draft{.size = 16, .boldness = kAsWritten}, false, known,
                                            0.0f, history);
   }
-  Run run(const World& world, int tokens, int per_text = 0) {
-    Run done;
+  Played run(const World& world, int tokens, int per_text = 0) {
+    Played done;
     double next = per_text;
     while (done.tokens < tokens) {
       player.forward(world, *policy, policy.get(), costs, done);
@@ -153,7 +153,7 @@ double rate_of(const World& world, const Draft& draft, bool known = false) {
   const DraftPolicy fixed(draft);
   Player player(7, known);
   ForwardCosts costs;
-  Run run;
+  Played run;
   while (run.tokens < 2000) player.forward(world, fixed, nullptr, costs, run);
   return run.rate();
 }
@@ -200,7 +200,7 @@ TEST(draft_policy_costs_nothing_where_drafts_are_worthless) {
     for (const int per_text : {0, 25}) {  // in one text or in short ones
       const World world{ms, always(0)};
       Learner learner;
-      const Run run = learner.run(world, 4000, per_text);
+      const Played run = learner.run(world, 4000, per_text);
       CHECK(run.rate() > 0.98 * rate_of(world, {}));
       CHECK(run.drafts > 10);  // yet it goes on trying
     }

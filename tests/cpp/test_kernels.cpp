@@ -10,7 +10,6 @@ namespace {
 
 using namespace test;
 
-constexpr float kGuard = 12345.0f;  // stands behind an output and must still stand there after
 const int kLengths[] = {1, 2, 15, 16, 17, 31, 32, 33, 100, 1024};
 
 std::string place(const Kernels* kernels, int n) {

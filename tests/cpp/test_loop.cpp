@@ -27,7 +27,7 @@ std::shared_ptr<Loop> make_loop(int n_threads = 1) {
       std::make_unique<Engine>(file.path(), EngineOptions{.n_threads = n_threads}));
 }
 
-Request request_of(int max_tokens, const char* decoder = "ntp", TokenId first = 0) {
+Request loop_request(int max_tokens, const char* decoder = "ntp", TokenId first = 0) {
   Request request;
   request.prompt = {first, 1};
   request.max_tokens = max_tokens;
@@ -117,9 +117,9 @@ TEST(loop_gives_the_engines_events) {
   for (const bool driven : {false, true}) {
     for (const char* decoder : {"ntp", "sbd"}) {
       Inbox inbox(loop, driven);
-      inbox.add(request_of(20, decoder));
+      inbox.add(loop_request(20, decoder));
       const Ending ending = read(inbox);
-      CHECK_EQ(ending.tokens, alone(request_of(20, decoder)));
+      CHECK_EQ(ending.tokens, alone(loop_request(20, decoder)));
       CHECK(ending.finished == FinishReason::length);
       CHECK(!next(inbox));  // and ends
     }
@@ -130,12 +130,12 @@ TEST(loop_inbox_of_several_sequences) {
   const auto loop = make_loop();
   Inbox inbox(loop);
   std::map<SequenceId, Ending> endings;
-  const SequenceId first = inbox.add(request_of(9));
-  const SequenceId second = inbox.add(request_of(4, "sbd", 3));
+  const SequenceId first = inbox.add(loop_request(9));
+  const SequenceId second = inbox.add(loop_request(4, "sbd", 3));
   CHECK_EQ(loop->n_sequences(), 2);
   while (const auto event = next(inbox)) add_to(endings[event->id], *event);
-  CHECK_EQ(endings[first].tokens, alone(request_of(9)));
-  CHECK_EQ(endings[second].tokens, alone(request_of(4, "sbd", 3)));
+  CHECK_EQ(endings[first].tokens, alone(loop_request(9)));
+  CHECK_EQ(endings[second].tokens, alone(loop_request(4, "sbd", 3)));
   CHECK_EQ(loop->n_sequences(), 0);
 }
 
@@ -145,13 +145,13 @@ TEST(loop_cancel_ends_at_once_who_waits) {
     Inbox inbox(loop, driven);
     Inbox other(loop);
     // A loop that drives itself could be done before the long forward begins.
-    SequenceId id = driven ? 0 : inbox.add(request_of(1000));
+    SequenceId id = driven ? 0 : inbox.add(loop_request(1000));
     CHECK(driven || next(inbox)->events.committed.size() == 1);
     while (!driven && inbox.take()) {
     }
     {
       const LongForward forward(*loop);
-      if (driven) id = inbox.add(request_of(1000));
+      if (driven) id = inbox.add(loop_request(1000));
       auto reader = std::async(std::launch::async, [&] { return read(inbox); });
       auto second = std::async(std::launch::async, [&] { return read(inbox); });
       std::this_thread::sleep_for(1ms);
@@ -172,15 +172,15 @@ TEST(loop_cancel_ends_at_once_who_waits) {
 TEST(loop_cancel_before_the_first_forward) {
   const auto loop = make_loop();
   Inbox inbox(loop);
-  inbox.cancel(inbox.add(request_of(5)));
+  inbox.cancel(inbox.add(loop_request(5)));
   CHECK(read(inbox).finished == FinishReason::cancelled);
   {
     const Inbox dropped(loop);
   }
   {
     Inbox dropped(loop);
-    dropped.add(request_of(5));
-    dropped.add(request_of(5));
+    dropped.add(loop_request(5));
+    dropped.add(loop_request(5));
     next(dropped);
   }
   CHECK_EQ(loop->n_sequences(), 0);
@@ -192,7 +192,7 @@ TEST(loop_close_ends_at_once_who_waits) {
     const auto loop = make_loop();
     Inbox inbox(loop, driven);
     auto forward = std::make_unique<LongForward>(*loop);
-    inbox.add(request_of(1000));
+    inbox.add(loop_request(1000));
     auto reader = std::async(std::launch::async, [&] { return read(inbox); });
     auto closer = std::async(std::launch::async, [&] { loop->close(); });
     CHECK(ready(reader));
@@ -201,7 +201,7 @@ TEST(loop_close_ends_at_once_who_waits) {
     forward.reset();
     CHECK(ready(closer));
     loop->close();
-    CHECK_THROWS_WITH(inbox.add(request_of(5)), "this engine is closed");
+    CHECK_THROWS_WITH(inbox.add(loop_request(5)), "this engine is closed");
     CHECK_THROWS_WITH(loop->engine(), "this engine is closed");
     CHECK_THROWS_WITH(loop->between_forwards([](Engine&) { return 0; }), "this engine is closed");
     CHECK(!next(inbox));
@@ -211,7 +211,7 @@ TEST(loop_close_ends_at_once_who_waits) {
 TEST(loop_refuses_what_the_engine_refuses) {
   const auto loop = make_loop();
   Inbox inbox(loop);
-  CHECK_THROWS_WITH(inbox.add(request_of(5, "sdb")), "unknown `decoder`");
+  CHECK_THROWS_WITH(inbox.add(loop_request(5, "sdb")), "unknown `decoder`");
   CHECK(!next(inbox));
 }
 
@@ -220,7 +220,7 @@ TEST(loop_refuses_to_wait_for_itself) {
   const auto loop = make_loop();
   loop->between_forwards([&](Engine&) {
     Inbox inbox(loop);
-    inbox.add(request_of(5));
+    inbox.add(loop_request(5));
     CHECK_THROWS_WITH(inbox.wait(), "the very call that was interrupted");
     CHECK_THROWS_WITH(loop->close(), "the very call that was interrupted");
     CHECK_THROWS_WITH(loop->between_forwards([](Engine&) { return 0; }), "the very call");
@@ -335,8 +335,8 @@ class Stress {
     ++(error.starts_with("this engine is closed") ? n_closed_ : n_failed_);
   }
 
-  const std::vector<Request> requests_ = {request_of(3), request_of(9, "sbd"),
-                                          request_of(7, "ntp", 4), request_of(14, "sbd", 2)};
+  const std::vector<Request> requests_ = {loop_request(3), loop_request(9, "sbd"),
+                                          loop_request(7, "ntp", 4), loop_request(14, "sbd", 2)};
   std::vector<Tokens> expected_;
   const std::chrono::steady_clock::time_point end_;
   std::mutex mutex_;

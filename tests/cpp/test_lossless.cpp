@@ -200,6 +200,10 @@ TEST(lossless_decoders_by_name) {
   DecoderOptions options;
   options.block = {.mask_token_id = kMask, .block_size = 4, .unmask = gamma(0)};
   options.has_mask_token = true;
+  options.has_adapter = true;
+  CHECK_EQ(text(make_decoder("sbd_lossless", task({1}, 9), options)->plan({})),
+           "at 0 [1 causal commit > 0] [_ _ _ _ adapted block scratch > 1 2 3]");
+  options.has_adapter = false;
   const auto ours = make_decoder("sbd_lossless", task({1}, 9), options);
   CHECK_EQ(text(ours->plan({})), "at 0 [1 causal commit > 0] [_ _ _ _ block scratch > 1 2 3]");
   CHECK_EQ(absorb(*ours, {row(10), row(11, 1), row(12, 2), row(13, 3)}), "0:10 1:11 | 10 |");
@@ -225,6 +229,9 @@ TEST(lossless_decoders_by_name) {
     DecoderOptions no_mask = options;
     no_mask.has_mask_token = false;
     CHECK_THROWS_WITH(make_decoder(name, task({1}, 9), no_mask), "needs a mask token");
+    no_mask.has_adapter = no_mask.has_mask_embedding = true;
+    no_mask.block.mask_token_id = kMaskSlot;
+    make_decoder(name, task({1}, 9), no_mask);
   }
 }
 

@@ -13,6 +13,11 @@ using namespace test;
 
 TEST(transformer_agrees_with_float64) { check_agrees_with_float64(cpu_devices(), kDTypes); }
 
+TEST(transformer_adapters_change_the_rows_that_ask) {
+  check_adapters(cpu_devices());
+  check_masks_of_adapters(cpu_devices());
+}
+
 TEST(transformer_rows_are_the_same_bits_however_they_are_computed) {
   const char* architectures[] = {"llama", "qwen2", "qwen3"};
   int round = 0;

@@ -9,11 +9,13 @@
 #include "check.h"
 #include "core/random.h"
 #include "decode/unmask.h"
+#include "scripted.h"
 
 namespace sbd {
 namespace {
 
-constexpr float kInf = std::numeric_limits<float>::infinity();
+using namespace test;
+
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 using Rows = std::vector<RowStats>;
 using Indices = std::vector<int>;
@@ -39,12 +41,6 @@ Unmask entropy_bounded(float gamma, Proxy proxy = Proxy::entropy) {
 }
 
 Unmask factor(float value) { return {.rule = UnmaskRule::factor, .factor = value}; }
-
-Unmask confidence(float threshold) {
-  return {.rule = UnmaskRule::confidence, .confidence_threshold = threshold};
-}
-
-Unmask top_n(int n) { return {.rule = UnmaskRule::top_n, .top_n = n}; }
 
 TEST(unmask_entropy_bounded_by_hand) {
   // Ascending: 0.125 (position 2), 0.25 (0), 0.5 (3), 1.0 (1). Sums before the last element:

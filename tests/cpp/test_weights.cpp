@@ -20,7 +20,7 @@ std::vector<float> values(Backend& backend, const Weight& weight) {
   std::iota(rows.begin(), rows.end(), 0);
   std::vector<float> out(rows.size() * static_cast<std::size_t>(weight.cols()));
   backend.begin({rows, rows, rows, {}}, {}, false);
-  backend.embed(weight, out.data());
+  backend.embed(weight, nullptr, out.data());
   return out;
 }
 

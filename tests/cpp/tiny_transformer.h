@@ -97,6 +97,15 @@ class MemoryTensors : public TensorSource {
   Random random_;
 };
 
+// An adapter, by its tensors' names, and the rows that it changes.
+struct Float64Adapter {
+  const std::map<std::string, StoredTensor>& tensors;
+  double alpha;
+  std::vector<bool> rows;
+
+  Matrix values(const std::string& name) const { return values_of(tensors.at(name)); }
+};
+
 // Of one row where sections of layers join: what it reads is a e + b h.
 struct Coefficients {
   double a, b;
@@ -110,16 +119,25 @@ class Float64Model {
   }
 
   // With coefficients of each row, layers are cut as config.layer_sections says: e leaves the first
-  // section, h = the second of e, and the third reads a e + b h.
+  // section, h = the second of e, and the third reads a e + b h. A kMaskSlot is the adapter's mask.
   Matrix logits(const Tokens& tokens, const std::vector<int>& kv_end,
-                const std::vector<Coefficients>& coefficients = {}) const {
+                const std::vector<Coefficients>& coefficients = {},
+                const Float64Adapter* adapter = nullptr) const {
     const int n = static_cast<int>(tokens.size());
     const int hidden = c_.hidden_size;
     Matrix x;
     for (const TokenId token : tokens) {
+      if (token == kMaskSlot) {
+        const Matrix mask = adapter->values("sbd.draft.mask_embedding");
+        x.insert(x.end(), mask.begin(), mask.end());
+        continue;
+      }
       const auto row = weights_.at("token_embd.weight").begin() + token * hidden;
       x.insert(x.end(), row, row + hidden);
     }
+    const auto times = [&](const Matrix& rows, int cols, const std::string& name) {
+      return this->times(rows, cols, name, adapter);
+    };
     Matrix e;
     for (int i = 0; i < c_.num_hidden_layers; ++i) {
       if (i == c_.layer_sections[0]) e = x;
@@ -166,7 +184,8 @@ class Float64Model {
     return out;
   }
 
-  Matrix times(const Matrix& x, int cols, const std::string& name) const {
+  Matrix times(const Matrix& x, int cols, const std::string& name,
+               const Float64Adapter* adapter) const {
     const Matrix& weight = weights_.at(name + ".weight");
     const auto bias = weights_.find(name + ".bias");
     Matrix out;
@@ -175,6 +194,20 @@ class Float64Model {
         double sum = bias == weights_.end() ? 0 : bias->second[feature];
         for (int i = 0; i < cols; ++i) sum += x[row + i] * weight[feature * cols + i];
         out.push_back(sum);
+      }
+    }
+    if (adapter == nullptr || !adapter->tensors.contains(name + ".weight.lora_a")) return out;
+    const Matrix a = adapter->values(name + ".weight.lora_a");
+    const Matrix b = adapter->values(name + ".weight.lora_b");
+    const std::size_t rank = a.size() / static_cast<std::size_t>(cols), features = b.size() / rank;
+    for (std::size_t row = 0; row < adapter->rows.size(); ++row) {
+      for (std::size_t r = 0; adapter->rows[row] && r < rank; ++r) {
+        double low = 0;
+        for (std::size_t i = 0; i < static_cast<std::size_t>(cols); ++i) {
+          low += a[r * cols + i] * x[row * cols + i];
+        }
+        low *= adapter->alpha / static_cast<double>(rank);
+        for (std::size_t f = 0; f < features; ++f) out[row * features + f] += low * b[f * rank + r];
       }
     }
     return out;

@@ -12,6 +12,7 @@
 #include "core/batch.h"
 #include "device.h"
 #include "model/transformer.h"
+#include "random_adapter.h"
 #include "tiny_transformer.h"
 
 namespace sbd::test {
@@ -200,6 +201,98 @@ class ForwardPaths {
   DType kv_dtype_;
   std::vector<float> whole_, blocked_;
 };
+
+// A text and a block of the adapter's masks behind a token: against float64, and the text's rows
+// and what is cached of them the same bits as without an adapter, in a forward with others too.
+inline void check_adapters(const std::vector<MakeDevice>& devices) {
+  constexpr std::pair<DType, DType> kTypes[] = {{DType::f32, DType::f32},
+                                                {DType::f32, DType::f16},
+                                                {DType::q8_0, DType::f16},
+                                                {DType::bf16, DType::bf16},
+                                                {DType::q8_0, DType::q8_0}};
+  const Tokens text = random_tokens(23, 1);
+  Tokens block(9, kMaskSlot);
+  block[0] = 5;
+  Tokens all = text;
+  all.insert(all.end(), block.begin(), block.end());
+  std::vector<int> kv_end(32, 32);
+  std::iota(kv_end.begin(), kv_end.begin() + 23, 1);
+  std::vector<bool> rows(32, false);
+  std::fill(rows.begin() + 23, rows.end(), true);
+  Segment masks = segment(block, Attention::block, Kv::scratch);
+  masks.adapted = true;
+  int round = 0;
+  for (const auto& [dtype, adapter_dtype] : kTypes) {
+    const std::string architecture = kVariants[round++ % 4].architecture;
+    const ModelConfig config = tiny_config(architecture, dtype);
+    MemoryTensors source(config, dtype, true);
+    const RandomAdapter adapter(config, adapter_dtype);
+    const MemoryFile file(adapter.builder().build());
+    const Float64Adapter exact{adapter.tensors, RandomAdapter::kAlpha, rows};
+    const Matrix expected = Float64Model(config, source).logits(all, kv_end, {}, &exact);
+    for (const MakeDevice& make : devices) {
+      const auto device = make();
+      const auto run = [&](Transformer& model, KvCache& kv, std::vector<Segment> segments) {
+        return model.forward_logits({{{&kv, {std::move(segments)}}}});
+      };
+      Transformer plain(config, source, device->backend());
+      Transformer model(config, source, device->backend());
+      model.set_adapter(GgufFile(file.path()));
+      KvCache frozen = plain.make_kv(40, DType::f32), kv = model.make_kv(40, DType::f32);
+      const auto whole = run(plain, frozen, {segment(text)});
+      const auto logits = run(model, kv, {segment(text), masks});
+      const std::string where = device->name() + ", " + architecture + ", weights " +
+                                std::string(name(dtype)) + ", adapter " +
+                                std::string(name(adapter_dtype));
+      const double error = relative_error(logits, expected);
+      CHECK_IN(where + ": " + show(error),
+               error <= std::max(device->logits_error(dtype, DType::f32),
+                                 device->logits_error(adapter_dtype, DType::f32)));
+      CHECK_IN(where, identical({logits.begin(), logits.begin() + 23 * kVocab}, whole));
+      const std::vector<float> drafted(logits.begin() + 23 * kVocab, logits.end());
+      CHECK_EQ(kv.length(), 23);
+      CHECK_IN(where, identical(run(model, kv, {masks}), drafted));
+      CHECK_IN(where,
+               identical(run(model, kv, {segment({7})}), run(plain, frozen, {segment({7})})));
+
+      KvCache first = model.make_kv(40, DType::f32), second = model.make_kv(40, DType::f32);
+      const auto batch = model.forward_logits(
+          {{{&first, {{segment(text), masks}}}, {&second, {{segment(text), masks}}}}});
+      std::vector<float> twice = logits;
+      twice.insert(twice.end(), logits.begin(), logits.end());
+      CHECK_IN(where + ", batch", identical(batch, twice));
+
+      Segment kept = masks;
+      kept.kv = Kv::commit;
+      CHECK_THROWS_WITH(run(model, kv, {kept}), "is kept in the cache and asks for an adapter");
+      CHECK_THROWS_WITH(run(model, kv, {segment({kMaskSlot})}), "token id -1 is outside");
+      CHECK_THROWS_WITH(run(plain, frozen, {masks}), "asks for an adapter, and none is loaded");
+    }
+  }
+}
+
+// With a mask token in the vocabulary the adapter's mask stands in for it, in its rows alone.
+inline void check_masks_of_adapters(const std::vector<MakeDevice>& devices) {
+  ModelConfig config = tiny_config("qwen3");
+  MemoryTensors source(config, DType::f32, true);
+  const MemoryFile file(RandomAdapter(config, DType::f32).builder().build());
+  for (const MakeDevice& make : devices) {
+    const auto device = make();
+    const auto logits = [&](std::optional<TokenId> mask_token, const Segment& block) {
+      config.mask_token_id = mask_token;
+      Transformer model(config, source, device->backend());
+      model.set_adapter(GgufFile(file.path()));
+      KvCache kv = model.make_kv(16, DType::f32);
+      return model.forward_logits({{{&kv, {{block}}}}});
+    };
+    Segment slots = segment({3, kMaskSlot, kMaskSlot}, Attention::block, Kv::scratch);
+    Segment tokens = segment({3, 9, 9}, Attention::block, Kv::scratch);
+    CHECK(identical(logits(9, tokens), logits({}, tokens)));
+    slots.adapted = tokens.adapted = true;
+    CHECK(identical(logits(9, tokens), logits({}, slots)));
+    CHECK(!identical(logits({}, tokens), logits({}, slots)));
+  }
+}
 
 // Values beyond a half in an F16 cache: an error that says so, for every weight type. The other
 // caches hold them.

@@ -60,6 +60,7 @@ void check_scores(const std::vector<RowScores>& got, const std::vector<RowScores
 
 TEST(cuda_generates_the_cpus_tokens) {
   using namespace gguf_tensor;
+  constexpr unsigned kNewTokens = 12;
   int drawn = 0, same = 0;
   for (const ModelShape& shape : {ModelShape{"llama", 2, 32, 48, 4, 2, 8, 40, {f32}},
                                   ModelShape{"qwen2", 1, 20, 30, 2, 1, 6, 50, {f32}, true},
@@ -70,7 +71,7 @@ TEST(cuda_generates_the_cpus_tokens) {
       for (const float temperature : {0.0f, 0.9f}) {
         Request request;
         request.prompt = {1, 2, 3, static_cast<TokenId>(requests.size())};
-        request.max_tokens = 20;
+        request.max_tokens = kNewTokens;
         request.decoder = decoder;
         request.temperature = temperature;
         // A size that is asked for is kept, whatever forwards cost.
@@ -93,8 +94,8 @@ TEST(cuda_generates_the_cpus_tokens) {
     const Generated on_cpu = generate(file.path(), "cpu", requests);
     bool as_expected = true;
     for (std::size_t i = 0; i < requests.size(); ++i) {
-      CHECK_EQ(on_gpu.texts[i].size(), 20u);
-      CHECK_EQ(on_gpu.scores[i].size(), requests[i].logprobs ? 20u : 0u);
+      CHECK_EQ(on_gpu.texts[i].size(), kNewTokens);
+      CHECK_EQ(on_gpu.scores[i].size(), requests[i].logprobs ? kNewTokens : 0u);
       CHECK(std::ranges::find(on_gpu.texts[i], 5) == on_gpu.texts[i].end() ||
             requests[i].logit_bias.empty());
       if (on_gpu.texts[i] == on_cpu.texts[i]) check_scores(on_gpu.scores[i], on_cpu.scores[i]);
@@ -114,7 +115,7 @@ TEST(cuda_generates_the_cpus_tokens) {
     };
     check_scores(score("cuda"), score("cpu"));
   }
-  cuda::check_draws(__FILE__, __LINE__, same, drawn, 0.5);  // texts, of 20 draws each
+  cuda::check_draws(__FILE__, __LINE__, same, drawn, 0.5);  // texts, of 12 draws each
 }
 
 // Random weights are made on the device; forwards of several sequences are timed.

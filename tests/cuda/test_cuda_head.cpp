@@ -31,6 +31,8 @@ TEST(cuda_head_statistics_of_every_type_and_number_of_rows) {
       columns[i % cols].push_back(static_cast<float>(values[i]));
     }
     for (const int rows : {1, 9, 20, 64, 65, 150, 300}) {
+      // Beyond, passes repeat: for every type that would take longest of all tests.
+      if (rows > 65 && dtype != DType::q8_0) continue;
       std::vector<float> one_hot(static_cast<std::size_t>(rows * cols));
       std::vector<OutputRow> outputs, drawn, asking;
       for (int row = 0; row < rows; ++row) {

@@ -16,7 +16,7 @@ Buffer embed_all(Backend& backend, const Weight& weight) {
   std::iota(rows.begin(), rows.end(), 0);
   Buffer out = backend.allocate(kRows * kCols);
   backend.begin({rows, rows, rows, {}}, {}, false);
-  backend.embed(weight, out.get());
+  backend.embed(weight, nullptr, out.get());
   return out;
 }
 

@@ -12,6 +12,11 @@ using namespace test;
 
 TEST(cuda_transformer_agrees_with_float64) { check_agrees_with_float64(cuda_devices(), kTypes); }
 
+TEST(cuda_transformer_adapters_change_the_rows_that_ask) {
+  check_adapters(cuda_devices());
+  check_masks_of_adapters(cuda_devices());
+}
+
 TEST(cuda_transformer_rows_are_the_same_bits_however_they_are_computed) {
   const char* architectures[] = {"llama", "qwen2", "qwen3"};
   int round = 0;

@@ -79,7 +79,7 @@ TEST(cuda_a_failure_while_memory_is_freed_is_seen) {
       const int zero = 0, one = 1;
       const SequenceRows sequence{kv.get(), 0, 1};
       backend.begin({{&zero, 1}, {&zero, 1}, {&one, 1}, {&sequence, 1}}, {}, false);
-      backend.embed(*weight, out.get());
+      backend.embed(*weight, nullptr, out.get());
       emulation::options().good_launches = 0;
     }
     CHECK_THROWS_WITH(backend.allocate(8), kLine);

@@ -32,7 +32,7 @@ At c_at(int lane, int i) {  // 0 <= i < 4
   return {i < 2 ? group : group + 8, in_group * 2 + (i & 1)};
 }
 
-struct Args {
+struct PtxArgs {
   const std::uint16_t* a;  // [16][16]
   const std::uint16_t* b;  // [16][8]
   std::uint32_t* loaded;   // [lanes][8]: a's registers, then b's twice
@@ -40,7 +40,7 @@ struct Args {
   bool bf16;
 };
 
-void kernel(Args x) {
+void kernel(PtxArgs x) {
   wait_for_previous_kernel();
   const int lane = static_cast<int>(threadIdx.x);
   auto* a = reinterpret_cast<std::uint16_t*>(shared_memory());  // rows of 16 bytes and more
@@ -99,8 +99,8 @@ TEST(cuda_emulated_fragments_are_the_ptx_isas) {
     cudaStream_t stream = nullptr;
     cudaStreamCreateWithFlags(&stream, 0);
     launch(kernel, {.threads = kLanes, .shared_bytes = (kM * kK + kK * kN) * 2},
-           Args{a_bits.as<std::uint16_t>(), b_bits.as<std::uint16_t>(), loaded.as<std::uint32_t>(),
-                d.as<float>(), bf16},
+           PtxArgs{a_bits.as<std::uint16_t>(), b_bits.as<std::uint16_t>(),
+                   loaded.as<std::uint32_t>(), d.as<float>(), bf16},
            stream, true);
     cudaStreamDestroy(stream);
     for (int lane = 0; lane < kLanes; ++lane) {

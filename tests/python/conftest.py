@@ -94,14 +94,15 @@ def real_model() -> Path:
     return path
 
 
-def on_all_cores() -> None:
-    """The suite's worker has one core; a build takes what there is."""
+@pytest.fixture(scope="session")
+def all_cores() -> None:
+    """For the worker that has the C++ tests, which take what there is; others have one core."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, range(os.cpu_count() or 1))
 
 
 @pytest.fixture(scope="session")
-def binaries() -> Path:
+def binaries(all_cores: None) -> Path:
     """The folder of the C++ tests. Tests that ask for it are in the group "cpp": one build, by all
     cores."""
     # Kept between runs: building again takes seconds.
@@ -115,7 +116,6 @@ def binaries() -> Path:
         done = subprocess.run(
             command,
             env={**os.environ, "PATH": path},
-            preexec_fn=on_all_cores,
             capture_output=True,
             text=True,
             check=False,

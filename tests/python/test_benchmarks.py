@@ -22,6 +22,7 @@ sys.path.append(str(BENCHMARKS))  # last, so that an installed package comes fir
 import cpu_peers  # noqa: E402
 import dmtd  # noqa: E402
 import end_to_end  # noqa: E402
+import lossless  # noqa: E402
 import serving  # noqa: E402
 from lineup import OURS, Entry  # noqa: E402
 from page import write_docs  # noqa: E402
@@ -160,10 +161,28 @@ def test_waiting_and_what_is_shared(tmp_path: Path) -> None:
         assert shared["prompt_tokens"] == 16 * 1020
         chat = serving.measure_chat(engine, 1)
         assert chat["cached_tokens"] >= chat["prompt_tokens"][0] - 1
-        waits = {"alone_ms": 1, "alone_p95_ms": 2, "beside_ms": 3, "beside_p95_ms": 4, "ratio": 4}
+        waits = {"alone_ms": 1, "alone_p95_ms": 2, "beside_ms": 3, "beside_p95_ms": 4}
         report = {"model": "tiny", "device": "cpu", "threads": 2, "rounds": 1, "chat": chat}
         report |= {"waits": {**waits, "most_forwards": 1}, "system_prompt": shared}
         assert f"| of these computed | {1000 + 16 * 20} |  |" in serving.docs_section(report)
+
+
+# Lossless decoding beside next-token decoding
+
+
+def test_what_drafting_gains_and_what_is_kept() -> None:
+    prompts = lossless.shuffled_prompts()
+    with Engine() as engine:
+        speed = lossless.measure_speed(engine, prompts, batch=2, rounds=2, blocks=[8])
+        kept = lossless.measure_kept(engine, prompts[:4], temperature=0.7)
+    assert list(speed["gain"]) == ["ntp again", "chosen", "8"]
+    assert min(speed["gain"].values()) > 0 and min(speed["error"].values()) >= 0
+    assert 0 < kept["guesses_kept"] <= 1 < kept["tokens_per_forward"]
+    speeds = [{"model": "demo", "batch": 2, **speed}]
+    report = {"device": "cpu", "threads": 2, "speeds": speeds, "kept": [kept]}
+    section = lossless.docs_section(report)
+    assert "| model | batch | ntp tok/s | ntp again | chosen | blocks of 8 | tok/forward" in section
+    assert f"| 0.7 | {kept['guesses_kept']:.1%} |" in section
 
 
 # A run, with processes that only write down who was asked what

@@ -253,7 +253,7 @@ class TestFilesThatAreNoSavedChat:
             ({**WELL, "template_arguments": {"messages": 1}}, "got 'messages'"),
             ({**WELL, "messages": {}}, 'expected "messages" as a list'),
             ({**WELL, "messages": [{"role": "user"}]}, 'such as {"role": "user"'),
-            ({**WELL, "messages": [{"role": "user", "content": 1}]}, '"content": 1}'),
+            ({**WELL, "messages": [{"role": "user", "content": 1}]}, "'content': 1"),
             ({**WELL, "messages": [ASKED]}, "expected the assistant's message at the end"),
             ({**WELL, "messages": [ASKED, ASKED]}, "got 'user' where 'assistant' belongs"),
             ({**WELL, "messages": [{"role": f"{CLEAR}", "content": ""}]}, "where 'user' belongs"),

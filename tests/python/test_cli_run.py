@@ -222,7 +222,7 @@ def test_every_option_reaches_the_engine(
         "n_threads": 1,
         "n_ctx": 100,
         "kv_dtype": "f32",
-        "draft_lora": adapter,
+        "draft": adapter,
         "kv_budget": 2**30,
     }
     options: dict[str, Any] = {
@@ -261,7 +261,7 @@ def test_every_option_reaches_the_engine(
     }
     # Every prompt that eval asks is computed; sample_index tells samples of one call apart, of
     # which a command makes one.
-    elsewhere = {"path", "prompt", "ignore_eos", "sample_index", "prefix_cache"}
+    elsewhere = {"path", "prompt", "ignore_eos", "sample_index", "prefix_cache", "draft_lora"}
     if command == "run":
         options |= rules
     else:

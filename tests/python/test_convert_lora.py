@@ -273,12 +273,12 @@ def test_patterns_are_those_of_re() -> None:
 )
 def test_patterns_never_go_back(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sbd_engine.convert.patterns.MOST_STEPS", 1_000_000)
-    start = time.perf_counter()
+    start = time.process_time()
     with contextlib.suppress(ConvertError):
         patterns = Patterns({pattern: 1}, "x")
         for layer in range(32):
             assert patterns.get(f"model.layers.{layer}.self_attn.q_proj", 0) == 0
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize(

@@ -277,9 +277,11 @@ class TestBadInput:
         with pytest.raises(TypeError, match="path"):
             Engine(3)  # type: ignore[arg-type]
         with pytest.raises(FileNotFoundError, match="no such file"):
-            Engine(model, draft_lora=tmp_path / "none.bin")
-        with pytest.raises(TypeError, match="`draft_lora` as a path"):
+            Engine(model, draft=tmp_path / "none.bin")
+        with pytest.raises(TypeError, match="`draft` as a path"):
             Engine(model, draft_lora=3)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="one of `draft` and `draft_lora`, its other name"):
+            Engine(model, draft=model, draft_lora=model)
         bad = tmp_path / "bad.bin"
         for content in (b"", b"GGUX" + bytes(60), model.read_bytes()[:-1]):
             bad.write_bytes(content)

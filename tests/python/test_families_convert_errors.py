@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from .checkpoints import convert_quietly, refusal
 from .family_models import (
@@ -15,6 +17,7 @@ from .family_models import (
     NEMOTRON,
     SDAR,
     FamilyModel,
+    random_tensors,
     write_adapter,
     write_family,
 )
@@ -125,21 +128,28 @@ def test_options_that_are_refused(options: dict[str, Any], message: str, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("model", "module", "message"),
+    ("model", "layers", "message"),
     [
         (
             SDAR,
-            "o_proj",
-            "only the decoder nemotron_spec drafts with an adapter: the file's are sdar",
+            True,
+            "only the decoders nemotron_spec and sbd_lossless draft with an adapter: the file's "
+            "are sdar",
         ),
-        (NEMOTRON, "q_proj", "expected changes to output projections alone, got encoder.layers.0"),
+        (NEMOTRON, False, "expected changes to the layers' matrices alone, got "),
     ],
 )
 def test_draft_adapters_that_are_refused(
-    model: FamilyModel, module: str, message: str, tmp_path: Path
+    model: FamilyModel, layers: bool, message: str, tmp_path: Path
 ) -> None:
     folder = write_family(tmp_path / "model", model)
-    write_adapter(tmp_path / "draft", model, (module,), r=4, alpha=4)
+    write_adapter(tmp_path / "draft", model, ("o_proj",), r=4, alpha=4)
+    if not layers:
+        path = tmp_path / "draft" / "adapter_model.safetensors"
+        rows, columns = random_tensors(model)[f"{model.head}.weight"].shape
+        head = f"base_model.model.{model.head}"
+        pair = {"A": np.ones((4, columns), np.float32), "B": np.ones((rows, 4), np.float32)}
+        save_file({f"{head}.lora_{side}.weight": each for side, each in pair.items()}, path)
     assert message in refusal(folder, tmp_path / "model.bin", draft_lora=tmp_path / "draft")
     assert not (tmp_path / "model.bin").exists()
 

@@ -39,10 +39,10 @@ def engine() -> Iterator[Engine]:
     ],
 )
 def test_an_error_is_one_short_line(engine: Engine, options: dict[str, Any]) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(SbdError) as error:
         engine.generate(**({"prompt": "a"} | options))
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
     assert str(error.value).isprintable()
     assert len(str(error.value)) <= 1000
     assert engine._core.n_sequences == 0
@@ -67,14 +67,14 @@ def test_so_it_is_of_a_conversation(engine: Engine, messages: Any) -> None:
 
 def test_a_conversation_far_beyond_the_context(engine: Engine) -> None:
     for text in "ab " * 1_000_000, "<|endoftext|>" * 100_000:
-        began = time.perf_counter()
+        began = time.process_time()
         with pytest.raises(SbdValueError, match="of at most 128 tokens, got one of"):
             engine.tokenizer.encode_chat(
                 [{"role": "user", "content": text}],
                 chat_template="{{ messages[0].content }}",
                 fits=128,
             )
-        assert time.perf_counter() - began < 2
+        assert time.process_time() - began < 2
 
 
 def test_prompts_of_100_mb() -> None:
@@ -105,12 +105,12 @@ def test_limits_of_every_number(engine: Engine) -> None:
         dict(repetition_penalty=1e30, presence_penalty=-2.0, frequency_penalty=2.0),
         dict(decoder="sbd", gamma=float("inf"), block_size=64),
     ):
-        began = time.perf_counter()
+        began = time.process_time()
         try:
             assert engine.generate("def", **({"max_tokens": 5} | options)).tokens
         except SbdValueError as error:  # logits beyond float32 are said to be so
             assert "NaN or infinite" in str(error)
-        assert time.perf_counter() - began < 2
+        assert time.process_time() - began < 2
     assert engine.generate("def", max_tokens=5).tokens == plain
 
 

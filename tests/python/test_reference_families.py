@@ -8,6 +8,7 @@ from math import inf
 import numpy as np
 import pytest
 from reference.decoders import sbd_decode
+from reference.drafting import DraftingModel
 from reference.family import (
     DREAM,
     FAST_DLLM_V2,
@@ -20,6 +21,7 @@ from reference.family import (
     time_share,
     visible,
 )
+from reference.model import Adapter
 from reference.random_model import random_model
 from reference.script import EOS, SCRIPT_MASK, Script
 from reference.self_speculation import self_speculation_decode
@@ -248,10 +250,12 @@ def test_a_draft_adapter_changes_the_drafts_alone() -> None:
     model = random_model(0, steady=True)
     reference, prompt = model.reference(), model.prompt(50)
     rng = np.random.default_rng(0)
-    deltas = [rng.standard_normal(layer.o.shape) / 10 for layer in reference.layers]
+    adapter = Adapter(
+        [{"o": rng.standard_normal(layer.o.shape) / 10} for layer in reference.layers]
+    )
     plain, with_plain = self_speculation_decode(reference, prompt, 30, 8, model.mask_id)
     adapted, with_adapter = self_speculation_decode(
-        reference, prompt, 30, 8, model.mask_id, draft_o_delta=deltas
+        DraftingModel(reference, adapter), prompt, 30, 8, model.mask_id
     )
     assert adapted.tokens == plain.tokens
     assert with_adapter != with_plain
@@ -262,6 +266,6 @@ def test_a_draft_adapter_changes_the_drafts_alone() -> None:
     ids, kv_end = model.prompt(9), np.arange(1, 10)
     delta = rng.standard_normal(reference.layers[0].o.shape)
     merged = replace(reference.layers[0], o=reference.layers[0].o + delta)
-    expected = reference.forward(ids, kv_end, last=3, o_delta=[delta])
+    expected = reference.forward(ids, kv_end, 3, Adapter([{"o": delta}]), 3)
     reference.layers = [merged]
     assert np.allclose(reference.forward(ids, kv_end, last=3), expected, rtol=0, atol=1e-12)

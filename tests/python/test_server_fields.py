@@ -216,6 +216,9 @@ def test_prompts_past_the_context_say_both_lengths(tiny: Served, stream: bool) -
     assert len(whole["choices"][0]["logprobs"]["tokens"]) == 512
     error = tiny.refuse(COMPLETIONS, prompt="!" * 1_000_000)
     assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
+    error = tiny.refuse(CHAT, messages=[{"role": "user", "content": "!" * 1_000_000}])
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
+    assert "characters" in error["message"]  # not all of them were looked at
 
 
 def test_null_is_as_good_as_absent(tiny: Served) -> None:

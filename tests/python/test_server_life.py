@@ -80,7 +80,9 @@ class TestLeaving:
 
     def test_before_its_turn(self, tiny: Served) -> None:
         """Whoever waits and leaves takes no turn."""
-        first, second, third = (Caller(tiny, stream=True) for _ in range(3))
+        first, second = (Caller(tiny, stream=True) for _ in range(2))
+        until(lambda: running(tiny.engine) == 2)
+        third = Caller(tiny, stream=True)
         until(lambda: tiny.gate.waiting == 1)
         third.leave()
         until(lambda: tiny.gate.waiting == 0)

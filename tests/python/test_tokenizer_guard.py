@@ -111,7 +111,7 @@ BAD |= {
 
 @pytest.mark.parametrize("name", BAD)
 def test_one_line_whatever_the_library_does(name: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(SbdValueError, match="^tokenizer.huggingface.json: .+") as error:
         tokenizer = Tokenizer({"tokenizer.huggingface.json": tokenizer_json(**BAD[name])})
         tokenizer.encode("a" * 40 + "b")
@@ -119,7 +119,7 @@ def test_one_line_whatever_the_library_does(name: str) -> None:
     assert "\n" not in str(error.value)
     if name.startswith("growing"):  # known before the library sees it
         assert "may make more than" in str(error.value) or "puts 10000" in str(error.value)
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
     assert error.value.__cause__ is None
 
 
@@ -153,10 +153,10 @@ def test_nested_tokens() -> None:
     for count in 2000, 1_000_000:
         keys = nested(2000) if count == 2000 else nested(1)
         keys["tokenizer.ggml.tokens"][-1] = "a" * count
-        began = time.perf_counter()
+        began = time.process_time()
         with pytest.raises(SbdError, match="tokenizer.ggml.tokens: expected tokens whose squared"):
             Tokenizer(keys)
-        assert time.perf_counter() - began < 1
+        assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize("token", ["1", True, 1.5, [1], {"a": 1}])
@@ -179,10 +179,10 @@ class TestLength:
     def test_far_too_long_is_refused_after_a_part(self) -> None:
         with Engine(n_ctx=64) as engine:
             for text in "def add(a, b):" * 300_000, "a" * 10_000, " " * 11_000_000:
-                began = time.perf_counter()
+                began = time.process_time()
                 with pytest.raises(SbdValueError, match="of at most 64 tokens, got one of"):
                     engine.generate(text)
-                assert time.perf_counter() - began < 1
+                assert time.process_time() - began < 1
 
     def test_what_fits_is_encoded(self) -> None:
         with Engine() as engine:
@@ -214,7 +214,7 @@ class TestLength:
             )
             seconds = []
             for count in 20_000, 80_000:
-                began = time.perf_counter()
+                began = time.process_time()
                 assert len(tokenizer.encode(text * count)) == count * len(text.encode())
-                seconds.append(time.perf_counter() - began)
+                seconds.append(time.process_time() - began)
             assert seconds[1] < 12 * seconds[0] + 0.1

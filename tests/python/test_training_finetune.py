@@ -18,7 +18,7 @@ pytest.importorskip("peft")
 from torch.distributed.checkpoint import FileSystemReader  # noqa: E402
 
 from sbd_engine import Engine  # noqa: E402
-from training import finetune, interruption  # noqa: E402
+from training import command, finetune, interruption  # noqa: E402
 from training.checkpoint import (  # noqa: E402
     add_lora,
     choose_mask_token,
@@ -345,7 +345,7 @@ def test_an_interrupted_run_is_saved_and_goes_on(
     handler = signal.getsignal(number)
     options = ["--steps", "12", "--save-every", "100"]
     with monkeypatch.context() as patch:
-        patch.setattr(finetune, "print_progress", report)
+        patch.setattr(command, "print_progress", report)
         assert tune(base, data, tmp_path / "broken", *options) == code
     said = capfd.readouterr().err
     assert "interrupted: saving behind this step" in said

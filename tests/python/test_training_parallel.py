@@ -1,4 +1,5 @@
-"""Two processes of torchrun, each with half of every weight, against one process."""
+"""Two processes of torchrun against one: each with half of every weight, or with all of a
+frozen model's."""
 
 from __future__ import annotations
 
@@ -15,18 +16,18 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-from training import finetune  # noqa: E402
+from training import draft, finetune  # noqa: E402
 
-from .checkpoints import write_checkpoint  # noqa: E402
+from .checkpoints import convert_quietly, read_model, write_checkpoint  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = "--length 48 --batch-size 4 --warmup-steps 50 --learning-rate 1e-2 --save-every 4"
 
 
-def with_torchrun(arguments: list[str]) -> None:
+def with_torchrun(arguments: list[str], module: str = "training.finetune") -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(
-        [*torchrun, "--nproc-per-node", "2", "-m", "training.finetune", *arguments],
+        [*torchrun, "--nproc-per-node", "2", "-m", module, *arguments],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -68,3 +69,37 @@ def test_two_processes_are_one(kind: str, tmp_path: Path) -> None:
 
 def weights(folder: Path) -> dict[str, Any]:
     return dict(transformers.AutoModelForCausalLM.from_pretrained(folder).state_dict())
+
+
+def test_two_processes_draft_as_one(tmp_path: Path) -> None:
+    """The same losses, measurements and adapter, of answers that share forwards in the same way."""
+    write_checkpoint(tmp_path / "base", "qwen3", mask_token=None)
+    model, answers = tmp_path / "model.gguf", tmp_path / "answers.jsonl"
+    convert_quietly(tmp_path / "base", model, type="f32")
+    common = {"options": {"temperature": 0}, "prompt_ids": [9, 8]}
+    lines = [
+        {"prompt": str(i), "tokens": [*range(i, i + 9 + i % 5)], **common} for i in range(8, 72)
+    ]
+    answers.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def arguments(out: str, side_by_side: int) -> list[str]:
+        paths = ["--model", model, "--answers", answers, "--out", tmp_path / out]
+        options = "--rank 4 --block-size 4 --batch-size 4 --warmup-steps 50 --save-every 3"
+        options += f" --no-bfloat16 --micro-batch-size {side_by_side} --steps 6"
+        return [*map(str, paths), *options.split()]
+
+    with pytest.raises(SystemExit) as exit:
+        draft.main(arguments("one.gguf", 2))
+    assert not exit.value.code
+    with_torchrun(arguments("two.gguf", 1), "training.draft")
+    one, two = (
+        json.loads((tmp_path / f"{name}.run" / "training.json").read_text())
+        for name in ("one", "two")
+    )
+    assert [point["step"] for point in two["held_out"]] == [3, 6]
+    for a, b in zip(one["loss"], two["loss"], strict=True):
+        assert a["tokens"] == b["tokens"] and a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+    assert one["held_out"][0]["acceptance"] == two["held_out"][0]["acceptance"]
+    theirs = read_model(tmp_path / "two.gguf")[1]
+    for name, values in read_model(tmp_path / "one.gguf")[1].items():
+        assert abs(values - theirs[name]).max() < 2e-3, name

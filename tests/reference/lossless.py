@@ -56,6 +56,7 @@ def sbd_lossless_decode(
 ) -> Lossless:
     """Greedy NTP's text by verified set blocks; `rule` are an unmasking `Rule`'s parameters."""
     unmask = Rule(**rule)
+    barred = mask_id if mask_id >= 0 else None  # below 0: a mask that is no token
     length = len(prompt) + tokens_wanted(prompt, max_tokens, n_ctx)
     ends_text = set() if ignore_eos else set(eos_ids)
     text = list(prompt)
@@ -77,7 +78,7 @@ def sbd_lossless_decode(
         block = [mask_id] * rows
         ids = [*text, *draft, *block]
         logits = model.forward(ids, with_block(len(ids), rows), last=len(draft) + 1 + rows)
-        ntp = row_stats(logits[: len(draft) + 1], mask_id)  # row j chooses what follows j tokens
+        ntp = row_stats(logits[: len(draft) + 1], barred)  # row j chooses what follows j tokens
         if draft:
             verified = verdict(ntp)
             agrees = verified.tokens == draft
@@ -104,7 +105,7 @@ def sbd_lossless_decode(
             else:
                 decided, margin = [], float("inf")
                 logits = model.forward(text + block, with_block(start + rows, rows), last=rows)
-            stats = row_stats(logits[masked], mask_id)
+            stats = row_stats(logits[masked], barred)
             chosen, certainty = choose(stats, unmask)
             block[0] = first
             for i in chosen:
@@ -119,7 +120,7 @@ def sbd_lossless_decode(
         draft = block[:end]
         if eos < rows or start + end == length:
             ids = text + draft[:-1]
-            stats = row_stats(model.forward(ids, causal(len(ids)), last=end), mask_id)
+            stats = row_stats(model.forward(ids, causal(len(ids)), last=end), barred)
             trace.append(verdict(stats))
             text += trace[-1].tokens
             draft = []

@@ -105,6 +105,16 @@ class Layer:
     down: Array  # [intermediate, hidden]
 
 
+@dataclass(frozen=True)
+class Adapter:
+    """What it adds to each layer's matrices, [in, out] by their names in `Layer`, and what the id
+    `mask_id` is embedded as."""
+
+    deltas: Sequence[Mapping[str, Array]]
+    mask: Array | None = None
+    mask_id: int | None = None
+
+
 class ReferenceModel:
     """The forward. Every tensor is used: a missing or a left-over one is a ValueError."""
 
@@ -176,23 +186,27 @@ class ReferenceModel:
         ids: Sequence[int],
         kv_end: NDArray[np.int64],
         last: int | None = None,
-        o_delta: Sequence[Array] | None = None,
+        adapter: Adapter | None = None,
+        adapted: int = 0,
     ) -> Array:
         """Logits [n, vocab] of the n `ids` at positions 0..n-1; row i sees keys [0, kv_end[i]).
 
         `last` returns those of the last `last` rows alone, [last, vocab]; all n rows are still
-        computed as far as the others need them. `o_delta` is added to the output projection of
-        each layer, [heads * head_dim, hidden], for these last rows alone: an adapter on them,
-        behind keys and values that know nothing of it.
+        computed as far as the others need them. The last `adapted` rows have the adapter, behind
+        keys and values that know nothing of it.
         """
         n = len(ids)
         last = n if last is None else last
         if kv_end.shape != (n,) or kv_end.min() < 1 or kv_end.max() > n:
             raise ValueError(f"expected {n} values of kv_end in [1, {n}], got {kv_end}")
-        if not 1 <= last <= n:
-            raise ValueError(f"expected 1 to {n} rows of logits, got {last}")
-        x = self._run(self.embedding[np.asarray(ids)], self.layers, kv_end, last, o_delta)
-        return self._logits(x)
+        if not 1 <= last <= n or adapted > last:
+            raise ValueError(f"expected {adapted} to {n} rows of logits, got {last}")
+        x = self.embedding[np.asarray(ids)]
+        if adapter is not None and adapter.mask is not None:
+            for row in range(n - adapted, n):
+                if ids[row] == adapter.mask_id:
+                    x[row] = adapter.mask
+        return self._logits(self._run(x, self.layers, kv_end, last, adapter, adapted))
 
     def forward_split(
         self, ids: Sequence[int], split: Sequence[int], a: Array, b: Array, last: int | None = None
@@ -217,10 +231,19 @@ class ReferenceModel:
         layers: Sequence[Layer],
         kv_end: NDArray[np.int64],
         last: int,
-        o_delta: Sequence[Array] | None = None,
+        adapter: Adapter | None = None,
+        adapted: int = 0,
     ) -> Array:
         """x [n, hidden] through `layers`: the last `last` rows of the result."""
         n = len(x)
+
+        def times(rows: Array, index: int, matrix: str) -> Array:
+            """Rows, the last of which are x's last ones, through a layer's matrix."""
+            out: Array = rows @ getattr(layers[index], matrix)
+            if adapter is not None and adapted and matrix in adapter.deltas[index]:
+                out[-adapted:] += rows[-adapted:] @ adapter.deltas[index][matrix]
+            return out
+
         angles = np.arange(n)[:, None] * self.frequencies
         cos, sin = self.rope_factor * np.cos(angles), self.rope_factor * np.sin(angles)
         mask = np.where(np.arange(n) < kv_end[:, None], 0.0, -np.inf)  # [n, n]
@@ -228,18 +251,15 @@ class ReferenceModel:
             # The last layer's other rows are not wanted, only their keys and values.
             first = n - last if i == len(layers) - 1 else 0
             a = self._rms_norm(x, layer.attention_norm)
-            q = self._heads(a[first:] @ layer.q + layer.q_bias, layer.q_norm)
-            k = self._heads(a @ layer.k + layer.k_bias, layer.k_norm)
-            v = self._heads(a @ layer.v + layer.v_bias, None)
+            q = self._heads(times(a[first:], i, "q") + layer.q_bias, layer.q_norm)
+            k = self._heads(times(a, i, "k") + layer.k_bias, layer.k_norm)
+            v = self._heads(times(a, i, "v") + layer.v_bias, None)
             q, k = rotate(q, cos[first:], sin[first:]), rotate(k, cos, sin)
             q *= self._query_scale(np.arange(first, n))
-            attended = self._attention(q, k, v, mask[first:])
-            x = x[first:] + attended @ layer.o
-            if o_delta is not None:
-                x[-last:] += attended[-last:] @ o_delta[i]
+            x = x[first:] + times(self._attention(q, k, v, mask[first:]), i, "o")
             a = self._rms_norm(x, layer.mlp_norm)
-            gate = a @ layer.gate
-            x = x + (gate / (1 + np.exp(-gate)) * (a @ layer.up)) @ layer.down
+            gate = times(a, i, "gate")
+            x = x + times(gate / (1 + np.exp(-gate)) * times(a, i, "up"), i, "down")
         return x[len(x) - last :]
 
     def _logits(self, x: Array) -> Array:

@@ -9,59 +9,38 @@ As linear_spec_generate in nvidia/Nemotron-Labs-Diffusion-8B's modeling file has
                argmax of the row before, and the argmax of the last row that still counts;
                keys and values behind it are dropped
 
-so each round adds as many tokens as agree, and one. Its draft alone may run with an adapter on the
-output projections, over keys and values of the plain weights. Both forwards of a round count in
-the NFE, and the prompt's counts one, as there. It can run past the tokens wanted; ours is cut.
-The text is that of greedy next-token prediction.
+so each round adds as many tokens as agree, and one. Its draft alone may run with an adapter
+(`drafting.py`), over keys and values of the plain weights. Both forwards of a round count in the
+NFE, and the prompt's counts one, as there. It can run past the tokens wanted; ours is cut. The text
+is that of greedy next-token prediction.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from .decoders import Decision, Decoded, tokens_wanted
+from .decoders import Decision, Decoded, Forward, tokens_wanted
 from .model import causal, with_block
 from .stats import row_stats
 
-Array = NDArray[np.float64]
-
-
-class AdaptedForward(Protocol):
-    def forward(
-        self,
-        ids: Sequence[int],
-        kv_end: NDArray[np.int64],
-        last: int | None = None,
-        **adapter: Any,
-    ) -> Array: ...
-
 
 def self_speculation_decode(
-    model: AdaptedForward,
+    model: Forward,
     prompt: Sequence[int],
     max_tokens: int,
     block_size: int,
     mask_id: int,
     eos_ids: Collection[int] = (),
     *,
-    draft_o_delta: Sequence[Array] | None = None,
     ignore_eos: bool = False,
     n_ctx: int | None = None,
 ) -> tuple[Decoded, list[int]]:
-    """The text, and for each round how many of the block's tokens it kept, the first included.
-
-    `draft_o_delta` is what the adapter adds to each layer's output projection, [in, out].
-    """
+    """The text, and for each round how many of the block's tokens it kept, the first included."""
     length = len(prompt) + tokens_wanted(prompt, max_tokens, n_ctx)
     ends_text = set() if ignore_eos else set(eos_ids)
     text = list(prompt)
     trace: list[Decision] = []
     accepted: list[int] = []
-    adapter = {} if draft_o_delta is None else {"o_delta": draft_o_delta}
 
     def add(tokens: list[int], margin: float) -> None:
         """Up to the first EOS or the last token wanted."""
@@ -79,7 +58,7 @@ def self_speculation_decode(
         draft: list[int] = []
         if rows > 1:
             ids = [*text, *[mask_id] * (rows - 1)]
-            logits = model.forward(ids, with_block(start + rows, rows), last=rows, **adapter)
+            logits = model.forward(ids, with_block(start + rows, rows), last=rows)
             stats = row_stats(logits[1:], mask_id)
             draft = [int(token) for token in stats.argmax]
             positions = list(range(start + 1, start + rows))

@@ -9,9 +9,10 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.distributed import FileStore, ProcessGroupGloo
+
+from training.parallel import average_gradients
 
 
 def share_gradients(model: Any, rank: int, world: int, path: str) -> None:
@@ -25,13 +26,7 @@ def share_gradients(model: Any, rank: int, world: int, path: str) -> None:
     parameters = list(model.parameters())
 
     def share(_: Tensor) -> None:
-        whole = torch.cat([p.grad.flatten() for p in parameters])
-        group.allreduce([whole]).wait()
-        whole /= world
-        first = 0
-        for p in parameters:
-            p.grad.copy_(whole[first : first + p.numel()].view_as(p))
-            first += p.numel()
+        average_gradients(parameters, world, lambda whole: group.allreduce([whole]).wait())
 
     # The embedding is where a forward begins, so its gradient is the last to be complete.
     model.model.embed_tokens.weight.register_post_accumulate_grad_hook(share)

@@ -133,11 +133,17 @@ void CpuBackend::begin(const ForwardRows& rows, std::span<const float> inverse_f
   }
 }
 
-void CpuBackend::embed(const Weight& table, float* out) {
+void CpuBackend::embed(const Weight& table, const float* mask, float* out) {
   const PackedWeight& weight = PackedWeight::of(table);
   const Index cols = table.cols();
-  pool_.run(n_rows(),
-            [&](int row, int) { weight.dequantize_row(rows_.tokens[row], out + row * cols); });
+  pool_.run(n_rows(), [&](int row, int) {
+    const TokenId token = rows_.tokens[row];
+    if (token == kMaskSlot) {
+      std::copy(mask, mask + cols, out + row * cols);
+    } else {
+      weight.dequantize_row(token, out + row * cols);
+    }
+  });
 }
 
 void CpuBackend::mix(std::span<const Mix> rows, const float* x, const float* y, int cols,
@@ -202,51 +208,153 @@ Activations CpuBackend::prepare(const Input& input, std::span<const Linear> line
 
 void CpuBackend::linear(const Input& input, std::span<const Linear> linears, bool accumulate,
                         std::span<const Linear> then) {
-  multiply(prepare(input, linears), n_rows(), linears, accumulate, then);
+  const auto changed = [](const Linear& l) { return l.adapter.a != nullptr; };
+  if (!rows_.adapted.empty() && std::ranges::any_of(linears, changed)) {
+    linear_adapted(input, linears, accumulate, then);
+    return;
+  }
+  const RowRange all{0, n_rows()};
+  const Activations x = prepare(input, linears);
+  products_.clear();
+  for (const Linear& l : linears) products_.push_back({l, x, {&all, 1}, accumulate});
+  multiply(products_, then);
+}
+
+// The adapters' first factors read what the weights read, so they share a pass over the threads'
+// tasks: at its beginning, where their long panels leave nobody waiting. The second ones follow.
+void CpuBackend::linear_adapted(const Input& input, std::span<const Linear> linears,
+                                bool accumulate, std::span<const Linear> then) {
+  Index n_values = 0;
+  for (const Linear& l : linears) {
+    if (l.adapter.a != nullptr) n_values += Index{n_rows()} * l.adapter.a->rows();
+  }
+  float* values = grown(low_rank_values_, n_values);
+  inputs_.clear();
+  low_rank_.clear();
+  for (const Linear& l : linears) {
+    if (l.adapter.a == nullptr) continue;
+    inputs_.push_back({l.adapter.a, nullptr, values});
+    low_rank_.push_back({l.adapter.b, nullptr, l.out, l.adapter});
+    values += Index{n_rows()} * l.adapter.a->rows();
+  }
+  const std::size_t n_adapters = inputs_.size();
+  inputs_.insert(inputs_.end(), linears.begin(), linears.end());
+  const RowRange all{0, n_rows()};
+  const Activations x = prepare(input, inputs_);
+  products_.clear();
+  for (std::size_t i = 0; i < inputs_.size(); ++i) {
+    const bool adapter = i < n_adapters;
+    products_.push_back(
+        {inputs_[i], x, adapter ? rows_.adapted : std::span(&all, 1), !adapter && accumulate});
+  }
+  multiply(products_, low_rank_);
+
+  products_.clear();
+  for (std::size_t i = 0; i < n_adapters; ++i) {
+    products_.push_back({low_rank_[i], {}, rows_.adapted, true, low_rank_[i].adapter.scale});
+    products_.back().x.values = inputs_[i].out;
+  }
+  prepare_low_rank();
+  multiply(products_, then);
+}
+
+// The adapted rows of products_' inputs, in the forms that their weights' types need.
+void CpuBackend::prepare_low_rank() {
+  const auto type_of = [](const Product& p) { return p.linear.weight->dtype(); };
+  const auto needed = [&](const Product& p) {
+    return type_of(p) == DType::bf16 || values_per_block(type_of(p)) > 1;
+  };
+  if (std::ranges::none_of(products_, needed)) return;
+  Index ranks = 0;
+  for (const Product& p : products_) ranks += round_up(p.linear.weight->cols(), kGroupSize);
+  std::uint16_t* bf16 = grown(bf16_, n_rows() * ranks);
+  QuantizedGroup* groups = grown(groups_, n_rows() * ranks / kGroupSize);
+  for (Product& p : products_) {
+    p.x.bf16 = bf16;
+    p.x.groups = groups;
+    const Index size = n_rows() * Index{round_up(p.linear.weight->cols(), kGroupSize)};
+    bf16 += size;
+    groups += size / kGroupSize;
+  }
+  int n_adapted = 0;
+  for (const RowRange& rows : rows_.adapted) n_adapted += rows.end - rows.begin;
+  pool_.run(n_adapted, [&](int task, int) {
+    const RowRange* rows = rows_.adapted.data();
+    for (; task >= rows->end - rows->begin; ++rows) task -= rows->end - rows->begin;
+    const Index row = rows->begin + task;
+    for (const Product& p : products_) {
+      if (!needed(p)) continue;
+      const int rank = p.linear.weight->cols();
+      const float* x = p.x.values + row * rank;
+      if (type_of(p) == DType::bf16) {
+        const Index even = rank + rank % 2;
+        std::uint16_t* out = bf16_.data() + (p.x.bf16 - bf16_.data()) + row * even;
+        out[even - 1] = 0;
+        kernels_.to_bf16(x, rank, out);
+      } else {
+        const Index at = (p.x.groups - groups_.data()) + row * (rank / kGroupSize);
+        kernels_.quantize(x, rank, groups_.data() + at);
+      }
+    }
+  });
 }
 
 namespace {
 
 // The panels of several weights, counted through all of them.
+template <typename T>
 struct Place {
-  const Linear* linear;
+  const T* of;
   PackedMatrix matrix;
   int panel;
   const std::uint8_t* data() const { return matrix.data + panel * matrix.panel_bytes; }
 };
 
-int count_panels(std::span<const Linear> linears) {
+const PackedWeight& weight_of(const Linear& linear) { return PackedWeight::of(*linear.weight); }
+template <typename Product>
+const PackedWeight& weight_of(const Product& product) {
+  return weight_of(product.linear);
+}
+
+template <typename T>
+int count_panels(std::span<const T> weights) {
   int n = 0;
-  for (const Linear& l : linears) n += PackedWeight::of(*l.weight).n_panels();
+  for (const T& each : weights) n += weight_of(each).n_panels();
   return n;
 }
 
-Place find_panel(std::span<const Linear> linears, int panel) {
-  for (const Linear* l = linears.data();; ++l) {
-    const PackedWeight& weight = PackedWeight::of(*l->weight);
-    if (panel < weight.n_panels()) return {l, weight.matrix(), panel};
+template <typename T>
+Place<T> find_panel(std::span<const T> weights, int panel) {
+  for (const T* each = weights.data();; ++each) {
+    const PackedWeight& weight = weight_of(*each);
+    if (panel < weight.n_panels()) return {each, weight.matrix(), panel};
     panel -= weight.n_panels();
   }
 }
 
 }  // namespace
 
-void CpuBackend::multiply(const Activations& x, int n_rows, std::span<const Linear> linears,
-                          bool accumulate, std::span<const Linear> then) {
-  const int n_panels = count_panels(linears);
+void CpuBackend::multiply(std::span<const Product> products, std::span<const Linear> then) {
+  const int n_panels = count_panels(products);
   const int n_then = count_panels(then);
   pool_.run(n_panels, [&](int task, int thread) {
-    const Place place = find_panel(linears, task);
+    const Place<Product> place = find_panel(products, task);
+    const Product& product = *place.of;
     const std::uint8_t* next = place.data();  // where nothing else is known
     if (task + 1 < pool_.first_task(thread + 1, n_panels)) {
-      next = find_panel(linears, task + 1).data();
+      next = find_panel(products, task + 1).data();
     } else if (n_then > 0) {
       next = find_panel(then, pool_.first_task(thread, n_then)).data();
     }
-    kernels_.linear(
-        {place.matrix, x, n_rows, place.linear->bias,
-         place.linear->out + Index{place.panel} * kPanel, place.matrix.rows, accumulate, next},
-        place.panel, place.panel + 1);
+    float* out = product.linear.out + Index{place.panel} * kPanel;
+    const Index stride = place.matrix.rows;
+    for (const RowRange& rows : product.rows) {
+      Activations x = product.x;
+      x.first_row = rows.begin;
+      kernels_.linear({place.matrix, x, rows.end - rows.begin, product.linear.bias,
+                       out + rows.begin * stride, stride, product.accumulate, next, product.scale},
+                      place.panel, place.panel + 1);
+    }
   });
 }
 

@@ -88,7 +88,7 @@ class CpuBackend : public Backend {
 
   void begin(const ForwardRows& rows, std::span<const float> inverse_frequencies,
              bool rope_interleaved) override;
-  void embed(const Weight& table, float* out) override;
+  void embed(const Weight& table, const float* mask, float* out) override;
   void mix(std::span<const Mix> rows, const float* x, const float* y, int cols,
            float* out) override;
   void linear(const Input& input, std::span<const Linear> linears, bool accumulate,
@@ -107,8 +107,18 @@ class CpuBackend : public Backend {
   // until the next call.
   Activations prepare(const Input& input, std::span<const Linear> linears,
                       std::span<const OutputRow> outputs = {});
-  void multiply(const Activations& x, int n_rows, std::span<const Linear> linears, bool accumulate,
-                std::span<const Linear> then);
+  // A weight's product with some rows of its input.
+  struct Product {
+    Linear linear;
+    Activations x;
+    std::span<const RowRange> rows;
+    bool accumulate = false;
+    float scale = 1;
+  };
+  void multiply(std::span<const Product> products, std::span<const Linear> then);
+  void linear_adapted(const Input& input, std::span<const Linear> linears, bool accumulate,
+                      std::span<const Linear> then);
+  void prepare_low_rank();
   void head_stats_part(const Input& input, const Weight& head, std::span<const OutputRow> outputs,
                        TokenId mask_token, std::span<RowStats> stats);
   void place_rows(std::span<const OutputRow> outputs, Index vocab, Index n_runs);
@@ -128,6 +138,9 @@ class CpuBackend : public Backend {
   std::vector<float> values_;
   std::vector<std::uint16_t> bf16_;
   std::vector<QuantizedGroup> groups_;
+  std::vector<Product> products_;
+  std::vector<Linear> inputs_, low_rank_;  // of a matmul with adapters: what reads its input
+  std::vector<float> low_rank_values_;     // [rows][rank] of each of them
   std::vector<QueryTile> query_tiles_;
   std::vector<int> split_tiles_;                 // per split: its tile
   std::vector<float> partials_;                  // of attention, one for each split

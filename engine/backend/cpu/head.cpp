@@ -195,7 +195,8 @@ void CpuBackend::head_stats_part(const Input& input, const Weight& head,
                  tiles_[thread].data(),
                  kRun,
                  false,
-                 weight.matrix().data + Index{end_panel} * weight.matrix().panel_bytes};
+                 weight.matrix().data + Index{end_panel} * weight.matrix().panel_bytes,
+                 1.0f};
     t.x.first_row = first_row;
     t.n_rows = n;
     return t;
@@ -281,8 +282,9 @@ void CpuBackend::head_logits(const Input& input, const Weight& head,
                              std::span<const OutputRow> outputs, float* logits) {
   if (outputs.empty()) return;
   const Linear linear_head{&head, nullptr, logits};
-  multiply(prepare(input, {&linear_head, 1}, outputs), static_cast<int>(outputs.size()),
-           {&linear_head, 1}, /*accumulate=*/false, {});
+  const RowRange all{0, static_cast<int>(outputs.size())};
+  const Product product{linear_head, prepare(input, {&linear_head, 1}, outputs), {&all, 1}};
+  multiply({&product, 1}, {});
 }
 
 }  // namespace sbd::cpu

@@ -62,6 +62,7 @@ struct LinearTask {
   Index out_stride;
   bool accumulate;
   const std::uint8_t* next;  // what this thread will probably read after the panels
+  float scale = 1;           // of the products
 };
 
 // Queries of one key-value head in rows of one sequence against the keys [key_begin, key_end); a

@@ -247,6 +247,7 @@ static void linear_tile(const PanelTask& at, const Tile& tile, PrefetchStream& s
     for (int r = 0; r < R; ++r) {
       float* o = at.out + (tile.row + r) * t.out_stride + offset;
       F y = sums[r][p];
+      if (t.scale != 1.0f) y = mul(y, set1(t.scale));
       if (t.bias != nullptr) y = add(y, load_some(t.bias + at.first_feature + offset, n));
       if (t.accumulate) y = add(load_some(o, n), y);
       store_some(o, y, n);

@@ -268,6 +268,17 @@ void CudaBackend::begin(const ForwardRows& rows, std::span<const float> inverse_
   sequences_ = metadata_.add(std::span<const SequenceInfo>(sequences));
   page_table_ = {metadata_.add(std::span<std::uint8_t* const>(pages)), max_pages};
   query_scale_ = rows.query_scale.empty() ? nullptr : metadata_.add(rows.query_scale);
+  adapted_ = nullptr;
+  if (!rows.adapted.empty()) {
+    std::vector<Mix> adapted(rows.tokens.size());
+    for (int row = 0; row < n_rows_; ++row) adapted[static_cast<std::size_t>(row)] = {row, 0, 0, 0};
+    for (const RowRange& range : rows.adapted) {
+      for (int row = range.begin; row < range.end; ++row) {
+        adapted[static_cast<std::size_t>(row)].a = 1;
+      }
+    }
+    adapted_ = metadata_.add(std::span<const Mix>(adapted));
+  }
   frequencies_ = metadata_.add(inverse_frequencies);
   const int n_frequencies = static_cast<int>(inverse_frequencies.size());
   if (n_frequencies == 0) return;
@@ -277,9 +288,9 @@ void CudaBackend::begin(const ForwardRows& rows, std::span<const float> inverse_
   angle_table_ = table;
 }
 
-void CudaBackend::embed(const Weight& table, float* out) {
+void CudaBackend::embed(const Weight& table, const float* mask, float* out) {
   const PackedWeight& weight = PackedWeight::of(table);
-  cuda::embed(tape_, {weight.data(), weight.dtype(), weight.cols(), tokens_, out}, n_rows());
+  cuda::embed(tape_, {weight.data(), weight.dtype(), weight.cols(), tokens_, mask, out}, n_rows());
 }
 
 // The same rows often come again, once for each layer.
@@ -384,7 +395,42 @@ void CudaBackend::multiply(const Activations& x, std::span<const Linear> linears
 
 void CudaBackend::linear(const Input& input, std::span<const Linear> linears, bool accumulate,
                          std::span<const Linear>) {
-  multiply(prepare(input, linears, n_rows(), nullptr), linears, n_rows(), accumulate, {});
+  std::vector<Linear> readers(linears.begin(), linears.end());  // of the input
+  for (const Linear& l : linears) {
+    if (adapted_ != nullptr && l.adapter.a != nullptr)
+      readers.push_back({l.adapter.a, nullptr, nullptr});
+  }
+  const Activations x = prepare(input, readers, n_rows(), nullptr);
+  multiply(x, linears, n_rows(), accumulate, {});
+  if (readers.size() > linears.size()) add_adapters(x, linears);
+}
+
+// The first factors' products are made of all rows, which share the launch, and those of other rows
+// than the adapted ones are made zeros: what is added to them changes nothing.
+void CudaBackend::add_adapters(const Activations& x, std::span<const Linear> linears) {
+  std::size_t n_values = 0;
+  for (const Linear& l : linears) {
+    if (l.adapter.a != nullptr)
+      n_values += static_cast<std::size_t>(n_rows() * l.adapter.a->rows());
+  }
+  auto* values = grown<float>(low_rank_, 2 * n_values);
+  float* chosen = values + n_values;
+  std::vector<Linear> first, second;
+  for (const Linear& l : linears) {
+    if (l.adapter.a == nullptr) continue;
+    first.push_back({l.adapter.a, nullptr, values});
+    second.push_back({l.adapter.b, nullptr, l.out, l.adapter});
+    values += n_rows() * l.adapter.a->rows();
+  }
+  multiply(x, first, n_rows(), /*accumulate=*/false, {});
+  for (std::size_t i = 0; i < first.size(); ++i) {
+    const int rank = first[i].weight->rows();
+    cuda::mix(tape_, {adapted_, first[i].out, nullptr, chosen, rank, second[i].adapter.scale},
+              n_rows());
+    multiply(prepare({chosen}, {&second[i], 1}, n_rows(), nullptr), {&second[i], 1}, n_rows(),
+             /*accumulate=*/true, {});
+    chosen += n_rows() * rank;
+  }
 }
 
 }  // namespace sbd::cuda

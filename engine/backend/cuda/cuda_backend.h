@@ -42,7 +42,7 @@ class CudaBackend : public Backend {
 
   void begin(const ForwardRows& rows, std::span<const float> inverse_frequencies,
              bool rope_interleaved) override;
-  void embed(const Weight& table, float* out) override;
+  void embed(const Weight& table, const float* mask, float* out) override;
   void mix(std::span<const Mix> rows, const float* x, const float* y, int cols,
            float* out) override;
   void linear(const Input& input, std::span<const Linear> linears, bool accumulate,
@@ -107,6 +107,8 @@ class CudaBackend : public Backend {
                       const int* source_rows);
   void multiply(const Activations& x, std::span<const Linear> linears, int n_rows, bool accumulate,
                 const HeadRuns& runs);
+  // What adapters add, of an input that was prepared for them.
+  void add_adapters(const Activations& x, std::span<const Linear> linears);
   // Adds the launch of what was gathered, and empties it.
   void launch_parts(DType dtype, LinearArgs& args);
   void multiply_type(DType dtype, const Activations& x, std::span<const Linear> linears, int n_rows,
@@ -144,6 +146,7 @@ class CudaBackend : public Backend {
   std::vector<int> kv_end_;
   std::vector<Mix> last_mixes_;
   const Mix* mixes_ = nullptr;
+  const Mix* adapted_ = nullptr;  // once each adapted row, and no other; null: none is
   std::vector<QueryTileInfo> tile_infos_;
   const QueryTileInfo* tiles_ = nullptr;
   const TokenId* tokens_ = nullptr;
@@ -164,6 +167,7 @@ class CudaBackend : public Backend {
   Scratch half_scales_{"activations"};
   Scratch linear_partials_{"partial sums"};
   Scratch linear_counters_{"partial sums"};
+  Scratch low_rank_{"an adapter's products"};
   Scratch attention_partials_{"partial attention"};
   Scratch logits_{"logits"};
   Scratch head_runs_{"statistics"};

@@ -196,6 +196,10 @@ __global__ void embed_kernel(EmbedArgs a) {  // a block: some columns of a row
   const int k = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x);
   if (k >= a.cols) return;
   const int token = a.tokens[row];
+  if (token == kMaskSlot) {
+    a.out[Index{row} * a.cols + k] = a.mask[k];
+    return;
+  }
   float value = 0;
   switch (a.dtype) {
     case DType::f16: value = packed_value<F16Format>(a, token, k); break;

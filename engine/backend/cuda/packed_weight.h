@@ -32,6 +32,7 @@ struct EmbedArgs {
   DType dtype;
   int cols;
   const TokenId* tokens;  // [rows]
+  const float* mask;      // [cols], of kMaskSlot; null where there is none
   float* out;             // [rows, cols]
   bool operator==(const EmbedArgs&) const = default;
 };

@@ -132,7 +132,7 @@ __global__ void mix_kernel(MixArgs a) {  // a block: some columns of a row
   float sum = 0;
   if (from.a != 0) sum += from.a * a.x[Index{from.x_row} * a.cols + i];
   if (from.b != 0) sum += from.b * a.y[Index{from.y_row} * a.cols + i];
-  a.out[row * a.cols + i] = sum;
+  a.out[row * a.cols + i] = a.scale * sum;
 }
 
 }  // namespace

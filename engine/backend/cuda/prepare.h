@@ -29,6 +29,7 @@ struct MixArgs {
   const float* y;
   float* out;  // [rows, cols]
   int cols;
+  float scale = 1;  // of the sum
   bool operator==(const MixArgs&) const = default;
 };
 void mix(Tape& tape, const MixArgs& args, int n_rows);
