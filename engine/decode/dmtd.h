@@ -7,6 +7,8 @@
 //
 //   head           [tokens since the last head, E T commit][head, E T D commit]
 //   any other row  [token, E D commit]
+//
+// Tokens that are known come together: the prompt's, and what a grammar forces.
 #pragma once
 
 #include "core/names.h"
@@ -44,16 +46,20 @@ class DmtdDecoder final : public Decoder {
 
  private:
   int prompt_size() const { return static_cast<int>(task_.prompt.size()); }
+  int n_old() const { return static_cast<int>(waiting_.size()) - n_new_; }
   bool is_head(int position) const;
-  std::vector<Segment> prompt_segments(int end) const;
+  bool thinks(int begin, int end) const;
+  void append_rows(std::vector<Segment>& segments, int begin, int end) const;
+  void take(std::span<const TokenId> tokens);
 
   DecodeTask task_;
   TextRules rules_;
   DmtdMethod method_;
-  int read_ = 0;                  // prompt tokens the cache has
+  Events opening_;                // what the grammar forces before all else, not told yet
   int decided_ = 0;               // new tokens
   int in_thinking_ = 0;           // positions whose keys and values T has
-  std::vector<TokenId> waiting_;  // the tokens from there on, the newest at the end
+  std::vector<TokenId> waiting_;  // the tokens from there on, the prompt's too
+  int n_new_ = 0;                 // how many at their end no layer has seen
 };
 
 }  // namespace sbd

@@ -11,6 +11,7 @@ SetBlockDecoder::SetBlockDecoder(DecodeTask task, const BlockMethod& method)
     : BlockwiseDecoder(std::move(task), method) {
   const int inside = method_.absolute_blocks ? prompt_size() % block_size_ : 0;
   pending_.assign(task_.prompt.begin(), task_.prompt.end() - inside);
+  prompt_pending_ = !pending_.empty();
   block_ = make_block(-inside);
   settled_ = inside;
   settle(opening_);
@@ -31,8 +32,9 @@ Block SetBlockDecoder::make_block(int begin) const {
 bool SetBlockDecoder::seeds() const { return method_.seed_slot && block_.is_masked(0); }
 
 int SetBlockDecoder::block_rows() const {
-  const bool left_out = seeds() || opening_.finished || candidates().empty();
-  return left_out ? 0 : block_.size();
+  const bool nothing_to_ask = opening_.finished || candidates().empty();
+  // A forward has some rows, whatever for.
+  return seeds() || (nothing_to_ask && !pending_.empty()) ? 0 : block_.size();
 }
 
 // Pending rows of the next forward: all, or a part of a long prompt, which leaves the block some to
@@ -47,7 +49,7 @@ int SetBlockDecoder::pending_rows(int budget) const {
 }
 
 Sharing SetBlockDecoder::sharing() const {
-  const int most = static_cast<int>(pending_.size()) - (seeds() || candidates().empty() ? 1 : 0);
+  const int most = static_cast<int>(pending_.size()) - (block_rows() == 0 ? 1 : 0);
   switch (method_.prompt_attention) {
     case PromptAttention::causal:
       return {.kind = kCausal,
@@ -99,7 +101,7 @@ Plan SetBlockDecoder::plan(const Budget& budget) const {
   const int rows = pending_rows(budget.rows);
   Plan plan{commit_segments(rows)};
   const bool more = rows < static_cast<int>(pending_.size());
-  if (opening_.finished || more) return plan;
+  if (more) return plan;
   if (rows > 0 && seeds()) {
     Segment& last = plan.segments.back();
     last.outputs = {static_cast<int>(last.tokens.size()) - 1};
@@ -116,7 +118,11 @@ Plan SetBlockDecoder::plan(const Budget& budget) const {
       row -= method_.logit_shift;
     }
     block.sampling.draw = draw();
-    rules_.ask_block(plan, block);
+    if (opening_.finished) {
+      block.outputs.clear();
+    } else {
+      rules_.ask_block(plan, block);
+    }
     plan.segments.push_back(std::move(block));
   }
   return plan;

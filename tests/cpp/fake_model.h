@@ -96,7 +96,7 @@ inline Outcome run(Decoder& decoder, const DecodeTask& task, bool agreeing = fal
     const Demand demand = decoder.demand();
     const Plan plan = decoder.plan(budget);
     if (plan.before_head) plan.before_head();
-    CHECK(plan.n_rows() <= std::max(budget.rows, demand.least_rows));
+    CHECK(plan.n_rows() > 0 && plan.n_rows() <= std::max(budget.rows, demand.least_rows));
     CHECK_EQ(decoder.plan({0}).n_rows(), demand.least_rows);
     if (plan.start) {
       CHECK(*plan.start <= static_cast<int>(cache.size()));

@@ -196,6 +196,12 @@ TEST(constrained_texts_are_the_plain_loops) {
     const Outcome verified = run(lossless, task, /*agreeing=*/true);
     CHECK_EQ(verified.tokens, expected.tokens);
     CHECK(verified.finished == expected.finished);
+    DmtdDecoder dmtd(
+        task, {.horizon = 1 + int(seed % 5), .prompt_rule = kDmtdPromptRules[seed % 3].value});
+    const Outcome by_cycles = run(dmtd, task, /*agreeing=*/true, 1 + int(seed % 24));
+    CHECK_EQ(by_cycles.tokens, expected.tokens);
+    CHECK_EQ(by_cycles.nfe, by_ntp.nfe);
+    CHECK(by_cycles.finished == expected.finished);
     complete += expected.finished == FinishReason::complete ? 1 : 0;
     stopped += expected.finished == FinishReason::stop ? 1 : 0;
     fewer += by_ntp.nfe < static_cast<int>(expected.tokens.size()) ? 1 : 0;
@@ -208,10 +214,16 @@ TEST(constrained_blocks_are_what_the_grammar_allows) {
   for (std::uint64_t seed = 0; seed < 2000; ++seed) {
     const std::vector<Tokens> places = random_places(seed);
     const DecodeTask task = random_task(seed, templated(places));
-    const BlockMethod method{.mask_token_id = kMask,
-                             .block_size = 1 + int(seed % 16),
-                             .unmask = gamma(seed % 4 == 0 ? 0.1f : kInf),
-                             .past_eos = seed % 3 == 0};
+    const bool family = seed % 5 == 0;  // as SDAR and Fast-dLLM v2 have it
+    const BlockMethod method{
+        .mask_token_id = kMask,
+        .block_size = 1 + int(seed % 16),
+        .unmask = gamma(seed % 4 == 0 ? 0.1f : kInf),
+        .past_eos = seed % 3 == 0,
+        .seed_slot = seed % 7 == 0,
+        .absolute_blocks = family,
+        .prompt_attention = family ? PromptAttention::block_causal : PromptAttention::causal,
+        .commit_attention = family ? CommitAttention::block : CommitAttention::causal};
     SetBlockDecoder decoder(task, method);
     const Outcome outcome = run(decoder, task, /*agreeing=*/seed % 2 == 0);
     Template check(places);
@@ -245,6 +257,24 @@ TEST(constraint_forced_text_takes_no_forward) {
   NtpDecoder forced(constrained);
   CHECK_EQ(text(forced.plan({})), "[9 1 2 causal commit]");
   CHECK_EQ(absorb(forced, {}), "0:1 1:2 | 1 2 | length");
+}
+
+// Through T where a head is among the tokens, and not where there is none.
+TEST(dmtd_forced_text_goes_with_the_row_that_decides) {
+  DecodeTask constrained = test::task({9}, 20);
+  constrained.rules.grammar =
+      templated({{1}, {2, 3}, {4}, {5, 6}, {8}, {9, 1}, {2, 3}, {4}, {5, 6}});
+  DmtdDecoder decoder(constrained, {.horizon = 4});
+  CHECK_EQ(text(decoder.plan({})), "at 0 [9 1 e+h causal commit > 1]");
+  CHECK_EQ(text(decoder.plan({1})), "at 0 [9 e+h causal commit]");
+  CHECK_EQ(absorb(decoder, {row(2)}), "0:1 1:2 2:4 | 1 2 4 | thinking");
+  CHECK_EQ(text(decoder.plan({})), "at 2 [2 4 skip e causal commit > 1]");
+  CHECK_EQ(absorb(decoder, {row(6)}), "3:6 4:8 | 6 8 |");
+  CHECK_EQ(text(decoder.plan({})),
+           "at 2 [2 4 refill causal commit] [6 e causal commit] [8 e+h causal commit > 0]");
+  CHECK_EQ(text(decoder.plan({1})), "at 4 [6 skip e causal commit]");
+  CHECK_EQ(absorb(decoder, {row(9)}), "5:9 | 9 | thinking");
+  CHECK_EQ(text(decoder.plan({})), "at 6 [9 skip e causal commit > 0]");
 }
 
 TEST(constraint_is_asked_for_each_row_of_a_draft) {

@@ -9,7 +9,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,11 +18,15 @@ import numpy as np
 import pytest
 from python.command import PROMPT, check_error, run_here
 from python.tiny_model import EOS, MASK, VOCAB_SIZE, byte_tokenizer, write_tiny_model
+from reference.dmtd import PROMPT_RULES, coefficients
+from reference.model import ReferenceModel
 from reference.sampling import Sampling, draw, sure_tokens
+from safetensors.numpy import load_file
 
 from sbd_engine import Completion, Engine, SbdError, SbdTypeError, SbdValueError
 
 from .schemas import CHOICES, GRAMMARS, REGEXES, constraints, schema
+from .test_methods_against_reference import FAMILIES
 
 llguidance = pytest.importorskip("llguidance")
 jsonschema = pytest.importorskip("jsonschema")
@@ -83,6 +87,23 @@ def test_every_text_that_ends_is_valid(demo: Engine, model: Path) -> None:
         assert min(ended.values()) > 5, ended
 
 
+@pytest.mark.parametrize("family", ["nemotron", "sdar", "fast_dllm_v2"])
+def test_texts_of_the_cached_families_are_valid(family: str, tmp_path: Path) -> None:
+    settings = [f"{key}={value}" for key, value in FAMILIES[family][1].items()]
+    ended = 0
+    with Engine(write_tiny_model(tmp_path, settings=[f"decoders={family}", *settings])) as engine:
+        for i, constraint in enumerate(constraints(N_SCHEMAS // 2)):
+            call = {**constraint, "max_tokens": 100, "temperature": i % 2, "seed": i}
+            call |= {"block_size": 8 * (1 + i % 4), "confidence_threshold": i % 3 * 0.4}
+            done = engine.generate(PROMPT + "x" * (i % 9), **call)
+            if done.finish_reason == "stop":
+                ended += 1
+                check_valid(done.text, constraint)
+            else:
+                check_begins(engine, done, call)
+    assert ended > 20
+
+
 def check_begins(engine: Engine, done: Completion, call: dict[str, Any]) -> None:
     """Tokens that a matcher of the test's own takes, one by one."""
     matcher = matcher_of(engine, {k: v for k, v in call.items() if k in KINDS})
@@ -118,10 +139,16 @@ def escaped(match: re.Match[str]) -> str:
 
 
 def constrained_ntp(
-    engine: Engine, ids: list[int], constraint: dict[str, Any], max_tokens: int, sampling: Sampling
+    engine: Engine,
+    ids: list[int],
+    constraint: dict[str, Any],
+    max_tokens: int,
+    sampling: Sampling,
+    last_logits: Callable[[list[int]], Any] | None = None,
 ) -> tuple[list[int], list[float], str]:
     """Uncached: every token by a forward of its own over all before it, but those that the grammar
     forces. Tokens, the margin of each, and why they end."""
+    last_logits = last_logits or (lambda tokens: engine.forward(tokens)[-1])
     matcher = matcher_of(engine, constraint)
     text: list[int] = []
     margins: list[float] = []
@@ -138,7 +165,7 @@ def constrained_ntp(
         if [*allowed] == [EOS_ID]:
             return text, margins, "stop"
         logits = np.full(VOCAB_SIZE, -np.inf)
-        row = engine.forward([*ids, *text])[-1].astype(np.float64)
+        row = last_logits([*ids, *text]).astype(np.float64)
         logits[allowed] = row[allowed]
         logits[MASK_ID] = -np.inf
         if np.isfinite(logits).sum() == 1:
@@ -180,6 +207,45 @@ def test_texts_are_an_uncached_reference_s(tmp_path: Path) -> None:
                         assert done.tokens == tokens and done.finish_reason == reason
                         compared += 1
     assert compared > 60 * N_MODELS
+
+
+@pytest.mark.parametrize("rule", PROMPT_RULES)
+def test_dmtd_s_texts_are_an_uncached_reference_s(rule: str, tmp_path: Path) -> None:
+    """Whatever is forced, of which no token has a forward of its own."""
+    split = (1, 2, 1)
+    keys = ("decoders=dmtd", "dmtd.layers=1,2,1", f"dmtd.prompt_rule={rule}")
+    path = write_tiny_model(tmp_path, layers=sum(split), settings=keys)
+    checkpoint = tmp_path / "checkpoint"
+    config = json.loads((checkpoint / "config.json").read_text())
+    reference = ReferenceModel(config, load_file(checkpoint / "model.safetensors"))
+    tokens = forwards = 0
+    with Engine(path, kv_dtype="f32") as engine:
+        ids = engine.tokenizer.encode(PROMPT)
+        for i, constraint in enumerate(constraints(12)):
+            horizon = 1 + i % 5
+
+            def last_logits(text: list[int], horizon: int = horizon) -> Any:
+                factors = coefficients(len(text), len(ids), horizon, rule)
+                return reference.forward_split(text, split, *factors, last=1)[-1]
+
+            sampling = Sampling(i % 2 * 0.9, seed=i)
+            expected, margins, reason = constrained_ntp(
+                engine, ids, constraint, 30, sampling, last_logits
+            )
+            done = engine.generate(
+                ids,
+                max_tokens=30,
+                temperature=sampling.temperature,
+                seed=i,
+                horizon=horizon,
+                **constraint,
+            )
+            sure = sure_tokens(margins, 1e-3)
+            assert done.tokens[:sure] == expected[:sure], (constraint, horizon)
+            if sure == len(expected):
+                assert (done.tokens, done.finish_reason) == (expected, reason)
+                tokens, forwards = tokens + len(expected), forwards + done.stats.nfe
+    assert tokens > 200 and forwards < 0.9 * tokens
 
 
 def test_verified_texts_are_ntps(demo: Engine) -> None:

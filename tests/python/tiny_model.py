@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,12 +43,19 @@ def byte_tokenizer(add_bos: bool = True) -> Tokenizer:
 
 
 def write_tiny_model(
-    folder: Path, *, sbd: bool = True, chat: bool = True, n_ctx: int = 512, seed: int = 7
+    folder: Path,
+    *,
+    sbd: bool = True,
+    chat: bool = True,
+    n_ctx: int = 512,
+    seed: int = 7,
+    layers: int | None = None,
+    settings: Sequence[str] = ("decoders=sbd,ntp",),
 ) -> Path:
-    """A model file in `folder` that decodes as SBD; without `sbd` it has no mask token and decodes
-    as NTP."""
+    """A model file in `folder` that decodes as SBD, or as `settings` of its keys have it; without
+    `sbd` it has no mask token and decodes as NTP."""
     tokenizer = byte_tokenizer()
-    base = random_model(seed, "qwen3", rope="default", tied=True)
+    base = random_model(seed, "qwen3", rope="default", tied=True, layers=layers)
     rng = np.random.default_rng(seed)
     embedding = rng.standard_normal((VOCAB_SIZE, base.config["hidden_size"]))
     scale = 1 / np.sqrt(base.config["hidden_size"])
@@ -63,18 +71,18 @@ def write_tiny_model(
     }
     checkpoint = write_checkpoint(RandomModel(config, tensors), folder / "checkpoint")
     tokenizer.save(str(checkpoint / "tokenizer.json"))
-    settings = {"bos_token": BOS, "eos_token": EOS, "add_bos_token": True}
+    special = {"bos_token": BOS, "eos_token": EOS, "add_bos_token": True}
     if sbd:
-        settings["mask_token"] = MASK
+        special["mask_token"] = MASK
     else:
         del config["mask_token_id"]
         (checkpoint / "config.json").write_text(json.dumps(config))
     if chat:
-        settings["chat_template"] = CHAT_TEMPLATE
-    (checkpoint / "tokenizer_config.json").write_text(json.dumps(settings))
+        special["chat_template"] = CHAT_TEMPLATE
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps(special))
     output = folder / "tiny.bin"
-    decoding = ["decoders=sbd,ntp"] if sbd else []
-    convert(checkpoint, output, type="f32", block_size=16 if sbd else None, settings=decoding)
+    block_size, keys = (16, [*settings]) if sbd else (None, [])
+    convert(checkpoint, output, type="f32", block_size=block_size, settings=keys)
     return output
 
 
