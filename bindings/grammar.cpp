@@ -16,6 +16,7 @@
 
 #include "core/at_fork.h"
 #include "core/error.h"
+#include "decode/choices.h"
 #include "decode/constraint.h"
 
 namespace py = pybind11;
@@ -198,9 +199,7 @@ class LlguidanceConstraint final : public Constraint {
     if ((static_cast<unsigned char>(bits[end / 8]) >> (end % 8) & 1u) != 0) {
       mask.only_end =
           std::ranges::all_of(mask.tokens, [](std::uint32_t word) { return word == 0; });
-      for (const TokenId token : vocabulary_.eos_token_ids) {
-        mask.tokens[static_cast<std::size_t>(token) / 32] |= 1u << (token % 32);
-      }
+      for (const TokenId token : vocabulary_.eos_token_ids) insert(mask.tokens, token);
     }
     mask_ = std::move(mask);
     return *mask_;
@@ -232,8 +231,9 @@ class LlguidanceGrammar final : public Grammar {
   Vocabulary vocabulary_;
 };
 
-std::shared_ptr<Grammar> make_grammar(py::object matcher, std::string name, int vocab_size,
-                                      TokenId end, std::vector<TokenId> eos_token_ids) {
+std::shared_ptr<LlguidanceGrammar> make_grammar(py::object matcher, std::string name,
+                                                int vocab_size, TokenId end,
+                                                std::vector<TokenId> eos_token_ids) {
   drop_python_objects();
   SBD_CHECK(end >= 0, "expected the id of an end, got {}", end);
   for (const TokenId token : eos_token_ids) {
@@ -254,10 +254,15 @@ void drop_python_objects() {
 }
 
 void bind_grammars(py::module_& module) {
+  py::class_<Grammar, std::shared_ptr<Grammar>>(module, "Grammar");
   // matcher: an LLMatcher at its beginning. name: the argument that it came as.
-  py::class_<Grammar, std::shared_ptr<Grammar>>(module, "Grammar")
+  py::class_<LlguidanceGrammar, Grammar, std::shared_ptr<LlguidanceGrammar>>(module,
+                                                                             "LlguidanceGrammar")
       .def(py::init(&make_grammar), py::arg("matcher"), py::arg("name"), py::arg("vocab_size"),
            py::arg("end"), py::arg("eos_token_ids"));
+  py::class_<Choices, Grammar, std::shared_ptr<Choices>>(module, "Choices")
+      .def(py::init<std::vector<std::vector<TokenId>>, int, std::vector<TokenId>>(),
+           py::arg("texts"), py::arg("vocab_size"), py::arg("eos_token_ids"));
   py::module_::import("atexit").attr("register")(py::cpp_function(&leave_python));
   static const AtFork at_fork([] {}, [] {}, [] { inside = 0; });
 }

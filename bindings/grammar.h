@@ -1,4 +1,5 @@
-// Grammars that llguidance has compiled, by way of its Python package.
+// What texts must be: one of some choices, or what llguidance has compiled, by way of its Python
+// package.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -61,8 +61,14 @@ class Option:
 OPTIONS: tuple[Option, ...]
 
 class Grammar:
-    """What texts must be, as llguidance has compiled it."""
+    """What texts must be."""
 
+class Choices(Grammar):
+    def __init__(
+        self, texts: list[list[int]], vocab_size: int, eos_token_ids: list[int]
+    ) -> None: ...
+
+class LlguidanceGrammar(Grammar):
     def __init__(
         self, matcher: object, name: str, vocab_size: int, end: int, eos_token_ids: list[int]
     ) -> None: ...

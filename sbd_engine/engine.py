@@ -6,12 +6,13 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from . import _core
+from .choosing import choice_probabilities
 from .completion import Completion, Scores, Usage
 from .errors import SbdError, SbdTypeError, SbdValueError, brief
 from .grammars import Grammars
@@ -401,6 +402,18 @@ class Engine:
             [None, *(rank for _, _, rank, _ in rows)],
             [[], *(best for _, _, _, best in rows)],
         )
+
+    def choice_probabilities(self, prompt: Prompt, choices: Sequence[str]) -> dict[str, float]:
+        """The probability with which next-token decoding under `choices`, at temperature 1, says
+        each of them behind the prompt; they sum to 1. All are computed, each of its tokens in a
+        row; what they have in common may be shared (prefix_cache).
+
+        Raises SbdTypeError and SbdValueError.
+        """
+        parameters = parse({"prompt": prompt, "choices": choices})
+        assert parameters.constraint
+        different = json.loads(parameters.constraint.source)
+        return choice_probabilities(self, self._tokens_of(parameters.prompt), different)
 
     # ---- life ----
 

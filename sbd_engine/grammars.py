@@ -1,23 +1,24 @@
-"""What a text must be: JSON, a regular expression, a grammar, or one of some strings.
+"""What a text must be: one of some strings, JSON, a regular expression, or a grammar.
 
-llguidance compiles it, and says at every place which tokens may follow. Its Python package is what
-is documented and comes as a wheel for every platform; its C functions have no library of their own
-to link to. The core calls it in the thread that runs the forwards; masks come without the GIL.
+The core walks strings by their tokens. llguidance compiles all else, and says at every place which
+tokens may follow. Its Python package is what is documented and comes as a wheel for every platform;
+its C functions have no library of their own to link to. The core calls it in the thread that runs
+the forwards; masks come without the GIL.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import threading
 from collections import OrderedDict
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _core
-from .convert.guarded import steps
+from .continuing import continuing
+from .convert.guarded import GuardedTokenizer
 from .endless import can_end
-from .errors import SbdValueError
+from .errors import SbdValueError, brief
 from .parameters import Constraint, named
 
 if TYPE_CHECKING:
@@ -40,8 +41,6 @@ _LIMITS: dict[str, Any] = {
 }
 # Blanks are nowhere but in strings, or a model that likes them would write nothing else.
 _COMPACT: Any = {"whitespace_flexible": False}
-_NO_CHARACTER = "\U0010ffff"
-_SPECIAL_IN_REGEX = re.compile(r"[\\.+*?()|\[\]{}^$#&~\-]")
 
 
 class _Vocabulary(NamedTuple):
@@ -58,7 +57,8 @@ class Grammars:
         self._compiled: OrderedDict[Constraint, _core.Grammar] = OrderedDict()
 
     def get(self, constraint: Constraint) -> _core.Grammar:
-        """Raises SbdValueError where it cannot be compiled, or llguidance is not installed."""
+        """Raises SbdValueError where it cannot be compiled, or needs llguidance, which is not
+        installed."""
         with self._lock:
             grammar = self._compiled.pop(constraint, None) or self._compile(constraint)
             self._compiled[constraint] = grammar
@@ -67,6 +67,33 @@ class Grammars:
         return grammar
 
     def _compile(self, constraint: Constraint) -> _core.Grammar:
+        size = len(constraint.source)
+        if size > _MOST_CHARACTERS:
+            raise SbdValueError(
+                f"expected {named(constraint.kind)} of at most {_MOST_CHARACTERS} characters, "
+                f"got {size}"
+            )
+        if constraint.kind == "choices":
+            ids = list(map(self._spelt, json.loads(constraint.source)))
+            return _core.Choices(ids, self._vocab_size, self._tokenizer.eos_token_ids)
+        return self._compiled_by_llguidance(constraint)
+
+    def _spelt(self, choice: str) -> list[int]:
+        """Its tokens behind any text."""
+        ids: list[int] = self._continuing.encode(choice, add_special_tokens=False).ids
+        once, twice = map(self._tokenizer.decode, (ids, [*ids, *ids]))
+        if twice[len(once) :] != choice:
+            raise SbdValueError(
+                f"{named('choices')}: this model's tokens cannot spell {brief(choice)}"
+            )
+        return ids
+
+    @cached_property
+    def _continuing(self) -> GuardedTokenizer:
+        described = json.dumps(continuing(self._tokenizer.backend))
+        return GuardedTokenizer.from_json(described, "this model's tokenizer", SbdValueError)
+
+    def _compiled_by_llguidance(self, constraint: Constraint) -> _core.Grammar:
         matcher = self._matcher(constraint)
         _check(matcher, constraint)
         if constraint.kind == "json_schema" and not can_end(json.loads(constraint.source)):
@@ -83,7 +110,7 @@ class Grammars:
         _check(first, constraint)
         if first.is_accepting() and sum(map(int.bit_count, bits)) == 1:
             raise SbdValueError(f"{named(constraint.kind)} allows the empty text alone")
-        return _core.Grammar(
+        return _core.LlguidanceGrammar(
             matcher,
             constraint.kind,
             self._vocab_size,
@@ -92,12 +119,6 @@ class Grammars:
         )
 
     def _matcher(self, constraint: Constraint) -> LLMatcher:
-        size = len(constraint.source)
-        if size > _MOST_CHARACTERS:
-            raise SbdValueError(
-                f"expected {named(constraint.kind)} of at most {_MOST_CHARACTERS} characters, "
-                f"got {size}"
-            )
         llguidance = _imported(constraint)
         matcher: LLMatcher = llguidance.LLMatcher(
             self._vocabulary.tokenizer,
@@ -115,8 +136,7 @@ class Grammars:
         end, name = backend.get_vocab_size(), "<|end|>"
         while backend.token_to_id(name) is not None:
             name += "|>"
-        described = _plain(json.loads(backend.to_str()))
-        _hide_special(described)
+        described = continuing(backend)
         described["added_tokens"] = [*(described.get("added_tokens") or ()), _special(end, name)]
         size = max(self._vocab_size, end + 1)
         try:
@@ -147,9 +167,6 @@ def _as_llguidance_has_it(constraint: Constraint) -> str:
         return str(LLMatcher.grammar_from_json_schema(source, defaults=_COMPACT))
     if kind == "grammar":
         return source
-    if kind == "choices":
-        words = (_SPECIAL_IN_REGEX.sub(r"\\\g<0>", each) for each in json.loads(source))
-        source = "|".join(words)
     return str(LLMatcher.grammar_from_regex(source))
 
 
@@ -165,36 +182,3 @@ def _line(error: str) -> str:
 def _special(token: int, name: str) -> dict[str, Any]:
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"id": token, "content": name, "special": True, **flags}
-
-
-def _hide_special(tokenizer: dict[str, Any]) -> None:
-    """Gives special tokens names that no text spells, or one that does would be split into them."""
-    names = {
-        token["content"]: f"{_NO_CHARACTER}{token['id']}"
-        for token in tokenizer.get("added_tokens") or ()
-        if token["special"]
-    }
-    for token in tokenizer.get("added_tokens") or ():
-        token["content"] = names.get(token["content"], token["content"])
-    vocabulary = tokenizer["model"].get("vocab")
-    if isinstance(vocabulary, dict):
-        for content, name in names.items():
-            if content in vocabulary:
-                vocabulary[name] = vocabulary.pop(content)
-    elif isinstance(vocabulary, list):
-        for piece in vocabulary:
-            piece[0] = names.get(piece[0], piece[0])
-
-
-def _plain(tokenizer: dict[str, Any]) -> dict[str, Any]:
-    """A tokenizer.json for texts that go on: nothing is put around or in front of them, and no
-    character becomes another."""
-    kept = [step for step in steps(tokenizer.get("normalizer")) if step.get("type") == "Replace"]
-    tokenizer["normalizer"] = {"type": "Sequence", "normalizers": kept} if kept else None
-    tokenizer["post_processor"] = tokenizer["truncation"] = tokenizer["padding"] = None
-    for step in steps(tokenizer.get("pre_tokenizer")):
-        if "add_prefix_space" in step:
-            step["add_prefix_space"] = False
-        if "prepend_scheme" in step:
-            step["prepend_scheme"] = "never"
-    return tokenizer

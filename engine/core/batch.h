@@ -54,6 +54,10 @@ struct Adjustment {
 
 using TokenSet = std::vector<std::uint32_t>;  // a bit per token
 
+inline void insert(TokenSet& set, TokenId token) {
+  set[static_cast<std::size_t>(token) / 32] |= 1u << (token % 32);
+}
+
 inline bool contains(const TokenSet& set, TokenId token) {
   const auto word = static_cast<std::size_t>(token) / 32;
   return token >= 0 && word < set.size() && (set[word] >> (token % 32) & 1u) != 0;

@@ -88,7 +88,7 @@ ConstrainedText::Followed ConstrainedText::follow(std::span<const TokenId> draft
 
 TokenSet ConstrainedText::only(TokenId token) const {
   TokenSet set((static_cast<std::size_t>(vocab_size_) + 31) / 32);
-  set[static_cast<std::size_t>(token) / 32] |= 1u << (token % 32);
+  insert(set, token);
   return set;
 }
 

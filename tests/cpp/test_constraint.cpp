@@ -5,6 +5,7 @@
 #include <memory>
 #include <utility>
 
+#include "decode/choices.h"
 #include "decode/dmtd.h"
 #include "decode/lossless.h"
 #include "decode/ntp.h"
@@ -24,8 +25,7 @@ std::uint64_t hash(std::span<const TokenId> tokens, std::uint64_t seed) {
 
 TokenSet set_of(std::span<const TokenId> tokens) {
   TokenSet set(4);
-  for (const TokenId token : tokens)
-    set[static_cast<std::size_t>(token) / 32] |= 1u << (token % 32);
+  for (const TokenId token : tokens) insert(set, token);
   return set;
 }
 
@@ -257,6 +257,25 @@ TEST(constraint_forced_text_takes_no_forward) {
   NtpDecoder forced(constrained);
   CHECK_EQ(text(forced.plan({})), "[9 1 2 causal commit]");
   CHECK_EQ(absorb(forced, {}), "0:1 1:2 | 1 2 | length");
+}
+
+TEST(choices_are_walked_token_by_token) {
+  const Choices choices({{4, 5, 6}, {4, 5}, {4, 5, 7, 8}, {4, 5}}, 128, {kEos, 100});
+  const auto text = choices.begin();
+  CHECK_EQ(text->forced(), (Tokens{4, 5}));
+  CHECK(text->allowed() == set_of(Tokens{4}) && !text->ended());
+  CHECK(!text->consume(5) && text->consume(4) && text->consume(5));
+  CHECK_EQ(text->forced(), Tokens{});  // it may end here
+  CHECK(text->allowed() == set_of(Tokens{6, 7, kEos, 100}) && !text->ended());
+  CHECK(!text->consume(kEos) && text->consume(7));
+  CHECK_EQ(text->forced(), Tokens{8});
+  text->roll_back(1);
+  CHECK(text->consume(6) && text->ended());
+  CHECK_EQ(text->forced(), Tokens{});
+  CHECK(!text->consume(4));
+  CHECK_THROWS_WITH(Choices({}, 128, {}), "at least one choice");
+  CHECK_THROWS_WITH(Choices({{}}, 128, {}), "an empty one");
+  CHECK_THROWS_WITH(Choices({{128}}, 128, {}), "token 128 is outside 128 tokens");
 }
 
 // Through T where a head is among the tokens, and not where there is none.

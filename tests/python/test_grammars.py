@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -104,6 +105,38 @@ def test_texts_of_the_cached_families_are_valid(family: str, tmp_path: Path) -> 
     assert ended > 20
 
 
+class Spelt:
+    """Choices by their tokens, as a matcher has them."""
+
+    def __init__(self, engine: Engine, choices: list[str]) -> None:
+        self._engine = engine
+        self._texts = [engine.tokenizer.encode(each, add_bos=False) for each in choices]
+        self._text: list[int] = []
+
+    def _left(self) -> list[list[int]]:
+        n = len(self._text)
+        return [text[n:] for text in self._texts if text[:n] == self._text]
+
+    def consume_token(self, token: int) -> bool:
+        return self.consume_tokens([token])
+
+    def consume_tokens(self, tokens: list[int]) -> bool:
+        self._text += tokens
+        return bool(self._left())
+
+    def compute_ff_tokens(self) -> list[int]:
+        columns = zip(*self._left(), strict=False)  # as long as the shortest
+        return [column[0] for column in takewhile(lambda each: len({*each}) == 1, columns)]
+
+    def compute_bitmask(self) -> bytes:
+        allowed = np.zeros(VOCAB_SIZE, np.uint8)
+        allowed[[text[0] if text else EOS_ID for text in self._left()]] = 1
+        return np.packbits(allowed, bitorder="little").tobytes()
+
+    def is_error(self) -> bool:
+        return False
+
+
 def check_begins(engine: Engine, done: Completion, call: dict[str, Any]) -> None:
     """Tokens that a matcher of the test's own takes, one by one."""
     matcher = matcher_of(engine, {k: v for k, v in call.items() if k in KINDS})
@@ -115,6 +148,8 @@ KINDS = ("json_schema", "regex", "grammar", "choices")
 
 def matcher_of(engine: Engine, constraint: dict[str, Any]) -> Any:
     ((kind, source),) = constraint.items()
+    if kind == "choices":
+        return Spelt(engine, source)
     tokenizer = llguidance.LLTokenizer(
         engine.tokenizer.backend.to_str(),
         n_vocab=engine.model_config["vocab_size"],
@@ -127,15 +162,10 @@ def matcher_of(engine: Engine, constraint: dict[str, Any]) -> Any:
     elif kind == "grammar":
         grammar = source
     else:
-        alternatives = "|".join(re.sub(r"(\W)", escaped, each) for each in source)
-        grammar = make.grammar_from_regex(source if kind == "regex" else alternatives)
+        grammar = make.grammar_from_regex(source)
     matcher = make(tokenizer, grammar, log_level=0)
     assert not matcher.is_error(), matcher.get_error()
     return matcher
-
-
-def escaped(match: re.Match[str]) -> str:
-    return match[0] if ord(match[0]) > 127 or match[0].isspace() else f"\\{match[0]}"
 
 
 def constrained_ntp(
@@ -307,6 +337,38 @@ def test_what_is_forced_takes_no_forward(demo: Engine) -> None:
         start = demo.tokenizer.encode(f'{{"{names[0]}":', add_bos=False)
         assert done.tokens[: len(start) - 1] == start[:-1]
     assert demo.generate(PROMPT, choices=["only this"]).text == "only this"
+
+
+def test_how_probable_each_choice_is(tmp_path: Path) -> None:
+    """As logits say it in float64, and as often as it is said."""
+    with Engine(write_tiny_model(tmp_path), kv_dtype="f32") as engine:
+        ids = engine.tokenizer.encode(PROMPT)
+        for choices in ([*CHOICES[0], "yes"], CHOICES[1], CHOICES[3], CHOICES[5], CHOICES[6]):
+            found = engine.choice_probabilities(PROMPT, choices)
+            assert [*found] == [*dict.fromkeys(choices)]
+            for choice in choices:
+                text = engine.tokenizer.encode(choice, add_bos=False)
+                probability = 1.0
+                for i in range(len(text) + 1):
+                    matcher = Spelt(engine, choices)
+                    matcher.consume_tokens(text[:i])
+                    bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+                    allowed = np.flatnonzero(np.unpackbits(bits, bitorder="little"))
+                    logits = engine.forward([*ids, *text[:i]])[-1].astype(np.float64)
+                    shares = np.exp(logits[allowed] - logits[allowed].max())
+                    said = text[i] if i < len(text) else EOS_ID
+                    probability *= float(shares[allowed == said].item() / shares.sum())
+                assert found[choice] == pytest.approx(probability, rel=1e-4), choice
+            assert sum(found.values()) == pytest.approx(1)
+        calls = [{"prompt": PROMPT, "seed": seed} for seed in range(600)]
+        found = engine.choice_probabilities(PROMPT, CHOICES[1])
+        done = engine.generate_batch(calls, choices=CHOICES[1], temperature=1, decoder="ntp")
+        for choice, probability in found.items():
+            often = sum(one.text == choice for one in done)
+            deviation = (600 * probability * (1 - probability)) ** 0.5
+            assert abs(often - 600 * probability) < 4 * deviation + 1, (choice, often)
+        with pytest.raises(SbdValueError, match="leave no room"):
+            engine.choice_probabilities((ids * 100)[:508], CHOICES[3])
 
 
 def test_an_end_that_is_chosen_is_among_the_tokens(demo: Engine) -> None:
