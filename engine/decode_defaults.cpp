@@ -69,17 +69,17 @@ void read_options(const KeyReader& reader, DecoderOptions& defaults) {
 }
 
 std::vector<std::string> read_decoders(const KeyReader& reader, const ModelConfig& config) {
-  constexpr std::string_view kDecoders = "decoders";
-  if (!reader.has(kDecoders)) {
+  constexpr std::string_view kKey = "decoders";
+  if (!reader.has(kKey)) {
     const bool sbd = reader.has("block_size") && config.mask_token_id.has_value();
     return sbd ? std::vector<std::string>{"sbd", "ntp"} : std::vector<std::string>{"ntp"};
   }
-  const auto& decoders = reader.metadata().strings(reader.key(kDecoders));
-  reader.check(!decoders.empty(), kDecoders, "an empty array", "at least one name");
+  const auto& decoders = reader.metadata().strings(reader.key(kKey));
+  reader.check(!decoders.empty(), kKey, "an empty array", "at least one name");
   const std::vector<std::string> known = decoder_names();
   for (auto decoder = decoders.begin(); decoder != decoders.end(); ++decoder) {
-    reader.check_one_of(*decoder, kDecoders, known);
-    reader.check(std::find(decoders.begin(), decoder, *decoder) == decoder, kDecoders,
+    reader.check_one_of(*decoder, kKey, known);
+    reader.check(std::find(decoders.begin(), decoder, *decoder) == decoder, kKey,
                  format("{} twice", quote(*decoder)), "each name once");
   }
   return decoders;
