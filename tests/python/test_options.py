@@ -4,6 +4,7 @@ effect."""
 from __future__ import annotations
 
 import math
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -248,3 +249,16 @@ NUMBERS: dict[str, list[float]] = {
     "float": [-0.5, 0.0, 0.5, 1.0, 1.5, math.inf, math.nan],
     "str": [],
 }
+
+
+def test_the_page_is_the_table_s() -> None:
+    maker = Path(__file__).parents[2] / "docs" / "options_page.py"
+    page = runpy.run_path(str(maker))["page"]()
+    assert maker.with_name("options.md").read_text() == page, "run: python docs/options_page.py"
+    lines = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    assert lines.keys() == Options.__annotations__.keys() - {"sample_index"}  # which has no flag
+    d2f = (
+        "| `sbd.d2f.skip_threshold` | from 0 to 1 | `0.9` | Of d2f: the probability above which a "
+    )
+    assert lines["skip_threshold"] == f"| `skip_threshold` {d2f}token is decided. | `d2f` |"
+    assert lines["top_p"].startswith("| `top_p` | `--top-p` | `1` |")
