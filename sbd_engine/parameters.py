@@ -287,3 +287,4 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "ignore_eos": _boolean,
     **{option.name: _of(option) for option in _core.OPTIONS},
 }
+OPTION_NAMES = tuple(name for name in CHECKS if name != "prompt")
