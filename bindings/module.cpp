@@ -6,6 +6,7 @@
 #include <pybind11/stl/filesystem.h>
 
 #include <exception>
+#include <functional>
 #include <map>
 #include <memory>
 #include <new>
@@ -53,9 +54,9 @@ std::vector<std::string> dtype_names() {
   return names;
 }
 
-std::vector<std::string> drafting_names() {
+std::vector<std::string> decoders_that(const std::function<bool(const std::string&)>& hold) {
   std::vector<std::string> names = decoder_names();
-  std::erase_if(names, [](const std::string& each) { return !drafts(each); });
+  std::erase_if(names, [&](const std::string& each) { return !hold(each); });
   return names;
 }
 
@@ -387,6 +388,13 @@ PYBIND11_MODULE(_core, module) {
       .def_property_readonly("high", [](const Option& option) { return option.range.high; })
       .def_property_readonly("expected", [](const Option& option) { return option.range.words(); })
       .def("holds", [](const Option& option, double value) { return option.range.holds(value); })
+      .def_property_readonly("default",
+                             [](const Option& option) { return option.get(DecoderOptions()); })
+      .def_property_readonly(
+          "decoders",
+          [](const Option& option) {
+            return decoders_that([&](const std::string& each) { return reads(each, option); });
+          })
       .def_property_readonly("choices", [](const Option& option) {
         return option.choices ? option.choices() : std::vector<std::string_view>();
       });
@@ -470,7 +478,7 @@ PYBIND11_MODULE(_core, module) {
   }
   module.attr("OPTIONS") = py::tuple(options);
   module.attr("DTYPES") = py::tuple(py::cast(dtype_names()));
-  module.attr("DRAFTING") = py::tuple(py::cast(drafting_names()));
+  module.attr("DRAFTING") = py::tuple(py::cast(decoders_that(drafts)));
   module.def("read_gguf", &read_gguf, py::arg("path"));
   module.def("best_lossless", &best_lossless, py::arg("ms_by_rows"), py::arg("agreement"),
              py::arg("sequences") = 1);

@@ -213,6 +213,9 @@ def _ggml_model(
 def _pre_tokenizer(cuts: list[dict[str, Any]]) -> str | None:
     if len(cuts) == 2 and cuts[0]["type"] == "Split":
         return PRE_TOKENIZERS.get(cuts[0].get("pattern", {}).get("Regex"))
+    name = "gpt-2"
+    if cuts[0] == {"type": "Digits", "individual_digits": True}:
+        name, cuts = "smollm", cuts[1:]
     if len(cuts) == 1 and cuts[0].get("use_regex", True) and not cuts[0]["add_prefix_space"]:
-        return "gpt-2"
+        return name
     return None

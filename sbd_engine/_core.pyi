@@ -57,6 +57,10 @@ class Option:
     def holds(self, value: float) -> bool: ...
     @property
     def choices(self) -> list[str]: ...
+    @property
+    def default(self) -> int | float | str | None: ...  # where a file has no key; None: unset
+    @property
+    def decoders(self) -> list[str]: ...  # that read it
 
 OPTIONS: tuple[Option, ...]
 

@@ -355,3 +355,4 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     **CONSTRAINTS,
     **{option.name: _of(option) for option in _core.OPTIONS},
 }
+OPTION_NAMES = tuple(name for name in CHECKS if name != "prompt")

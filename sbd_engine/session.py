@@ -55,44 +55,44 @@ class Session:
 
     def absorb(self, event: _core.Event) -> Chunk:
         """What the event adds. After the chunk with a finish_reason no event may follow."""
-        if event.finished == "cancelled":  # text that was held back is let out
+        finished, committed = event.finished, event.committed  # each is made anew when it is read
+        if finished == "cancelled":  # text that was held back is let out
             self.finish_reason = "cancelled"
             text = self._flush()
             self._text.append(text)
             return Chunk(text, [], [], self.finish_reason, self._scored([], []))
         self._now = self._clock()
         revealed = [Reveal(*each) for each in event.revealed]
-        self._nfe += bool(revealed) or event.accepted is not None
-        if event.accepted is not None:
-            self._accepted.append(event.accepted)
+        accepted, kind = event.accepted, event.kind
+        self._nfe += bool(revealed) or accepted is not None
+        if accepted is not None:
+            self._accepted.append(accepted)
             if event.guesses:
                 drafts, guesses, kept = self._drafts
-                self._drafts = Drafts(
-                    drafts + 1, guesses + event.guesses, kept + event.accepted - 1
-                )
-        if event.kind is not None:
-            self._forwards[event.kind] += 1
+                self._drafts = Drafts(drafts + 1, guesses + event.guesses, kept + accepted - 1)
+        if kind is not None:
+            self._forwards[kind] += 1
         self._thinking_forwards += event.ran_thinking
         self._cached_tokens += event.cached_tokens
         if event.prompt_rows:
             self._prefilled = self._now
             self._decided_in_prefill += len(revealed)
-        if event.committed and self._first_token is None:
+        if committed and self._first_token is None:
             self._first_token = self._now
 
         tokens: list[int] = []
         pieces: list[str] = []
-        closes = event.finished == "stop"  # the last token is an end of sequence: it has no text
-        completes = event.finished == "complete"  # it is not
-        for index, token in enumerate(event.committed):
+        closes = finished == "stop"  # the last token is an end of sequence: it has no text
+        completes = finished == "complete"  # it is not
+        for index, token in enumerate(committed):
             tokens.append(token)
-            if self._detokenizer and not (closes and index == len(event.committed) - 1):
+            if self._detokenizer and not (closes and index == len(committed) - 1):
                 pieces.append(self._text_of(token, self._detokenizer))
             if self._stops.stopped:
                 self.finish_reason = "stop"
                 break
         else:
-            if event.finished:
+            if finished:
                 pieces.append(self._flush())
                 stopped = closes or completes or self._stops.stopped
                 self.finish_reason = "stop" if stopped else "length"

@@ -54,7 +54,7 @@ class _Generation:
             raise
         if chunk.finish_reason:
             self._end()
-        return chunk if event.revealed or chunk.finish_reason else None
+        return chunk if chunk.revealed or chunk.finish_reason else None
 
     def _end(self) -> None:
         self._ended = True

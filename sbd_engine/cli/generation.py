@@ -148,7 +148,7 @@ def asked(context: typer.Context) -> dict[str, Any]:
     given = {
         name: value
         for name, value in context.params.items()
-        if name in parameters.Options.__annotations__ and options.is_given(context, name)
+        if name in parameters.OPTION_NAMES and options.is_given(context, name)
     }
     if "logit_bias" in given:
         given["logit_bias"] = biases(given["logit_bias"])

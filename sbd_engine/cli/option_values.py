@@ -6,16 +6,18 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any, get_args, get_type_hints
 
+from .. import _core
 from ..errors import SbdValueError
-from ..parameters import Options, named, unknown
+from ..parameters import OPTION_NAMES, Options, named, unknown
 from .generation import biases
+from .options import TYPES
 
 _NO_EFFECT = ("logprobs", "sample_index")  # nothing shows the one, and /regenerate has the other
 
 
 def check_names(names: Iterable[str]) -> None:
     """Raises SbdValueError for one that a chat has no use for."""
-    known = [name for name in Options.__annotations__ if name not in _NO_EFFECT]
+    known = [name for name in OPTION_NAMES if name not in _NO_EFFECT]
     for name in names:
         if name in _NO_EFFECT:
             raise SbdValueError(f"{named(name)} has no effect in a chat: leave it out")
@@ -32,7 +34,8 @@ def option_value(name: str, text: str) -> Any:
     if name in ("stop", "choices"):
         texts = _parsed(json.loads, text)
         return texts if isinstance(texts, list) else [texts if isinstance(texts, str) else text]
-    kind = get_args(get_type_hints(Options)[name])[0]
+    kinds = {option.name: TYPES[option.type] for option in _core.OPTIONS}
+    kind = kinds.get(name) or get_args(get_type_hints(Options)[name])[0]
     return _parsed(_boolean if kind is bool else kind, text)
 
 

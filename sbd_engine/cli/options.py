@@ -187,7 +187,7 @@ Debug = Annotated[
 # Of Engine.generate: what `eval` passes on as it is.
 SAMPLING_NAMES = ("temperature", "top_k", "top_p", "seed")
 
-_TYPES = {"int": int, "float": float, "str": str}
+TYPES = {"int": int, "float": float, "str": str}
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -202,7 +202,7 @@ def with_decoding(command: Command) -> Command:
             Parameter.POSITIONAL_OR_KEYWORD,
             default=None,
             annotation=Annotated[
-                _TYPES[option.type] | None,
+                TYPES[option.type] | None,
                 typer.Option(
                     help=f"{option.help} Without: the model's.", rich_help_panel=_DECODING
                 ),

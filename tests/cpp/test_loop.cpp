@@ -21,10 +21,9 @@ using namespace std::chrono_literals;
 
 using Tokens = std::vector<TokenId>;
 
-std::shared_ptr<Loop> make_loop(int n_threads = 1) {
+std::shared_ptr<Loop> make_loop(const EngineOptions& options = {.n_threads = 1}) {
   const MemoryFile file(complete_model(complete_models()[0]).build());
-  return std::make_shared<Loop>(
-      std::make_unique<Engine>(file.path(), EngineOptions{.n_threads = n_threads}));
+  return std::make_shared<Loop>(std::make_unique<Engine>(file.path(), options));
 }
 
 Request loop_request(int max_tokens, const char* decoder = "ntp", TokenId first = 0) {
@@ -47,14 +46,24 @@ std::optional<Event> next(Inbox& inbox) {
 
 struct Ending {
   Tokens tokens;
+  std::vector<float> logprobs = {};  // of the tokens and of the best beside them
   std::optional<FinishReason> finished = {};
+  int cached_tokens = 0;
   std::string error = {};
 };
 
+void add_to(Ending& ending, const Events& events) {
+  ending.tokens.insert(ending.tokens.end(), events.committed.begin(), events.committed.end());
+  for (const auto& scores : events.scores) {
+    ending.logprobs.push_back(scores->token.logprob);
+    for (const TokenScore& best : scores->best) ending.logprobs.push_back(best.logprob);
+  }
+  ending.finished = events.finished;
+}
+
 void add_to(Ending& ending, const Event& event) {
-  const Tokens& committed = event.events.committed;
-  ending.tokens.insert(ending.tokens.end(), committed.begin(), committed.end());
-  ending.finished = event.events.finished;
+  add_to(ending, event.events);
+  ending.cached_tokens += event.cached_tokens;
   try {
     if (event.error) std::rethrow_exception(event.error);
   } catch (const Error& error) {
@@ -68,19 +77,20 @@ Ending read(Inbox& inbox) {
   return ending;
 }
 
-Tokens alone(const Request& request) {
+Ending ending_alone(const Request& request) {
   const auto loop = make_loop();
   return loop->between_forwards([&](Engine& engine) {
     engine.add(request);
-    Tokens tokens;
+    Ending ending;
     while (true) {
       const std::vector<SequenceEvents> happened = engine.step();
-      if (happened.empty()) return tokens;
-      const Tokens& committed = happened[0].events.committed;
-      tokens.insert(tokens.end(), committed.begin(), committed.end());
+      if (happened.empty()) return ending;
+      add_to(ending, happened[0].events);
     }
   });
 }
+
+Tokens alone(const Request& request) { return ending_alone(request).tokens; }
 
 int living(Loop& loop) {
   return loop.between_forwards(
@@ -229,23 +239,39 @@ TEST(loop_refuses_to_wait_for_itself) {
   CHECK_EQ(loop->n_sequences(), 0);
 }
 
-// Many threads start, read, cancel, share and drop sequences, while engines are closed under them.
+// With rules on its rows, behind a prompt that others share.
+Request ruled_request(const char* decoder, TokenId last) {
+  Request request = loop_request(12, decoder);
+  for (TokenId token = 0; token < 20; ++token) request.prompt.push_back(token % 7);
+  request.prompt.push_back(last);
+  request.logit_bias = {{3, 1.5f}, {4, -100.0f}};
+  request.presence_penalty = 0.5f;
+  request.frequency_penalty = 0.3f;
+  request.repetition_penalty = 1.2f;
+  request.temperature = 0.8f;
+  request.min_p = 0.05f;
+  request.logprobs = 3;
+  return request;
+}
+
+// Many threads start, read, cancel, stop, share and drop sequences, while engines are closed under
+// them, which have less memory than all would take and keep what ended ones leave.
 // SBD_STRESS_SECONDS and SBD_STRESS_THREADS make it longer.
 class Stress {
  public:
   explicit Stress(double seconds) : end_(std::chrono::steady_clock::now() + as_duration(seconds)) {
-    for (const Request& request : requests_) expected_.push_back(alone(request));
+    for (const Request& request : requests_) expected_.push_back(ending_alone(request));
   }
 
   void run(int n_threads) {
-    loop_ = make_loop(2);
+    loop_ = make_loop(kOptions);
     std::vector<std::thread> threads;
     for (int i = 0; i < n_threads; ++i) {
       threads.emplace_back([this, i] { work(static_cast<std::uint64_t>(i)); });
     }
     while (std::chrono::steady_clock::now() < end_) {
       std::this_thread::sleep_for(50ms);
-      const auto fresh = make_loop(2);
+      const auto fresh = make_loop(kOptions);
       std::shared_ptr<Loop> old;
       {
         const std::lock_guard lock(mutex_);
@@ -256,9 +282,12 @@ class Stress {
     for (std::thread& thread : threads) thread.join();
     CHECK_EQ(loop_->n_sequences(), 0);
     CHECK_EQ(living(*loop_), 0);
-    std::printf("%d texts whole, %d cancelled, %d ended by a closed engine\n", n_whole_.load(),
-                n_cancelled_.load(), n_closed_.load());
+    std::printf(
+        "%d texts whole, %d of them with rules, %d behind a cached prefix; %d cancelled, %d ended "
+        "by a closed engine\n",
+        n_whole_.load(), n_ruled_.load(), n_cached_.load(), n_cancelled_.load(), n_closed_.load());
     CHECK(n_whole_ > 0 && n_cancelled_ > 0 && n_closed_ > 0 && n_failed_ == 0);
+    CHECK(n_ruled_ > 0 && n_cached_ > 0);
   }
 
  private:
@@ -287,7 +316,7 @@ class Stress {
     const std::size_t which = random % requests_.size();
     Inbox inbox(loop, /*driven=*/random / 8 % 4 == 0);
     const SequenceId id = inbox.add(requests_[which]);
-    switch (random / 32 % 6) {
+    switch (random / 32 % 7) {
       case 0: {  // beside another sequence, to the end
         const SequenceId other = inbox.add(requests_[0]);
         std::map<SequenceId, Ending> endings;
@@ -313,7 +342,17 @@ class Stress {
         n_cancelled_ += two.finished == FinishReason::cancelled;
         break;
       }
-      case 3:  // beside another use of the engine
+      case 3: {  // stopped by its reader, as by a stop string
+        Ending ending;
+        for (auto event = next(inbox); event; event = next(inbox)) {
+          add_to(ending, *event);
+          if (ending.tokens.size() >= 2) inbox.cancel(id);
+        }
+        if (!ending.error.empty()) note_error(ending.error);
+        n_cancelled_ += ending.finished == FinishReason::cancelled;
+        break;
+      }
+      case 4:  // beside another use of the engine
         loop->between_forwards([](Engine& engine) { return engine.forward({1, 2, 3}, 2); });
         check(read(inbox), which);
         break;
@@ -324,8 +363,12 @@ class Stress {
   void check(const Ending& ending, std::size_t which) {
     if (!ending.error.empty()) {
       note_error(ending.error);
-    } else if (ending.tokens == expected_[which] && ending.finished == FinishReason::length) {
+    } else if (ending.tokens == expected_[which].tokens &&
+               ending.logprobs == expected_[which].logprobs &&
+               ending.finished == FinishReason::length) {
       ++n_whole_;
+      n_ruled_ += !ending.logprobs.empty();
+      n_cached_ += ending.cached_tokens > 0;
     } else {
       ++n_failed_;
     }
@@ -335,13 +378,20 @@ class Stress {
     ++(error.starts_with("this engine is closed") ? n_closed_ : n_failed_);
   }
 
-  const std::vector<Request> requests_ = {loop_request(3), loop_request(9, "sbd"),
-                                          loop_request(7, "ntp", 4), loop_request(14, "sbd", 2)};
-  std::vector<Tokens> expected_;
+  static inline const EngineOptions kOptions{
+      .n_threads = 2, .kv_budget = 48 << 10, .prefix_cache = 16 << 10};
+  const std::vector<Request> requests_ = {
+      loop_request(3),           loop_request(9, "sbd"),
+      loop_request(7, "ntp", 4), loop_request(14, "sbd", 2),
+      ruled_request("ntp", 1),   ruled_request("sbd", 2),
+      ruled_request("ntp", 3),   ruled_request("sbd_lossless", 4),
+      ruled_request("d2f", 5)};
+  std::vector<Ending> expected_;
   const std::chrono::steady_clock::time_point end_;
   std::mutex mutex_;
   std::shared_ptr<Loop> loop_;
-  std::atomic<int> n_whole_{0}, n_cancelled_{0}, n_closed_{0}, n_failed_{0};
+  std::atomic<int> n_whole_{0}, n_ruled_{0}, n_cached_{0}, n_cancelled_{0}, n_closed_{0},
+      n_failed_{0};
 };
 
 TEST(loop_stress) {

@@ -26,6 +26,7 @@ constexpr std::size_t kPlenty = std::size_t{1} << 32;
 struct Kind {
   std::string decoder;
   DecoderOptions options;
+  float temperature = 0;
 };
 
 std::vector<Kind> kinds() {
@@ -42,12 +43,32 @@ std::vector<Kind> kinds() {
   blocks.block.absolute_blocks = true;
   blocks.block.prompt_attention = PromptAttention::block_causal;
   blocks.block.commit_attention = CommitAttention::block;
+  DecoderOptions within = blocks;
+  within.named = {"fast_dllm_v2"};
+  within.block.sub_block_size = 3;
+  within.block.logit_shift = 1;
+  within.block.seed_slot = true;
+  DecoderOptions seeded = sbd;
+  seeded.named = {"nemotron"};
+  seeded.block.seed_slot = true;
   DecoderOptions uncached = sbd;
   uncached.named = {"llada"};
   uncached.block.prompt_attention = PromptAttention::full;
   uncached.block.commit_attention = CommitAttention::none;
-  return {{"ntp", {}},    {"sbd", sbd},     {"sbd_lossless", sbd}, {"nemotron_spec", sbd},
-          {"dmtd", dmtd}, {"sdar", blocks}, {"d2f", sbd},          {"llada", uncached}};
+  DecoderOptions shifted = uncached;
+  shifted.named = {"dream"};
+  shifted.block.logit_shift = 1;
+  return {{"ntp", {}},
+          {"sbd", sbd, 0.8f},
+          {"sbd_lossless", sbd},
+          {"nemotron", seeded},
+          {"nemotron_spec", sbd, 0.8f},
+          {"dmtd", dmtd, 0.8f},
+          {"sdar", blocks},
+          {"fast_dllm_v2", within, 0.8f},
+          {"d2f", sbd},
+          {"llada", uncached, 0.8f},
+          {"dream", shifted}};
 }
 
 class Model {
@@ -55,8 +76,9 @@ class Model {
   Model() : config_(make_config()), source_(config_, DType::f32, false), backend_(2) {
     model_ = std::make_unique<Transformer>(config_, source_, backend_);
   }
-  Scheduler scheduler(std::size_t kv_budget = kPlenty, std::size_t prefix_cache = kPlenty) {
-    return {*model_, {kContext, DType::f16, kv_budget, prefix_cache}};
+  Scheduler scheduler(std::size_t kv_budget = kPlenty, std::size_t prefix_cache = kPlenty,
+                      int max_rows = 512) {
+    return {*model_, {kContext, DType::f16, kv_budget, prefix_cache, max_rows}};
   }
 
  private:
@@ -78,6 +100,8 @@ std::unique_ptr<Decoder> decoder_of(const Kind& kind, const Tokens& prompt, int 
   task.prompt = prompt;
   task.max_tokens = max_tokens;
   task.n_ctx = task.n_ctx_limit = kContext;
+  task.sampling.temperature = kind.temperature;
+  task.rules.logprobs = 2;
   return make_decoder(kind.decoder, std::move(task), kind.options);
 }
 
@@ -94,6 +118,7 @@ Tokens joined_tokens(Tokens a, const Tokens& b) {
 
 struct Told {
   Tokens tokens;
+  std::vector<float> logprobs;  // of each token, and of the best two in its place
   int prompt_rows = 0;
   int cached_tokens = 0;
   int forwards = 0;
@@ -105,6 +130,10 @@ void take(std::map<SequenceId, Told>& told, const std::vector<SequenceEvents>& h
     Told& one = told[events.id];
     one.tokens.insert(one.tokens.end(), events.events.committed.begin(),
                       events.events.committed.end());
+    for (const auto& scores : events.events.scores) {
+      one.logprobs.push_back(scores->token.logprob);
+      for (const TokenScore& best : scores->best) one.logprobs.push_back(best.logprob);
+    }
     one.prompt_rows += events.prompt_rows;
     one.cached_tokens += events.cached_tokens;
     one.error = events.error;
@@ -128,35 +157,50 @@ Told run_one(Scheduler& scheduler, const Kind& kind, const Tokens& prompt, int m
   return run_all(scheduler)[id];
 }
 
-TEST(scheduler_texts_do_not_depend_on_company_or_what_is_left) {
+bool same_bits(const Told& a, const Told& b) {
+  return a.tokens == b.tokens && identical(a.logprobs, b.logprobs);
+}
+
+// Alone and all decoders together, in forwards of any size, behind a system prompt that another has
+// read or not: every text and log-probability to the bit.
+TEST(scheduler_texts_do_not_depend_on_company_cuts_or_what_is_left) {
   Model model;
+  std::vector<std::string> names = decoder_names();
+  for (const Kind& kind : kinds()) std::erase(names, kind.decoder);
+  CHECK(names.empty());
   const Tokens system = prompt_of(70, 1);
-  std::map<std::string, Tokens> alone;
+  const Tokens prompt = joined_tokens(system, prompt_of(9, 2));
+  std::map<std::string, Told> expected;
   for (const Kind& kind : kinds()) {
     Scheduler fresh = model.scheduler(kPlenty, 0);
-    const Told told = run_one(fresh, kind, joined_tokens(system, prompt_of(9, 2)), 40);
+    const Told told = run_one(fresh, kind, prompt, 40);
     CHECK_EQ(told.tokens.size(), 40u);
+    CHECK_EQ(told.logprobs.size(), 3 * 40u);
     CHECK_EQ(told.cached_tokens, 0);
-    alone[kind.decoder] = told.tokens;
+    expected[kind.decoder] = told;
   }
-  // Twice in one scheduler, all decoders together, behind a system prompt that another has read.
-  Scheduler scheduler = model.scheduler();
-  for (const Kind& kind : kinds()) {
-    run_one(scheduler, kind, joined_tokens(system, prompt_of(5, 3)), 4);
-  }
-  for (int round = 0; round < 2; ++round) {
-    std::map<SequenceId, Kind> running;
-    for (const Kind& kind : kinds()) {
-      const Tokens prompt = joined_tokens(system, prompt_of(9, 2));
-      running[scheduler.add(prompt, decoder_of(kind, prompt, 40))] = kind;
-    }
-    const auto told = run_all(scheduler);
-    for (const auto& [id, kind] : running) {
-      CHECK_IN(kind.decoder, told.at(id).tokens == alone[kind.decoder]);
-      const Sharing sharing = decoder_of(kind, system, 1)->sharing();
-      CHECK_IN(kind.decoder, (told.at(id).cached_tokens > 0) == !sharing.kind.empty());
-      CHECK_IN(kind.decoder, told.at(id).cached_tokens % sharing.unit == 0);
-      if (sharing.kind == kCausal) CHECK(told.at(id).cached_tokens >= 70);
+  for (const int max_rows : {1, 7, 64, 512}) {
+    for (const bool reuses : {false, true}) {
+      Scheduler scheduler = model.scheduler(kPlenty, reuses ? kPlenty : 0, max_rows);
+      const auto check = [&](const Kind& kind, const Told& told) {
+        const std::string where = kind.decoder + ", " + std::to_string(max_rows) + " rows";
+        CHECK_IN(where, same_bits(told, expected[kind.decoder]));
+        const Sharing sharing = decoder_of(kind, prompt, 1)->sharing();
+        CHECK_IN(where, told.cached_tokens % sharing.unit == 0);
+        if (!reuses) return;
+        CHECK_IN(where, (told.cached_tokens > 0) == !sharing.kind.empty());
+        if (sharing.kind == kCausal) CHECK_IN(where, told.cached_tokens >= 70);
+      };
+      for (const Kind& kind : kinds()) {
+        if (reuses) run_one(scheduler, kind, joined_tokens(system, prompt_of(5, 3)), 4);
+        check(kind, run_one(scheduler, kind, prompt, 40));
+      }
+      std::map<SequenceId, Kind> running;
+      for (const Kind& kind : kinds()) {
+        running[scheduler.add(prompt, decoder_of(kind, prompt, 40))] = kind;
+      }
+      const auto told = run_all(scheduler);
+      for (const auto& [id, kind] : running) check(kind, told.at(id));
     }
   }
 }
@@ -171,7 +215,7 @@ TEST(scheduler_a_second_turn_begins_behind_the_first) {
     Scheduler fresh = model.scheduler(kPlenty, 0);
     const Told expected = run_one(fresh, kind, second, 20);
     const Told again = run_one(scheduler, kind, second, 20);
-    CHECK_IN(kind.decoder, again.tokens == expected.tokens);
+    CHECK_IN(kind.decoder, same_bits(again, expected));
     const Sharing sharing = decoder_of(kind, second, 1)->sharing();
     const int least = sharing.text ? 119 - 6 : 90;  // the text's last block may not be cached
     if (!sharing.kind.empty()) {
@@ -362,7 +406,8 @@ TEST(claims_can_end_in_some_order_or_in_none) {
 TEST(scheduler_admits_by_what_is_likely_and_none_waits_for_ever) {
   Model model;
   for (const Kind& kind : kinds()) {
-    const bool uncached = kind.decoder == "llada";  // whose first forward has all positions
+    // Its first forward has all positions.
+    const bool uncached = kind.options.block.commit_attention == CommitAttention::none;
     const int length = uncached ? 60 : 472;
     const std::size_t one = model.scheduler().check(*decoder_of(kind, prompt_of(40, 0), length));
     Scheduler plenty = model.scheduler(kPlenty, 0);

@@ -12,6 +12,7 @@ from sbd_engine.convert import ConvertError
 from sbd_engine.convert.checkpoint import Checkpoint
 from sbd_engine.convert.settings import end_tokens
 from sbd_engine.convert.tokenizer import Tokenizer, load_tokenizer, tokenizer_metadata
+from sbd_engine.ggml_tokenizer import tokenizer_from_ggml
 
 from .checkpoints import (
     BOS,
@@ -232,3 +233,30 @@ def test_every_end_that_a_file_names(
     values = end_tokens(checkpoint, load_tokenizer(checkpoint, print), print)
     assert values["sbd.eos_token_ids"] == expected
     assert values["tokenizer.ggml.eos_token_id"] == expected[0]
+
+
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+DIGITS = {"type": "Digits", "individual_digits": True}
+
+
+@pytest.mark.parametrize(
+    ("cuts", "name"),
+    [
+        ([BYTES], "gpt-2"),
+        ([DIGITS, BYTES], "smollm"),
+        ([DIGITS | {"individual_digits": False}, BYTES], "default"),
+        ([DIGITS, BYTES | {"add_prefix_space": True}], "default"),
+    ],
+)
+def test_llama_cpp_s_name_of_how_text_is_cut(
+    cuts: list[dict[str, Any]], name: str, fast: Path
+) -> None:
+    edit_json(fast / "tokenizer.json", pre_tokenizer={"type": "Sequence", "pretokenizers": cuts})
+    tokenizer, warnings = loaded(fast), []
+    metadata = tokenizer_metadata(tokenizer, 304, warnings.append)
+    assert metadata["tokenizer.ggml.pre"] == name
+    assert (name == "default") == any("llama.cpp may split text" in each for each in warnings)
+    if name != "default":
+        text = "In 2024, 12 of 345 foxes;\n\n  * ran 6789 miles"
+        ggml = tokenizer_from_ggml(metadata).encode(text, add_special_tokens=False)
+        assert ggml.ids == tokenizer.hf.encode(text, add_special_tokens=False).ids

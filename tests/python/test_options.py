@@ -4,6 +4,7 @@ effect."""
 from __future__ import annotations
 
 import math
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from python.tiny_model import MASK, byte_tokenizer, write_tiny_model
 
 import sbd_engine
 from sbd_engine import Engine, Reveal, SbdError, SbdTypeError, SbdValueError, _core
+from sbd_engine.cli.option_values import option_value
 from sbd_engine.convert import convert
 from sbd_engine.parameters import Options, parse
 from sbd_engine.sizes import shown
@@ -248,3 +250,26 @@ NUMBERS: dict[str, list[float]] = {
     "float": [-0.5, 0.0, 0.5, 1.0, 1.5, math.inf, math.nan],
     "str": [],
 }
+
+
+def test_the_page_is_the_table_s() -> None:
+    maker = Path(__file__).parents[2] / "docs" / "options_page.py"
+    page = runpy.run_path(str(maker))["page"]()
+    assert maker.with_name("options.md").read_text() == page, "run: python docs/options_page.py"
+    lines = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    assert lines.keys() == Options.__annotations__.keys() - {"sample_index"}  # which has no flag
+    d2f = (
+        "| `sbd.d2f.skip_threshold` | from 0 to 1 | `0.9` | Of d2f: the probability above which a "
+    )
+    assert lines["skip_threshold"] == f"| `skip_threshold` {d2f}token is decided. | `d2f` |"
+    assert lines["top_p"].startswith("| `top_p` | `--top-p` | `1` |")
+
+
+def test_a_line_of_the_table_is_enough_for_the_command_line(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`Options` is for type checkers and editors: a flag that it lacks is not passed over."""
+    monkeypatch.delitem(Options.__annotations__, "gamma")
+    done = run_here(capsys, "run", model, "-p", PROMPT, "--decoder", "ntp", "--gamma", 0.5)
+    check_error(done, "error: --gamma has no effect")
+    assert option_value("gamma", "0.5") == 0.5

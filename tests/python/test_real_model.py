@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from reference.stats import log_softmax
-from safetensors.numpy import save_file
 
 from sbd_engine import Engine
 from sbd_engine.cli import main
 
-from .checkpoints import convert_quietly, read_model, state_of
+from .checkpoints import convert_quietly
+from .real_model import write_checkpoint_of
 
 pytestmark = pytest.mark.xdist_group("real model")  # one of it in memory
 
@@ -38,7 +38,6 @@ CHATS = [
     [(USER, "Explain photosynthesis to a child.")],
 ]
 CHAT_MESSAGES = [[{"role": role, "content": text} for role, text in chat] for chat in CHATS]
-WEIGHTS = "model.safetensors"
 TEXT = """\
 The lighthouse at the end of the bay was built in 1871, when the harbour still took in more than 300
 ships a year. Its keeper lived with his family in two small rooms below the lamp, and wrote down the
@@ -78,64 +77,13 @@ class Twin(NamedTuple):
 def twin(real_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twin]:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    metadata, stored = read_model(real_model)
-    folder = tmp_path_factory.mktemp("real")
-    checkpoint = folder / "checkpoint"
-    config = config_of(metadata, transformers)
-    config.save_pretrained(checkpoint)
-    state = state_of(stored, interleaved=True, head_dim=config.head_dim)
-    save_file({name: np.ascontiguousarray(x) for name, x in state.items()}, checkpoint / WEIGHTS)
-    tokenizer = tokenizer_of(metadata, transformers)
-    tokenizer.save_pretrained(checkpoint)
+    checkpoint = tmp_path_factory.mktemp("real") / "checkpoint"
+    tokenizer = write_checkpoint_of(real_model, checkpoint)
+    folder = checkpoint.parent
     convert_quietly([checkpoint], folder / "f32.bin", type="f32")
     model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     with Engine(folder / "f32.bin", kv_dtype="f32") as engine:
         yield Twin(model.eval(), tokenizer, engine)
-
-
-def config_of(metadata: dict[str, Any], transformers: Any) -> Any:
-    def value(key: str) -> Any:
-        return metadata[f"llama.{key}"]
-
-    return transformers.LlamaConfig(
-        architectures=["LlamaForCausalLM"],
-        vocab_size=value("vocab_size"),
-        hidden_size=value("embedding_length"),
-        intermediate_size=value("feed_forward_length"),
-        num_hidden_layers=value("block_count"),
-        num_attention_heads=value("attention.head_count"),
-        num_key_value_heads=value("attention.head_count_kv"),
-        max_position_embeddings=value("context_length"),
-        rms_norm_eps=value("attention.layer_norm_rms_epsilon"),
-        rope_theta=value("rope.freq_base"),
-        bos_token_id=metadata["tokenizer.ggml.bos_token_id"],
-        eos_token_id=metadata["tokenizer.ggml.eos_token_id"],
-        tie_word_embeddings=True,
-    )
-
-
-def tokenizer_of(metadata: dict[str, Any], transformers: Any) -> Any:
-    """As the publisher's tokenizer.json says it: digits apart, then GPT-2's bytes and words."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    tokens = metadata["tokenizer.ggml.tokens"]
-    merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(tokens[:17])
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        chat_template=metadata["tokenizer.chat_template"],
-    )
 
 
 def test_answers_and_stops(
