@@ -1,5 +1,6 @@
 // Runs the tests whose name contains the argument (all without one). Exit code 1 on a failure or
-// where nothing matches.
+// where nothing matches. What takes longer than a second is told.
+#include <chrono>
 #include <cstdio>
 #include <string_view>
 
@@ -22,10 +23,15 @@ int main(int argc, char** argv) {
     }
     ++run;
     const int before = sbd::test::failed_checks;
+    const auto start = std::chrono::steady_clock::now();
     try {
       test.body();
     } catch (const std::exception& error) {
       sbd::test::report(test.name, 0, std::string("unexpected exception: ") + error.what());
+    }
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+    if (took.count() > 1) {
+      std::printf("%.1f s %s\n", took.count(), test.name);
     }
     if (sbd::test::failed_checks != before) {
       ++failed;

@@ -16,10 +16,12 @@ constexpr int kRows = 67;
 const int kOutFeatures[] = {1, 15, 16, 17, 31, 32, 33, 100};
 const int kRowCounts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 16, 19, 31, 64, 65, 67};
 
+constexpr int kLongRow = 2048;
+
 std::span<const int> in_features(DType type) {
-  static const int grouped[] = {32, 64, 96, 2048};
+  static const int grouped[] = {32, 64, 96, kLongRow};
   static const int any[] = {1, 7, 31, 33, 100, 257};  // the last in several runs of steps
-  static const int super[] = {256, 768, 2048};
+  static const int super[] = {256, 768, kLongRow};
   if (values_per_block(type) == 1) return any;
   return values_per_block(type) == kGroupSize ? std::span<const int>(grouped) : super;
 }
@@ -183,6 +185,8 @@ TEST(linear_of_every_type_and_shape) {
   for (const DType type : kDTypes) {
     for (const int features : kOutFeatures) {
       for (const int cols : in_features(type)) {
+        // Many steps are the same beside few features and many, and take nine tenths of the time.
+        if (cols == kLongRow && features != 17 && features != 33) continue;
         Random random(static_cast<std::uint64_t>(features * 10000 + cols));
         const auto weight = random_matrix("w", type, features, cols, 0.1, random);
         const auto x = random.floats(static_cast<std::size_t>(kRows * cols), -2, 3);

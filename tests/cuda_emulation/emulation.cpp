@@ -68,34 +68,11 @@ struct Warp {
   void* lanes[kLanes] = {};
 };
 
-struct Fiber {
-  ucontext_t context;
-  void* stack_pointer = nullptr;
-  std::unique_ptr<std::uint8_t[]> stack;
-  Index3 index{};
-  int warp = 0, lane = 0;
-  bool finished = true;
-  bool has_waited = false;  // for the kernel before
-  const Meeting* waits_for = nullptr;
-  long waits_in_round = 0;
-  std::vector<Copy> copies;              // not committed
-  std::deque<std::vector<Copy>> groups;  // oldest first
-};
-
-std::vector<std::unique_ptr<Fiber>> fibers;
-std::vector<Warp> warps;
-Meeting barrier;
-int n_running = 0;
-Fiber* current = nullptr;
-const std::function<void()>* body = nullptr;
-std::unique_ptr<GuardedPages> shared;
-bool must_wait = false;  // for the kernel before
-long launches = 0;
-long prefetches = 0;
-bool device_is_lost = false;
-
+// Where something goes on that has been left.
 #if defined(__x86_64__)
-// Saves the registers that a call keeps, and goes on where the other stack left off.
+using Context = void*;  // a stack, on which lie the registers that a call keeps
+
+// Jumps, as a return to where no call came from is guessed wrongly by the processor.
 extern "C" void emulation_switch(void** save, void* to);
 asm(R"(
 .text
@@ -116,44 +93,105 @@ emulation_switch:
   popq %r12
   popq %rbx
   popq %rbp
-  ret
+  popq %rcx
+  jmp *%rcx
 .size emulation_switch, .-emulation_switch
 )");
 
-void* scheduler_stack = nullptr;
+void switch_context(Context& from, Context& to) { emulation_switch(&from, to); }
 
-void run_fiber_body();
-
-void prepare_fiber(Fiber& fiber) {
-  auto top =
-      reinterpret_cast<std::uintptr_t>(fiber.stack.get() + kStackBytes) & ~std::uintptr_t{15};
+Context new_context(std::uint8_t* stack, std::size_t bytes, void (*run)()) {
+  auto top = reinterpret_cast<std::uintptr_t>(stack + bytes) & ~std::uintptr_t{15};
   auto* slots = reinterpret_cast<void**>(top);
   *--slots = nullptr;  // where a return address would be: the stack is aligned as after a call
-  *--slots = reinterpret_cast<void*>(&run_fiber_body);
+  *--slots = reinterpret_cast<void*>(run);
   for (int i = 0; i < 6; ++i) *--slots = nullptr;
-  fiber.stack_pointer = slots;
+  return slots;
 }
-void resume(Fiber& fiber) { emulation_switch(&scheduler_stack, fiber.stack_pointer); }
-void pause() { emulation_switch(&current->stack_pointer, scheduler_stack); }
 #else
-ucontext_t scheduler_context;
+using Context = ucontext_t;
 
-void run_fiber_body();
+void switch_context(Context& from, Context& to) { swapcontext(&from, &to); }
 
-void prepare_fiber(Fiber& fiber) {
-  getcontext(&fiber.context);
-  fiber.context.uc_stack = {fiber.stack.get(), 0, kStackBytes};
-  fiber.context.uc_link = nullptr;
-  makecontext(&fiber.context, &run_fiber_body, 0);
+Context new_context(std::uint8_t* stack, std::size_t bytes, void (*run)()) {
+  Context context;
+  getcontext(&context);
+  context.uc_stack = {stack, 0, bytes};
+  context.uc_link = nullptr;
+  makecontext(&context, run, 0);
+  return context;
 }
-void resume(Fiber& fiber) { swapcontext(&scheduler_context, &fiber.context); }
-void pause() { swapcontext(&current->context, &scheduler_context); }
 #endif
+
+struct Fiber {
+  Context context{};
+  Index3 index{};
+  int warp = 0, lane = 0;
+  bool finished = true;
+  bool has_waited = false;  // for the kernel before
+  const Meeting* waits_for = nullptr;
+  long waits_in_round = 0;
+  std::vector<Copy> copies;              // not committed
+  std::deque<std::vector<Copy>> groups;  // oldest first
+  std::unique_ptr<std::uint8_t[]> stack;
+};
+
+std::vector<std::unique_ptr<Fiber>> fibers;
+std::vector<Warp> warps;
+Meeting barrier;
+int n_running = 0;
+Fiber* current = nullptr;
+const std::function<void()>* body = nullptr;
+std::unique_ptr<GuardedPages> shared;
+bool must_wait = false;  // for the kernel before
+long launches = 0;
+long prefetches = 0;
+bool device_is_lost = false;
+
+Context scheduler;
+
+// A warp's lanes, in order, each of which runs until it waits.
+struct Walk {
+  int warp = 0, n_threads = 0, next = 0;
+};
+Walk walk;
+
+// The next lane that can go on.
+Fiber* next_fiber() {
+  const bool ascending = options().order == Order::ascending;
+  while (walk.next < kLanes) {
+    const int lane = ascending ? walk.next : kLanes - 1 - walk.next;
+    ++walk.next;
+    const int at = walk.warp * kLanes + lane;
+    if (at >= walk.n_threads) continue;
+    Fiber& fiber = *fibers[static_cast<std::size_t>(at)];
+    if (fiber.finished) continue;
+    if (fiber.waits_for != nullptr && fiber.waits_for->round == fiber.waits_in_round) continue;
+    return &fiber;
+  }
+  return nullptr;
+}
+
+void switch_to(Context& from, Fiber& fiber) {
+  current = &fiber;
+  thread_index = fiber.index;
+  switch_context(from, fiber.context);
+}
+
+// Straight to the next lane: by way of the scheduler would be two switches.
+void pause() {
+  Fiber& from = *current;
+  if (Fiber* next = next_fiber()) {
+    switch_to(from.context, *next);
+  } else {
+    switch_context(from.context, scheduler);
+  }
+}
 
 void run_fiber_body() {
   (*body)();
   current->finished = true;
-  pause();
+  switch_context(current->context, scheduler);
   std::abort();
 }
 
@@ -201,18 +239,11 @@ void end_thread(Fiber& fiber) {
 // Runs the threads of a warp once, each as far as it gets; false where none could go on.
 bool run_warp(int warp, int n_threads) {
   bool moved = false;
-  const bool ascending = options().order == Order::ascending;
-  for (int i = 0; i < kLanes; ++i) {
-    const int at = warp * kLanes + (ascending ? i : kLanes - 1 - i);
-    if (at >= n_threads) continue;
-    Fiber& fiber = *fibers[static_cast<std::size_t>(at)];
-    if (fiber.finished) continue;
-    if (fiber.waits_for != nullptr && fiber.waits_for->round == fiber.waits_in_round) continue;
+  walk = {warp, n_threads, 0};
+  while (Fiber* next = next_fiber()) {
     moved = true;
-    current = &fiber;
-    thread_index = fiber.index;
-    resume(fiber);
-    if (fiber.finished) end_thread(fiber);
+    switch_to(scheduler, *next);
+    if (current->finished) end_thread(*current);
   }
   return moved;
 }
@@ -232,7 +263,9 @@ void run_block(int n_threads) {
     fiber.warp = i / kLanes;
     fiber.lane = i % kLanes;
     ++warps[static_cast<std::size_t>(fiber.warp)].n_lanes;
-    prepare_fiber(fiber);
+    // Stacks that began at equal places of their pages would share a few lines of the cache.
+    fiber.context =
+        new_context(fiber.stack.get(), kStackBytes - fiber.index.x * 192 % kPage, &run_fiber_body);
   }
   const int n_warps = (n_threads + kLanes - 1) / kLanes;
   while (n_running > 0) {

@@ -50,7 +50,7 @@ def test_cpp_refuses_an_unknown_test(binaries: Path) -> None:
 
 
 def test_fuzz(binaries: Path) -> None:
-    """A short run; CI runs 100,000 mutations under AddressSanitizer."""
+    """A short run; CI runs more under AddressSanitizer, benchmarks/long.sh a million."""
     done = subprocess.run(
         [binaries / "fuzz_gguf", "--iterations", "2000"],
         capture_output=True,
