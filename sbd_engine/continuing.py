@@ -18,15 +18,23 @@ def continuing(backend: GuardedTokenizer) -> dict[str, Any]:
     return described
 
 
+def stands_apart(content: str, special: bool) -> bool:
+    """Whether an added token is one that no text spells: a grammar has it by its id alone. To
+    llguidance all in angle brackets are."""
+    return special or (content.startswith("<") and content.endswith(">"))
+
+
 def _hide_special(tokenizer: dict[str, Any]) -> None:
-    """Gives special tokens names that no text spells, or one that does would be split into them."""
+    """Gives tokens that stand apart names that no text spells, or one that does would be split into
+    them."""
     names = {
         token["content"]: f"{_NO_CHARACTER}{token['id']}"
         for token in tokenizer.get("added_tokens") or ()
-        if token["special"]
+        if stands_apart(token["content"], token["special"])
     }
     for token in tokenizer.get("added_tokens") or ():
-        token["content"] = names.get(token["content"], token["content"])
+        if token["content"] in names:
+            token |= {"content": names[token["content"]], "special": True}
     vocabulary = tokenizer["model"].get("vocab")
     if isinstance(vocabulary, dict):
         for content, name in names.items():

@@ -55,6 +55,8 @@ class Detokenizer:
 
     def flush(self) -> str:
         """What is still held back: bytes that never became a character, each shown as U+FFFD."""
+        if not self._pending:
+            return ""
         piece = self._rest(self._pending)
         self._go_on_from(self._pending)
         return piece

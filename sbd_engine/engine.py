@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 
 _MAX_IN_FLIGHT = 16  # sequences of generate_batch that share a forward
 _MAX_BYTES = 2**63 - 1
-_NOT_IN_REQUEST = ("prompt", "stop", "constraint")  # in other words there, or not at all
+# In other words there, or not at all.
+_NOT_IN_REQUEST = ("prompt", "stop", "skip_special_tokens", "constraint")
 _REQUEST_FIELDS = [f.name for f in fields(Parameters) if f.name not in _NOT_IN_REQUEST]
 _DEFAULTS = {f.name: f.default for f in fields(Parameters)}
 _RULES = ("logit_bias", "presence_penalty", "frequency_penalty", "repetition_penalty")
@@ -217,7 +218,8 @@ class Engine:
         """Generates up to max_tokens tokens after `prompt`, a string or token ids.
 
         Options, of which None is the default, and that the model file's where it has one:
-          max_tokens=256, stop=() (a string or several), ignore_eos=False;
+          max_tokens=256, stop=() (a string or several), ignore_eos=False,
+          skip_special_tokens=True (the text is without them);
           decoder="auto" | "ntp" | "sbd" | "sbd_lossless" | "dmtd" | "d2f" | a family's own name;
           blocks: block_size=None (tokens), unmask=None ("entropy_bounded" | "factor" |
           "confidence" | "top_n"), gamma=None (nats), proxy=None ("entropy" | "confidence" |
@@ -446,7 +448,8 @@ class Engine:
             _ = self.tokenizer  # stop strings need text
         ids = self._tokens_of(parameters.prompt)
         request = self._request(parameters, ids)
-        return Prepared(request, ids, parameters.stop, self._tokenizer_if_any())
+        stop, skipped = parameters.stop, parameters.skip_special_tokens
+        return Prepared(request, ids, stop, self._tokenizer_if_any(), skipped)
 
     def _request(self, parameters: Parameters, ids: list[int]) -> _core.Request:
         request = _core.Request()

@@ -61,6 +61,7 @@ class Options(TypedDict, total=False):
     sample_index: int | None
     stop: str | Sequence[str] | None
     ignore_eos: bool | None
+    skip_special_tokens: bool | None
     json_schema: str | Mapping[str, Any] | bool | None
     regex: str | None
     grammar: str | None
@@ -95,6 +96,7 @@ class Parameters:
     sample_index: int = 0
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    skip_special_tokens: bool = True
     constraint: Constraint | None = None
 
 
@@ -352,6 +354,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "sample_index": _at_least(0, 2**64 - 1),
     "stop": _stop,
     "ignore_eos": _boolean,
+    "skip_special_tokens": _boolean,
     **CONSTRAINTS,
     **{option.name: _of(option) for option in _core.OPTIONS},
 }

@@ -22,6 +22,7 @@ class Session:
 
     `called` is when the call began, by `clock` (seconds): its time to first token counts from
     there, its prefill from now. scored: log-probabilities come with the tokens.
+    skip_special_tokens: they are no part of the text, but for stop strings.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Session:
         called: float,
         clock: Callable[[], float] = time.perf_counter,
         scored: bool = False,
+        skip_special_tokens: bool = True,
     ) -> None:
         self.finish_reason: FinishReason | None = None
         self._text: list[str] = []
@@ -39,6 +41,7 @@ class Session:
         self._logprobs: list[TokenLogprob] | None = [] if scored else None
         self._detokenizer = Detokenizer(tokenizer, prompt) if tokenizer else None
         self._special_tokens = tokenizer.special_tokens.contents if tokenizer else {}
+        self._skip_special_tokens = skip_special_tokens
         self._stops = _stop_strings(stop, tokenizer)
         self._prompt_tokens = len(prompt)
         self._clock = clock
@@ -128,7 +131,10 @@ class Session:
     def _text_of(self, token: int, detokenizer: Detokenizer) -> str:
         special = self._special_tokens.get(token)
         if special is not None:
-            return self._stops.feed_hidden(special)
+            if self._skip_special_tokens:
+                return self._stops.feed_whole(special, shown="")
+            text = self._stops.feed(detokenizer.flush())  # of a character that never came to be
+            return text if self._stops.stopped else text + self._stops.feed_whole(special, special)
         return self._stops.feed(detokenizer.feed(token))
 
     def _flush(self) -> str:

@@ -21,11 +21,11 @@ class Spelled(NamedTuple):
 
 
 class SpecialTokens:
-    """tokens: by id, as the tokenizers library has them."""
+    """tokens: by id, as the tokenizers library has them. added: with those that are not special."""
 
     def __init__(self, backend: GuardedTokenizer) -> None:
-        self._added = backend.get_added_tokens_decoder()
-        self.tokens = {id_: token for id_, token in self._added.items() if token.special}
+        self.added = backend.get_added_tokens_decoder()
+        self.tokens = {id_: token for id_, token in self.added.items() if token.special}
         self.contents: dict[int, str] = {id_: token.content for id_, token in self.tokens.items()}
 
     def find(self, text: str) -> Iterator[Spelled]:
@@ -56,7 +56,7 @@ class SpecialTokens:
             finder.add_tokens(
                 [
                     AddedToken(token.content, single_word=token.single_word, normalized=False)
-                    for token in self._added.values()
+                    for token in self.added.values()
                 ]
             )
             return finder

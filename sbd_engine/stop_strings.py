@@ -37,9 +37,9 @@ class StopStrings:
                 return self._let_out(self._stop_length[self._state])
         return self._let_out(self._depth[self._state])
 
-    def feed_hidden(self, token: str) -> str:
-        """The same for a special token, which is no part of the text."""
-        ends = self._ends_a_stop(token, shown="")
+    def feed_whole(self, token: str, shown: str) -> str:
+        """The same for a special token, of which the text has what is `shown`."""
+        ends = self._ends_a_stop(token, shown)
         return self._let_out((self._stop_length if ends else self._depth)[self._state])
 
     def flush(self) -> str:

@@ -23,10 +23,18 @@ class Prepared(NamedTuple):
     prompt: Sequence[int]
     stop: Sequence[str]
     tokenizer: Tokenizer | None
+    skip_special_tokens: bool
 
     def session(self, called: float) -> Session:
         scored = self.request.logprobs is not None
-        return Session(self.prompt, self.stop, self.tokenizer, called, scored=scored)
+        return Session(
+            self.prompt,
+            self.stop,
+            self.tokenizer,
+            called,
+            scored=scored,
+            skip_special_tokens=self.skip_special_tokens,
+        )
 
 
 class _Generation:

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ..errors import SbdError
 from . import fields, metrics
 from .answers import Answer
+from .calls import CallSplitter, with_calls
 from .choices import ChatChoice, CompletionChoice
 from .edge import Edge, Limits, Visit
 from .errors import ApiError, failed
@@ -126,12 +127,22 @@ class Service:
                 visit.figures |= answer.figures()
 
     async def _chat(self, model: Model, asked: Asked, visit: Visit) -> Answer:
-        prompt = await model.encode_chat(asked.messages, asked.template_arguments)
+        given = asked.tools.given if asked.tools else None
+        prompt = await model.encode_chat(asked.messages, asked.template_arguments, given)
+        begun = model.begins_thinking(prompt)
+        form = None
+        if asked.tools and asked.tools.functions:
+            form = model.call_format()
+            asked = with_calls(asked, asked.tools, form, model, begun)
         most = asked.max_tokens or model.most_tokens(len(prompt), asked.arguments.get("block_size"))
         task = await self._task(model, asked, [prompt], [most], "messages")
-        begun = model.begins_thinking(prompt)
         choices = [
-            ChatChoice(index, model.piece, ThinkingSplitter(begun) if model.thinks else None)
+            ChatChoice(
+                index,
+                model.piece,
+                ThinkingSplitter(begun) if model.thinks else None,
+                CallSplitter(form, asked.tools.required) if form and asked.tools else None,
+            )
             for index in range(asked.n)
         ]
         return Answer("chat.completion", f"chatcmpl-{visit.id}", task, choices)
@@ -185,8 +196,8 @@ class Service:
         if ("prompt" in values) == ("messages" in values):
             raise ApiError(400, "expected one of `prompt` and `messages`", "prompt")
         if "messages" in values:
-            arguments = values.get("chat_template_kwargs", {})
-            tokens = await model.encode_chat(values["messages"], arguments)
+            arguments, tools = values.get("chat_template_kwargs", {}), values.get("tools")
+            tokens = await model.encode_chat(values["messages"], arguments, tools or None)
         else:
             add_bos = values.get("add_special_tokens", True)
             tokens = await model.encode(values["prompt"], "prompt", add_bos)

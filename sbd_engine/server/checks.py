@@ -41,9 +41,10 @@ def count(low: int, high: int) -> Check:
     return lambda name, value: integer(name, value, low, high)
 
 
-def only(*accepted: Any) -> Check:
-    """A field of OpenAI's of which only what asks for nothing is there."""
+def only(*accepted: Any, instead: str = "") -> Check:
+    """A field of OpenAI's of which only what asks for nothing is there. instead: its newer name."""
     shown = " or ".join(json.dumps(value) for value in accepted)
+    shown += f"; use `{instead}`" if instead else ""
 
     def check(name: str, value: Any) -> Any:
         if not any(value == each and type(value) is type(each) for each in accepted):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from ..completion import Chunk, Scores, TokenLogprob
+from .calls import CallSplitter
 from .checks import Json
 from .thinking import ThinkingSplitter
 
@@ -33,11 +34,19 @@ class Choice(Protocol):
 
 
 class ChatChoice:
-    """thinking: tells what the model thinks from what it answers, where it has tags for that."""
+    """thinking: tells what the model thinks from what it answers, where it has tags for that.
+    calls: tells the calls of functions from the answer, where there may be some."""
 
-    def __init__(self, index: int, piece: Piece, thinking: ThinkingSplitter | None) -> None:
-        self.index, self._piece, self._thinking = index, piece, thinking
+    def __init__(
+        self,
+        index: int,
+        piece: Piece,
+        thinking: ThinkingSplitter | None,
+        calls: CallSplitter | None,
+    ) -> None:
+        self.index, self._piece, self._thinking, self._calls = index, piece, thinking, calls
         self._said: dict[str, str] = {"content": ""}
+        self._called: list[Json] = []
         self._logprobs: list[Json] | None = None
         self._told_logprobs = 0
         self._role: Json = {"role": "assistant"}  # comes with what is first told
@@ -49,8 +58,12 @@ class ChatChoice:
     def add(self, chunk: Chunk) -> Json | None:
         self._finish = chunk.finish_reason
         delta = self._delta(chunk)
-        for name, text in delta.items():
-            self._said[name] = self._said.get(name, "") + text
+        for call in delta.get("tool_calls", ()):
+            self._add_call(call)
+        for name in delta.keys() - {"tool_calls"}:
+            self._said[name] = self._said.get(name, "") + delta[name]
+        if self._finish == "stop" and self._calls and self._calls.whole:
+            self._finish = "tool_calls"
         if chunk.logprobs is not None:
             self._logprobs = self._logprobs or []
             self._logprobs += [self._scored(each) for each in chunk.logprobs]
@@ -70,19 +83,33 @@ class ChatChoice:
         raise AssertionError("a chat has an answer")
 
     def whole(self) -> Json:
+        message: Json = {"role": "assistant", **self._said}
+        if self._called:
+            message |= {"content": self._said["content"] or None, "tool_calls": self._called}
         return {
             "index": self.index,
-            "message": {"role": "assistant", **self._said},
+            "message": message,
             "logprobs": None if self._logprobs is None else {"content": self._logprobs},
             "finish_reason": self._finish,
         }
 
-    def _delta(self, chunk: Chunk) -> dict[str, str]:
-        if self._thinking is None:
-            return {"content": chunk.text} if chunk.text else {}
-        thought, answer = self._thinking.feed(chunk.text, last=chunk.finish_reason is not None)
-        said = {"reasoning_content": thought, "content": answer}
-        return {name: text for name, text in said.items() if text}
+    def _delta(self, chunk: Chunk) -> Json:
+        said: Json = {"content": chunk.text}
+        last = chunk.finish_reason is not None
+        if self._thinking is not None:
+            thought, answer = self._thinking.feed(chunk.text, last)
+            said = {"reasoning_content": thought, "content": answer}
+        if self._calls is not None:
+            text, calls = self._calls.feed(said["content"], last)
+            said |= {"content": text, "tool_calls": calls}
+        return {name: each for name, each in said.items() if each}
+
+    def _add_call(self, call: Json) -> None:
+        """What a stream tells of it, to what there is."""
+        if call["index"] == len(self._called):
+            function = {"name": call["function"]["name"], "arguments": ""}
+            self._called.append({"id": call["id"], "type": "function", "function": function})
+        self._called[call["index"]]["function"]["arguments"] += call["function"]["arguments"]
 
     def _new_logprobs(self) -> Json | None:
         """Those of tokens whose text was held back come with the text."""

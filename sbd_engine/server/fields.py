@@ -16,10 +16,11 @@ from ..errors import SbdError, SbdValueError
 from ..json_values import parse_strict_json
 from ..parameters import CHECKS, MAX_BEST, named, unknown
 from ..text_file import decode_utf8
-from . import checks
+from . import checks, tools
 from .checks import Check, Json
 from .constraints import CONSTRAINT_FIELDS
 from .errors import ApiError, refused
+from .tools import Tools
 
 MOST_CHOICES = 128  # texts of one request
 MOST_STOPS = 16
@@ -159,13 +160,15 @@ def _message(where: str, value: Any) -> Json:
         at = f"{where}.{key}"
         try:
             if key == "tool_calls":
-                checks.array(at, each)
+                known[key] = tools.tool_calls(at, each)
             elif key != "content":
                 checks.text(at, each)
             else:
                 known["content"] = each if isinstance(each, str) else _joined(at, each)
         except SbdError as error:
             raise ApiError(400, str(error), at) from None
+    if not known.get("tool_calls", True):  # templates would write that there are some
+        del known["tool_calls"]
     if "content" not in known and "tool_calls" not in known:
         raise ApiError(400, f"expected a content in {where}", f"{where}.content")
     if known["role"] == "developer":  # OpenAI's newer name
@@ -188,6 +191,7 @@ def _joined(where: str, parts: Any) -> str:
 
 _ENGINE = (
     *("decoder", "temperature", "top_p", "top_k", "min_p", "seed", "ignore_eos"),
+    "skip_special_tokens",
     *("presence_penalty", "frequency_penalty", "repetition_penalty"),
     *(option.name for option in _core.OPTIONS),
 )
@@ -211,11 +215,11 @@ CHAT_FIELDS: dict[str, Check] = {
     "logprobs": checks.boolean,
     "top_logprobs": checks.count(0, MAX_BEST),
     "chat_template_kwargs": _template_arguments,
-    "tools": checks.only([]),
-    "tool_choice": checks.only("none", "auto"),
-    "parallel_tool_calls": checks.only(True, False),
-    "functions": checks.only([]),
-    "function_call": checks.only("none", "auto"),
+    "tools": tools.tools,
+    "tool_choice": tools.tool_choice,
+    "parallel_tool_calls": checks.boolean,
+    "functions": checks.only([], instead="tools"),
+    "function_call": checks.only("none", "auto", instead="tool_choice"),
     "store": checks.only(False),
     "metadata": checks.only({}),
     "modalities": checks.only(["text"]),
@@ -234,6 +238,7 @@ TOKENIZE_FIELDS: dict[str, Check] = {
     "prompt": checks.text,
     "messages": _messages,
     "add_special_tokens": checks.boolean,
+    "tools": tools.tools,
     "chat_template_kwargs": _template_arguments,
 }
 DETOKENIZE_FIELDS: dict[str, Check] = {
@@ -254,6 +259,7 @@ class Asked:
     model: str | None
     prompts: list[str | list[int]]  # of completions
     messages: list[Json]  # of chat
+    tools: Tools | None  # of chat
     template_arguments: Json
     max_tokens: int | None
     n: int
@@ -335,6 +341,14 @@ def _asked(values: Json, seed: int, max_tokens: int | None, best: int | None) ->
         raise ApiError(
             400, f"expected one field that says what the text is, got {fields}", constraints[1]
         )
+    asked = tools.asked_tools(values)
+    if asked and asked.functions and constraints:
+        raise ApiError(
+            400,
+            f"expected one of {named(constraints[0])} and `tools`, got both: with `tool_choice` "
+            '"none" a text is no call',
+            constraints[0],
+        )
     constraint = None
     for field in constraints:
         arguments |= values[field]
@@ -343,6 +357,7 @@ def _asked(values: Json, seed: int, max_tokens: int | None, best: int | None) ->
         model=values.get("model"),
         prompts=values.get("prompt", []),
         messages=values.get("messages", []),
+        tools=asked,
         template_arguments=values.get("chat_template_kwargs", {}),
         max_tokens=max_tokens,
         n=values.get("n", 1),

@@ -11,6 +11,7 @@ from typing import Any
 from ..engine import Engine
 from ..errors import SbdError
 from ..parameters import token_ids
+from ..tools import CallFormat, format_of, knows_tools
 from .errors import TOO_LONG, ApiError, refused
 from .gate import Gate
 
@@ -69,7 +70,10 @@ class Model:
             raise refused(error, param) from None
 
     async def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        arguments: Mapping[str, Any],
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[int]:
         """A conversation's. Raises ApiError."""
         if self.chat_template is None:
@@ -81,17 +85,39 @@ class Model:
                 "no_chat_template",
             )
 
+        if tools and not knows_tools(self._tool_template):
+            raise ApiError(
+                400, f"the chat template of the model {self.alias} knows no tools", "tools"
+            )
         n_ctx = self.engine.n_ctx
 
         def encode() -> list[int]:
             return self.tokenizer.encode_chat(
-                messages, chat_template=self._template, fits=n_ctx, **arguments
+                messages, tools=tools, chat_template=self._template, fits=n_ctx, **arguments
             )
 
         try:
             return await asyncio.to_thread(encode)
         except SbdError as error:
             raise refused(error, "messages") from None
+
+    def call_format(self) -> CallFormat:
+        """How it writes calls. Raises ApiError."""
+        form = format_of(self._tool_template)
+        if form is None:
+            raise ApiError(
+                400,
+                f"the chat template of the model {self.alias} writes calls in a form that is not "
+                'known here: its `tool_choice` can be "none" only',
+                "tools",
+            )
+        return form
+
+    @property
+    def _tool_template(self) -> str:
+        """The one where there are tools."""
+        named = self.tokenizer.chat_templates.get("tool_use")
+        return self._template or named or self.chat_template or ""
 
     def most_tokens(self, prompt_tokens: int, block_size: int | None) -> int:
         """The new tokens that there is room for behind a prompt, the last in a block."""

@@ -16,6 +16,7 @@ from .fields import Asked
 from .gate import Entry
 from .metrics import Watch
 from .model import Model
+from .tools import Tools
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,23 @@ class Task:
 
     def check(self) -> None:
         """Raises ApiError for what the engine would refuse."""
+        try:
+            self._check()
+        except ApiError as error:
+            if self.asked.tools and error.param == "tools":
+                self._check_each(self.asked.tools)
+            raise
+
+    def _check_each(self, tools: Tools) -> None:
+        """Names the one, of many that came together, that is refused alone."""
+        for where, function in tools.functions.items():
+            param = f"{where}.parameters"
+            try:
+                self.model.engine.check([0], decoder="ntp", json_schema=function.schema)
+            except SbdError as error:
+                raise ApiError(400, str(error).replace("`json_schema`", param), param) from None
+
+    def _check(self) -> None:
         room = 0 if self.max_tokens[0] == 0 else 1
         for index, prompt in enumerate(self.prompts):
             self.model.check_length(prompt, room, self.param)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import NamedTuple
 
-_OPEN, _CLOSE = "<think>", "</think>"
+from ..tools import THINK, THOUGHT
 
 
 class Said(NamedTuple):
@@ -30,9 +31,9 @@ class ThinkingSplitter:
         thought = ""
         if self._state == "open":
             begin = self._held.lstrip()
-            if begin.startswith(_OPEN):
-                self._held, self._state = begin[len(_OPEN) :], "thought"
-            elif last or not _OPEN.startswith(begin):
+            if begin.startswith(THINK):
+                self._held, self._state = begin[len(THINK) :], "thought"
+            elif last or not THINK.startswith(begin):
                 self._state, self._at_start = "answer", False
         if self._state == "thought":
             thought, closed = self._take_thought(last)
@@ -41,13 +42,13 @@ class ThinkingSplitter:
         return Said(thought, self._take_answer() if self._state == "answer" else "")
 
     def _take_thought(self, last: bool) -> tuple[str, bool]:
-        text, tag, behind = self._held.partition(_CLOSE)
+        text, tag, behind = self._held.partition(THOUGHT)
         if tag:
             self._held, text = behind, text.rstrip()
         elif last:
             self._held = ""
         else:  # what may be white space in front of the tag, or a part of it
-            certain = len(text) - len(_end_of_thought(text))
+            certain = len(text) - uncertain(text, THOUGHT)
             self._held, text = text[certain:], text[:certain]
         if self._at_start:
             text = text.lstrip()
@@ -62,10 +63,13 @@ class ThinkingSplitter:
         return text
 
 
-_PARTS = "|".join(re.escape(_CLOSE[:size]) for size in range(len(_CLOSE) - 1, 0, -1))
-_END = re.compile(rf"\s*(?:{_PARTS})?\Z")
+def uncertain(text: str, tag: str) -> int:
+    """The characters at its end that may be white space in front of the tag, or a part of it."""
+    found = _ending(tag).search(text)
+    return len(found[0]) if found else 0
 
 
-def _end_of_thought(text: str) -> str:
-    found = _END.search(text)
-    return found[0] if found else ""
+@cache
+def _ending(tag: str) -> re.Pattern[str]:
+    parts = "|".join(re.escape(tag[:size]) for size in range(len(tag) - 1, 0, -1))
+    return re.compile(rf"\s*(?:{parts})?\Z")

@@ -262,6 +262,7 @@ def test_every_option_reaches_the_engine(
     # Every prompt that eval asks is computed; sample_index tells samples of one call apart, of
     # which a command makes one.
     elsewhere = {"path", "prompt", "ignore_eos", "sample_index", "prefix_cache", "draft_lora"}
+    elsewhere |= {"skip_special_tokens"}
     if command == "run":
         options |= rules
     else:

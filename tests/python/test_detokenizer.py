@@ -154,11 +154,13 @@ class Committed:
     ran_thinking: bool = False
 
 
-def ended(text: str, stop: Sequence[str], by: int = 1) -> tuple[str, int, str | None]:
+def ended(
+    text: str, stop: Sequence[str], by: int = 1, skip_special_tokens: bool = True
+) -> tuple[str, int, str | None]:
     """What a generation of `text` gives, `by` tokens a forward: text, tokens and reason."""
     backend = byte_tokenizer()
     tokenizer = Tokenizer({"tokenizer.huggingface.json": backend.to_str()})
-    session = Session([0], stop, tokenizer, called=0.0)
+    session = Session([0], stop, tokenizer, called=0.0, skip_special_tokens=skip_special_tokens)
     ids = tokenizer.encode(text, add_bos=False)
     for at in range(0, len(ids), by):
         last = at + by >= len(ids)
@@ -189,6 +191,13 @@ class TestStopsWithSpecialTokens:
         reason = "length" if tokens == 7 else "stop"
         assert ended(f"ab{SYSTEM}c{EOS}de", stop, by) == (text, tokens, reason)
 
+    @pytest.mark.parametrize("by", [1, 3, 100])
+    def test_shown(self, by: int) -> None:
+        shown = f"ab{SYSTEM}c"
+        assert ended(f"{shown}{EOS}de", ["nothing"], by, False)[0] == f"{shown}{EOS}de"
+        assert ended(f"{shown}{EOS}de", [EOS], by, False) == (shown, 5, "stop")
+        assert ended(f"{shown}{EOS}de", [f"{SYSTEM}c"], by, False) == ("ab", 4, "stop")
+
     def test_written_out_it_is_text(self) -> None:
         watcher = StopStrings([list("<s>"), ["<s>", "x"]])
         assert watcher.feed("a<s") == "a"
@@ -202,15 +211,15 @@ class TestStopsWithSpecialTokens:
             (False, ["<s>", " ", "d"]),
         ):
             watcher = StopStrings([stop], spaced)
-            assert (watcher.feed("c"), watcher.feed_hidden("<s>")) == ("c", "")
+            assert (watcher.feed("c"), watcher.feed_whole("<s>", shown="")) == ("c", "")
             assert (watcher.feed(" d"), watcher.stopped) == ("", True)
         watcher = StopStrings([["<s>", "d"]])
-        assert (watcher.feed("c"), watcher.feed_hidden("<s>")) == ("c", "")
+        assert (watcher.feed("c"), watcher.feed_whole("<s>", shown="")) == ("c", "")
         assert (watcher.feed(" d"), watcher.stopped) == (" d", False)
 
     def test_a_space_that_was_taken_is_let_out(self) -> None:
         watcher = StopStrings([["<s>", "d", "x"], ["d", "y"]], spaced=True)
-        assert watcher.feed_hidden("<s>") == ""
+        assert watcher.feed_whole("<s>", shown="") == ""
         assert watcher.feed(" d") == ""
         assert watcher.feed("y") == " "
         assert watcher.stopped

@@ -111,6 +111,15 @@ class TestGenerate:
         assert ended.text == engine.tokenizer.decode(ended.tokens[:-1])
         assert EOS not in ended.text
 
+    def test_special_tokens_may_be_shown(self, engine: Engine) -> None:
+        bos = engine.tokenizer.backend.token_to_id(BOS)
+        call: dict[str, Any] = {"logit_bias": {bos: 100}, "max_tokens": 3}
+        assert engine.generate(PROMPT, **call).text == ""
+        with engine.stream(PROMPT, **call, skip_special_tokens=False) as stream:
+            assert "".join(chunk.text for chunk in stream) == stream.completion.text == 3 * BOS
+        ended = engine.generate(PROMPT, logit_bias={EOS_ID: 100}, skip_special_tokens=False)
+        assert ended.tokens == [EOS_ID] and ended.text == ""
+
     def test_stop_string_that_spans_tokens(self, engine: Engine) -> None:
         whole = engine.generate(PROMPT, max_tokens=60, ignore_eos=True)
         clean = [i for i in range(8, 50) if "\ufffd" not in whole.text[i : i + 3]]

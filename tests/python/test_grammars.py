@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import pytest
 from python.command import PROMPT, check_error, run_here
-from python.tiny_model import EOS, MASK, VOCAB_SIZE, byte_tokenizer, write_tiny_model
+from python.tiny_model import EOS, MASK, VOCAB_SIZE, byte_tokenizer, with_template, write_tiny_model
 from reference.dmtd import PROMPT_RULES, coefficients
 from reference.model import ReferenceModel
 from reference.sampling import Sampling, draw, sure_tokens
 from safetensors.numpy import load_file
+from tokenizers import AddedToken
 
 from sbd_engine import Completion, Engine, SbdError, SbdTypeError, SbdValueError
 
@@ -384,6 +385,19 @@ def test_special_tokens_are_only_text(engine: Engine) -> None:
             done = engine.generate(PROMPT, choices=[text, text + "!"], decoder=decoder)
             assert done.text in (text, text + "!")
             assert EOS_ID not in done.tokens[:-1] and MASK_ID not in done.tokens
+
+
+def test_tokens_in_angle_brackets_are_spelled_in_a_text(tmp_path: Path) -> None:
+    """They are special to llguidance, whatever the tokenizer says of them."""
+    with Engine(with_template(tmp_path, "", [AddedToken("<word>", normalized=False)])) as engine:
+        own = engine.tokenizer.encode("<word>", add_bos=False)
+        assert len(own) == 1
+        for decoder in ("ntp", "sbd_lossless", "sbd"):
+            done = engine.generate(PROMPT, choices=["a<word>b", "a<word>c"], decoder=decoder)
+            assert done.text in ("a<word>b", "a<word>c") and own[0] not in done.tokens
+            done = engine.generate(PROMPT, regex=r"[^a]{5}", decoder=decoder,
+                                   logit_bias={own[0]: 100})  # fmt: skip
+            assert own[0] not in done.tokens and len(done.text) == 5
 
 
 def test_a_constraint_that_cannot_be(engine: Engine) -> None:

@@ -257,7 +257,8 @@ def test_the_page_is_the_table_s() -> None:
     page = runpy.run_path(str(maker))["page"]()
     assert maker.with_name("options.md").read_text() == page, "run: python docs/options_page.py"
     lines = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
-    assert lines.keys() == Options.__annotations__.keys() - {"sample_index"}  # which has no flag
+    no_flags = {"sample_index", "skip_special_tokens"}
+    assert lines.keys() == Options.__annotations__.keys() - no_flags
     d2f = (
         "| `sbd.d2f.skip_threshold` | from 0 to 1 | `0.9` | Of d2f: the probability above which a "
     )

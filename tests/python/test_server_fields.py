@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from python.serving import MESSAGES, Served, serve
+from python.tool_templates import TOOLS
 
 from sbd_engine import Engine
 from sbd_engine.server.fields import CHAT_FIELDS, COMPLETION_FIELDS
@@ -23,6 +24,16 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 @pytest.fixture(scope="module")
 def tiny(model: Path) -> Iterator[Served]:
     with Engine(model, n_threads=1) as engine, serve(engine, "tiny") as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def calling(tiny: Served) -> Iterator[Served]:
+    """With a template that knows tools, and writes nothing of them."""
+    template = (
+        """{{ tools | length }}{{ messages | length }}{# <tool_call>{"name":"arguments"} #}"""
+    )
+    with serve(tiny.engine, "tiny", chat_template=template) as served:
         yield served
 
 
@@ -119,8 +130,9 @@ OF_CHAT: list[tuple[str, Any, str]] = [
     ("logprobs", 1, "true or false"),
     ("top_logprobs", 21, "<= 20"),
     ("top_logprobs", 2, "no effect without `logprobs`"),
-    ("tools", [{"type": "function"}], "not supported here"),
-    ("tool_choice", "required", "not supported here"),
+    ("tool_choice", "required", "no effect without `tools`"),
+    ("functions", [{"name": "x"}], "use `tools`"),
+    ("function_call", "x", "use `tool_choice`"),
     ("chat_template_kwargs", {"sanitize_control_tokens": False}, "must not hold"),
     ("chat_template_kwargs", {"messages": []}, "must not hold"),
     ("chat_template_kwargs", [], "as an object"),
@@ -297,6 +309,7 @@ def mutated(draw: random.Random, body: Any) -> Any:
     return body
 
 
+CALL = {"id": "x", "type": "function", "function": {"name": "get", "arguments": '{"a": 5}'}}
 SEEDS: list[tuple[str, dict[str, Any]]] = [
     (CHAT, {
         "model": "tiny", "messages": MESSAGES, "max_tokens": 3, "temperature": 0.5, "seed": 1,
@@ -310,6 +323,11 @@ SEEDS: list[tuple[str, dict[str, Any]]] = [
         "repetition_penalty": 1.1, "presence_penalty": 0.1, "ignore_eos": True,
     }),
     (COMPLETIONS, {"prompt": [[65, 66], [67]], "max_tokens": 2, "n": 2, "unmask": "top_n"}),
+    (CHAT, {
+        "messages": [*MESSAGES, {"role": "assistant", "tool_calls": [CALL]},
+                     {"role": "tool", "tool_call_id": "x", "content": "5"}],
+        "max_tokens": 3, "tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False,
+    }),
     ("/tokenize", {"prompt": "a", "add_special_tokens": True}),
     ("/tokenize", {"messages": MESSAGES, "chat_template_kwargs": {}}),
     ("/detokenize", {"tokens": [1, 2, 3]}),
@@ -336,10 +354,10 @@ def fuzz(served: Served, seed: int, requests: int) -> dict[int, int]:
     return statuses
 
 
-def test_mutated_requests(tiny: Served) -> None:
+def test_mutated_requests(calling: Served) -> None:
     """SBD_FUZZ_REQUESTS=100000 for many."""
     requests = int(os.environ.get("SBD_FUZZ_REQUESTS", "400"))
-    statuses = fuzz(tiny, seed=requests, requests=requests)
+    statuses = fuzz(calling, seed=requests, requests=requests)
     print(statuses)
     assert statuses[200] > requests / 10
     assert statuses[400] > requests / 3

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from reference.random_model import RandomModel, random_model, write_checkpoint
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from sbd_engine.convert import convert
 
@@ -86,10 +86,16 @@ def write_tiny_model(
     return output
 
 
-def with_template(folder: Path, template: str) -> Path:
-    """The tiny model with another chat template."""
-    model = write_tiny_model(folder)
+def with_template(
+    folder: Path, template: str, tokens: Sequence[AddedToken] = (), n_ctx: int = 512
+) -> Path:
+    """The tiny model with another chat template, and up to four tokens more."""
+    model = write_tiny_model(folder, n_ctx=n_ctx)
     path = model.parent / "checkpoint" / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens([*tokens])
+    assert tokenizer.get_vocab_size() <= VOCAB_SIZE
+    tokenizer.save(str(model.parent / "checkpoint" / "tokenizer.json"))
     convert(model.parent / "checkpoint", model, type="f32")
     return model
