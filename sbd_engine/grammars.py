@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import _core
 from .continuing import continuing
 from .convert.guarded import GuardedTokenizer
-from .endless import can_end
 from .errors import SbdValueError, brief
 from .parameters import Constraint, named
+from .schema_checks import check_constants, check_ends
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -39,6 +39,7 @@ _LIMITS: dict[str, Any] = {
     "precompute_large_lexemes": False,
     "verbose_errors": False,
 }
+_FATAL = "-9223372036854775"  # one of three digits more in a grammar's %json ends the process
 # Blanks are nowhere but in strings, or a model that likes them would write nothing else.
 _COMPACT: Any = {"whitespace_flexible": False}
 
@@ -94,12 +95,16 @@ class Grammars:
         return GuardedTokenizer.from_json(described, "this model's tokenizer", SbdValueError)
 
     def _compiled_by_llguidance(self, constraint: Constraint) -> _core.Grammar:
+        if constraint.kind == "json_schema":
+            check_constants(named(constraint.kind), json.loads(constraint.source))
+        elif _FATAL in constraint.source:
+            raise SbdValueError(
+                f"{named(constraint.kind)}: expected integers above {_FATAL}000, got one below"
+            )
         matcher = self._matcher(constraint)
         _check(matcher, constraint)
-        if constraint.kind == "json_schema" and not can_end(json.loads(constraint.source)):
-            raise SbdValueError(
-                f"{named('json_schema')} never ends: every text of it needs another one in it"
-            )
+        if constraint.kind == "json_schema":
+            check_ends(named(constraint.kind), json.loads(constraint.source))
         first = matcher.deep_copy()
         if len(first.compute_ff_bytes()) > _MOST_FORCED:
             raise SbdValueError(

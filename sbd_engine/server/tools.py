@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..endless import can_end
 from ..errors import SbdError, SbdValueError
 from ..json_values import parse_strict_json
 from ..parameters import unknown
+from ..schema_checks import check_constants, check_ends
 from ..tools import Function
 from . import checks
 from .checks import Json
@@ -74,8 +75,8 @@ def _check_parameters(at: str, value: Any) -> None:
     if schema.get("type", "object") != "object":
         kind = json.dumps(schema["type"])[:100]
         raise ApiError(400, f'expected {at} of type "object", got {kind}', at)
-    if not can_end(schema):
-        raise ApiError(400, f"{at} never ends: every text of it needs another one in it", at)
+    _at(at, check_constants, schema)
+    _at(at, check_ends, schema)
 
 
 def _function(where: str, value: Any, keys: tuple[str, ...]) -> Json:
@@ -96,7 +97,7 @@ def _check_keys(where: str, value: Json, known: tuple[str, ...]) -> None:
             raise ApiError(400, unknown("field", key[:100], known), f"{where}.{key[:100]}")
 
 
-def _at(where: str, check: checks.Check, value: Any) -> Any:
+def _at(where: str, check: Callable[[str, Any], Any], value: Any) -> Any:
     try:
         return check(where, value)
     except SbdError as error:

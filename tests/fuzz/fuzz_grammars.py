@@ -30,7 +30,7 @@ KEYWORDS: tuple[tuple[str, Any], ...] = (
     *(("required", [f"r{i}" for i in range(2000)]), ("additionalProperties", {"$ref": "#"})),
     ("allOf", [{"anyOf": [{"minLength": i} for i in range(30)]}] * 12),
     ("anyOf", [{"type": "object", "properties": {f"p{i}": {}}} for i in range(300)]),
-    ("enum", ["e" * i for i in range(400)]),
+    *(("enum", ["e" * i for i in range(400)]), ("const", -(2**63) + 1), ("enum", [1e300, 1e-9])),
 )
 PIECES = (
     *("(", ")", "[", "]", "{", "}", "{9999}", "{2,1}", "*", "+", "?", "|", "^", "$", ".", "\\"),

@@ -54,14 +54,20 @@ def demo() -> Iterator[Engine]:
         yield engine
 
 
+FORMATS = jsonschema.FormatChecker()
+
+
+@FORMATS.checks("time")  # RFC 3339's, which the package leaves to others
+def is_time(text: object) -> bool:
+    return re.fullmatch(r"\d\d:\d\d:\d\d(\.\d+)?([zZ]|[+-]\d\d:\d\d)", str(text)) is not None
+
+
 def check_valid(text: str, constraint: dict[str, Any]) -> None:
     """By someone who knows nothing of llguidance."""
     ((kind, source),) = constraint.items()
     if kind == "json_schema":
         wanted = json.loads(source) if isinstance(source, str) else source
-        jsonschema.Draft202012Validator(wanted, format_checker=jsonschema.FormatChecker()).validate(
-            json.loads(text)
-        )
+        jsonschema.Draft202012Validator(wanted, format_checker=FORMATS).validate(json.loads(text))
     elif kind == "regex":
         assert re.fullmatch(source, text), (source, text)
     elif kind == "choices":
@@ -420,6 +426,10 @@ def test_a_constraint_that_cannot_be(engine: Engine) -> None:
         ({"json_schema": {"type": "array", "items": {"$ref": "#"}, "minItems": 1}}, "never ends"),
         ({"json_schema": {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}},
          "never ends"),
+        ({"json_schema": {"const": -(2**63) + 1}}, "up to 2^53"),
+        ({"json_schema": {"enum": ["a", {"b": [2**53 + 1]}]}}, "got 9007199254740993"),
+        ({"json_schema": {"const": 0.12345678901234567}}, "at most 15 digits"),
+        ({"grammar": 'start: %json {"const": -9223372036854775807}'}, "above -9223372036854775000"),
         ({"grammar": 'start: "a" start'}, "if it ends at all"),
         ({"grammar": 'start: ""'}, "the empty text alone"),
         ({"choices": []}, "got none"),
