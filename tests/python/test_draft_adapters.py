@@ -25,6 +25,7 @@ from sbd_engine.errors import SbdValueError
 
 from .decoded import check, untied
 from .isas import ISAS
+from .schemas import constraints
 
 PROMPT = "Hello the world"
 SAMPLED: dict[str, Any] = {"temperature": 0.7, "seed": 5, "top_k": 30}
@@ -153,6 +154,20 @@ def test_in_batches_and_streams(drafting: Engine, sampling: dict[str, Any]) -> N
         return [token async for chunk in stream for token in chunk.tokens]
 
     assert asyncio.run(streamed()) == expected[0]
+
+
+@pytest.mark.parametrize("temperature", [0, 0.9])
+def test_under_constraints(drafting: Engine, temperature: float) -> None:
+    """Drafts are the adapter's, what is allowed is the verifying rows' to say."""
+    pytest.importorskip("llguidance")
+    guesses = 0
+    for seed, constraint in enumerate(constraints(20)):
+        call = {"max_tokens": 40, "temperature": temperature, "seed": seed, **constraint}
+        ntp = drafting.generate(PROMPT, decoder="ntp", **call)
+        done = drafting.generate(PROMPT, block_size=6, **call)
+        assert (done.tokens, done.finish_reason) == (ntp.tokens, ntp.finish_reason), constraint
+        guesses += done.stats.drafts.guesses if done.stats.drafts else 0
+    assert guesses > 50
 
 
 def test_a_mask_token_in_a_prompt_is_a_token(model: Path, adapter: Path) -> None:
