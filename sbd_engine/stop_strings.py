@@ -30,6 +30,8 @@ class StopStrings:
 
     def feed(self, piece: str) -> str:
         """The part of the text so far that is now certain to come before any stop string."""
+        if len(self._next) == 1:  # there is none
+            return piece
         if piece.startswith(" ") and self._takes_space():
             self._held[-1], piece = " ", piece[1:]
         for character in piece:
