@@ -9,8 +9,10 @@ the forwards; masks come without the GIL.
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 _KEPT = 64  # compiled ones
 _MOST_CHARACTERS = 1 << 19
 _MOST_FORCED = 1 << 14  # bytes before there is a choice
+# What in a Lark grammar is no syntax: strings, comments, regular expressions.
+_LITERAL = re.compile(r'"(?:\\.|[^"\\])*"|//.*|#.*|/(?:\\.|[^/\\])+/')
 # Of llguidance: half a second to compile at most, some 20 ms for a mask, 100 MB for all of a text.
 _LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 1_000_000,
@@ -48,23 +52,42 @@ class _Vocabulary(NamedTuple):
     end: int  # its end of sequence, which is none of the model's tokens
 
 
+class _Compiled:
+    """One constraint's grammar, compiled by who needs it first; others wait for that one alone."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._grammar: _core.Grammar | None = None
+
+    def get(self, compile_: Callable[[], _core.Grammar]) -> _core.Grammar:
+        with self._lock:
+            if self._grammar is None:
+                self._grammar = compile_()
+            return self._grammar
+
+
 class Grammars:
     """Compiles for one model, and keeps what it has compiled lately."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
         self._lock = threading.Lock()
-        self._compiled: OrderedDict[Constraint, _core.Grammar] = OrderedDict()
+        self._compiled: OrderedDict[Constraint, _Compiled] = OrderedDict()
 
     def get(self, constraint: Constraint) -> _core.Grammar:
         """Raises SbdValueError where it cannot be compiled, or needs llguidance, which is not
         installed."""
         with self._lock:
-            grammar = self._compiled.pop(constraint, None) or self._compile(constraint)
-            self._compiled[constraint] = grammar
+            compiled = self._compiled.setdefault(constraint, _Compiled())
+            self._compiled.move_to_end(constraint)
             if len(self._compiled) > _KEPT:
                 self._compiled.popitem(last=False)
-        return grammar
+        try:
+            return compiled.get(lambda: self._compile(constraint))
+        except SbdValueError:
+            with self._lock:
+                self._compiled.pop(constraint, None)
+            raise
 
     def _compile(self, constraint: Constraint) -> _core.Grammar:
         size = len(constraint.source)
@@ -94,18 +117,20 @@ class Grammars:
         return GuardedTokenizer.from_json(described, "this model's tokenizer", SbdValueError)
 
     def _compiled_by_llguidance(self, constraint: Constraint) -> _core.Grammar:
-        matcher = self._matcher(constraint)
+        _imported(constraint)
+        described = _as_llguidance_has_it(constraint)
+        matcher = self._matcher(described)
         _check(matcher, constraint)
         if constraint.kind == "json_schema" and not can_end(json.loads(constraint.source)):
             raise SbdValueError(
                 f"{named('json_schema')} never ends: every text of it needs another one in it"
             )
-        first = matcher.deep_copy()
-        if len(first.compute_ff_bytes()) > _MOST_FORCED:
+        if self._forces_too_much(described):
             raise SbdValueError(
                 f"{named(constraint.kind)} forces a text of more than {_MOST_FORCED} bytes, if it "
                 "ends at all"
             )
+        first = matcher.deep_copy()
         bits = first.compute_bitmask()
         _check(first, constraint)
         if first.is_accepting() and sum(map(int.bit_count, bits)) == 1:
@@ -118,11 +143,22 @@ class Grammars:
             self._tokenizer.eos_token_ids,
         )
 
-    def _matcher(self, constraint: Constraint) -> LLMatcher:
-        llguidance = _imported(constraint)
+    def _forces_too_much(self, described: Mapping[str, Any]) -> bool:
+        """Whether it does before there is a choice. llguidance keeps to its limits only behind one,
+        so this looks at the same grammar with a choice in front of it."""
+        matcher = self._matcher(
+            {"lark_grammar": "start: /[01]/ @rest"}, {**described, "name": "rest"}
+        )
+        matcher.compute_bitmask()
+        matcher.try_consume_tokens(self._vocabulary.tokenizer.tokenize_str("0"))
+        return len(matcher.compute_ff_bytes()) > _MOST_FORCED
+
+    def _matcher(self, *grammars: Mapping[str, Any]) -> LLMatcher:
+        import llguidance
+
         matcher: LLMatcher = llguidance.LLMatcher(
             self._vocabulary.tokenizer,
-            _as_llguidance_has_it(constraint),
+            json.dumps({"grammars": grammars}),
             log_level=0,
             limits=llguidance.LLParserLimits(**_LIMITS),
         )
@@ -149,25 +185,38 @@ class Grammars:
             raise SbdValueError(f"llguidance cannot read this model's tokenizer: {error}") from None
 
 
-def _imported(constraint: Constraint) -> Any:
+def _imported(constraint: Constraint) -> None:
     try:
-        import llguidance
+        import llguidance  # noqa: F401
     except ImportError:
         raise SbdValueError(
             f"{named(constraint.kind)} needs llguidance: pip install 'llguidance>=1.9'"
         ) from None
-    return llguidance
 
 
-def _as_llguidance_has_it(constraint: Constraint) -> str:
+def _as_llguidance_has_it(constraint: Constraint) -> dict[str, Any]:
+    """Without a name."""
     from llguidance import LLMatcher
 
     kind, source = constraint
-    if kind == "json_schema":
-        return str(LLMatcher.grammar_from_json_schema(source, defaults=_COMPACT))
     if kind == "grammar":
-        return source
-    return str(LLMatcher.grammar_from_regex(source))
+        if "<[" in _LITERAL.sub("", source):
+            raise SbdValueError(
+                f"{named(kind)} names tokens by their ids (<[...]>), where only what they spell is "
+                "known"
+            )
+        return {"lark_grammar": source}
+    if kind == "regex" and (len(source) - len(source.rstrip("\\"))) % 2:
+        raise SbdValueError(f"{named(kind)} ends with a \\ that has nothing behind it")
+    try:
+        if kind == "regex":
+            described = LLMatcher.grammar_from_regex(source)
+        else:
+            described = LLMatcher.grammar_from_json_schema(source, defaults=_COMPACT)
+    except ValueError as error:  # brackets nested too deeply, for one
+        raise SbdValueError(f"{named(kind)}: {_line(str(error))}") from None
+    (grammar,) = json.loads(described)["grammars"]
+    return {key: value for key, value in grammar.items() if value is not None}
 
 
 def _check(matcher: LLMatcher, constraint: Constraint) -> None:

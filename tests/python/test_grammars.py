@@ -369,6 +369,10 @@ def test_how_probable_each_choice_is(tmp_path: Path) -> None:
             assert abs(often - 600 * probability) < 4 * deviation + 1, (choice, often)
         with pytest.raises(SbdValueError, match="leave no room"):
             engine.choice_probabilities((ids * 100)[:508], CHOICES[3])
+        with pytest.raises(SbdValueError, match="^expected a prompt shorter"):
+            engine.choice_probabilities([5] * 513, ["a"])
+        with pytest.raises(SbdValueError, match="got none"):
+            engine.choice_probabilities(PROMPT, None)  # type: ignore[arg-type]
 
 
 def test_an_end_that_is_chosen_is_among_the_tokens(demo: Engine) -> None:
@@ -391,9 +395,14 @@ def test_a_constraint_that_cannot_be(engine: Engine) -> None:
         ({"regex": "("}, "`regex`: "),
         ({"regex": "(?=a)b"}, "`regex`: "),
         ({"regex": ""}, "at least one character"),
+        ({"regex": "a\\\\\\"}, "nothing behind it"),
+        ({"regex": "((a{1000}){1000}){1000}"}, "more than 16384 bytes"),
+        ({"regex": "[ab]((a{1000}){1000}){1000}"}, "too many states"),
         ({"regex": 5}, "as a string"),
         ({"grammar": "start: nowhere"}, "nowhere"),
         ({"grammar": "nothing at all"}, "`grammar`: "),
+        ({"grammar": 'start: "<[" <[0]> // <[1]>'}, "names tokens by their ids"),
+        ({"grammar": '{"grammars": []}'}, "`grammar`: 1(1)"),
         ({"json_schema": "{"}, "as JSON"),
         ({"json_schema": [1]}, "as a JSON Schema, an object"),
         ({"json_schema": {"a": {1, 2}}}, "of what JSON can hold"),
@@ -403,6 +412,9 @@ def test_a_constraint_that_cannot_be(engine: Engine) -> None:
         ({"json_schema": {"$ref": "https://example.com/x"}}, "`json_schema`: "),
         ({"json_schema": {"type": "array", "uniqueItems": True}}, "uniqueItems"),
         ({"json_schema": False}, "as a JSON Schema"),
+        ({"json_schema": '{"items":' * 200 + "{}" + "}" * 200}, "recursion limit"),
+        ({"json_schema": {"type": "string", "pattern": "^((a{1000}){1000}){1000}$"}},
+         "more than 16384 bytes"),
         ({"json_schema": {"type": "array", "items": {"$ref": "#"}, "minItems": 1}}, "never ends"),
         ({"json_schema": {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}},
          "never ends"),
