@@ -225,7 +225,7 @@ def _check(matcher: LLMatcher, constraint: Constraint) -> None:
 
 
 def _line(error: str) -> str:
-    return " ".join(error.split())
+    return " ".join(error.removesuffix("<non-verbose/>").split())
 
 
 def _special(token: int, name: str) -> dict[str, Any]:
