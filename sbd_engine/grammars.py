@@ -131,9 +131,11 @@ class Grammars:
                 "ends at all"
             )
         first = matcher.deep_copy()
-        bits = first.compute_bitmask()
+        forced = first.compute_ff_tokens()
+        first.consume_tokens(forced)
+        bits = b"" if first.is_stopped() else first.compute_bitmask()
         _check(first, constraint)
-        if first.is_accepting() and sum(map(int.bit_count, bits)) == 1:
+        if not forced and first.is_accepting() and sum(map(int.bit_count, bits)) <= 1:
             raise SbdValueError(f"{named(constraint.kind)} allows the empty text alone")
         return _core.LlguidanceGrammar(
             matcher,
@@ -206,6 +208,10 @@ def _as_llguidance_has_it(constraint: Constraint) -> dict[str, Any]:
                 "known"
             )
         return {"lark_grammar": source}
+    if kind == "json_schema" and "x-guidance" in json.loads(source):
+        raise SbdValueError(
+            f"{named(kind)} has an x-guidance, with which texts need not be JSON: leave it out"
+        )
     if kind == "regex" and (len(source) - len(source.rstrip("\\"))) % 2:
         raise SbdValueError(f"{named(kind)} ends with a \\ that has nothing behind it")
     try:
@@ -220,6 +226,8 @@ def _as_llguidance_has_it(constraint: Constraint) -> dict[str, Any]:
 
 
 def _check(matcher: LLMatcher, constraint: Constraint) -> None:
+    if matcher.get_error().startswith("NoExtensionBias"):
+        raise SbdValueError(f"{named(constraint.kind)} allows no text at all")
     if matcher.is_error():
         raise SbdValueError(f"{named(constraint.kind)}: {_line(matcher.get_error())}")
 
