@@ -58,12 +58,21 @@ class _Compiled:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._grammar: _core.Grammar | None = None
+        self._matcher: LLMatcher | None = None
 
-    def get(self, compile_: Callable[[], _core.Grammar]) -> _core.Grammar:
+    def get(self, compile_: Callable[[], tuple[_core.Grammar, LLMatcher | None]]) -> _core.Grammar:
         with self._lock:
-            if self._grammar is None:
-                self._grammar = compile_()
+            if self._grammar is None or self._is_spent():
+                self._grammar, self._matcher = compile_()
             return self._grammar
+
+    def _is_spent(self) -> bool:
+        """All texts of a matcher share its states, of which the limit may have been met."""
+        if self._matcher is None:
+            return False
+        first = self._matcher.deep_copy()
+        first.compute_bitmask()
+        return first.is_error()
 
 
 class Grammars:
@@ -89,7 +98,7 @@ class Grammars:
                 self._compiled.pop(constraint, None)
             raise
 
-    def _compile(self, constraint: Constraint) -> _core.Grammar:
+    def _compile(self, constraint: Constraint) -> tuple[_core.Grammar, LLMatcher | None]:
         size = len(constraint.source)
         if size > _MOST_CHARACTERS:
             raise SbdValueError(
@@ -98,7 +107,7 @@ class Grammars:
             )
         if constraint.kind == "choices":
             ids = list(map(self._spelt, json.loads(constraint.source)))
-            return _core.Choices(ids, self._vocab_size, self._tokenizer.eos_token_ids)
+            return _core.Choices(ids, self._vocab_size, self._tokenizer.eos_token_ids), None
         return self._compiled_by_llguidance(constraint)
 
     def _spelt(self, choice: str) -> list[int]:
@@ -116,7 +125,7 @@ class Grammars:
         described = json.dumps(continuing(self._tokenizer.backend))
         return GuardedTokenizer.from_json(described, "this model's tokenizer", SbdValueError)
 
-    def _compiled_by_llguidance(self, constraint: Constraint) -> _core.Grammar:
+    def _compiled_by_llguidance(self, constraint: Constraint) -> tuple[_core.Grammar, LLMatcher]:
         _imported(constraint)
         described = _as_llguidance_has_it(constraint)
         matcher = self._matcher(described)
@@ -137,13 +146,14 @@ class Grammars:
         _check(first, constraint)
         if not forced and first.is_accepting() and sum(map(int.bit_count, bits)) <= 1:
             raise SbdValueError(f"{named(constraint.kind)} allows the empty text alone")
-        return _core.LlguidanceGrammar(
+        grammar = _core.LlguidanceGrammar(
             matcher,
             constraint.kind,
             self._vocab_size,
             self._vocabulary.end,
             self._tokenizer.eos_token_ids,
         )
+        return grammar, matcher
 
     def _forces_too_much(self, described: Mapping[str, Any]) -> bool:
         """Whether it does before there is a choice. llguidance keeps to its limits only behind one,

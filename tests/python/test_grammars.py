@@ -439,6 +439,15 @@ def test_a_constraint_that_cannot_be(engine: Engine) -> None:
         assert "\n" not in str(error.value) and len(str(error.value)) < 1000
 
 
+def test_a_text_that_meets_the_limits_leaves_the_next_one_its_own(engine: Engine) -> None:
+    """Though they share what is compiled."""
+    spends = "(a(x{1000}){1000}|b)"
+    with pytest.raises(SbdValueError, match="too many states"):
+        engine.generate(PROMPT, regex=spends, logit_bias={engine.tokenizer.encode("a")[-1]: 100})
+    bias = {engine.tokenizer.encode("b")[-1]: 100}
+    assert engine.generate(PROMPT, regex=spends, logit_bias=bias).text == "b"
+
+
 def test_decoders_that_cannot_are_refused_by_name(demo: Engine) -> None:
     with pytest.raises(SbdError, match='decoder "d2f" cannot keep a text to a grammar'):
         demo.generate(PROMPT, regex="a+", decoder="d2f")
