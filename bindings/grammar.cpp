@@ -178,8 +178,8 @@ class LlguidanceConstraint final : public Constraint {
   // A matcher that has met its limits allows an end.
   void check() {
     if (!call("is_error").cast<bool>()) return;
-    fail(ErrorKind::value, "the text cannot go on under its grammar: {}",
-         call("get_error").cast<std::string>());
+    fail(ErrorKind::grammar, "the text has met a limit of its grammar: {}",
+         call("get_error").attr("removesuffix")("<non-verbose/>").cast<std::string>());
   }
 
   // Behind what was consumed.

@@ -44,6 +44,7 @@ const char* error_class(ErrorKind kind) {
     case ErrorKind::file: return "SbdFileError";
     case ErrorKind::memory: return "SbdMemoryError";
     case ErrorKind::device: return "SbdDeviceError";
+    case ErrorKind::grammar: return "SbdGrammarError";
   }
   return "SbdError";
 }

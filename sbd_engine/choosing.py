@@ -49,6 +49,7 @@ def _scored(
     engine: Engine, ids: Sequence[int], choices: Sequence[str]
 ) -> dict[str, tuple[tuple[int, ...], list[float]]]:
     """Tokens and their log-probabilities. The prompt is computed once."""
+    engine.check(ids, choices=choices, max_tokens=1, decoder="ntp")  # or an error has a batch in it
     different = list(dict.fromkeys(choices))
     calls = [
         {"prompt": ids, "choices": [choice], "max_tokens": len(choice.encode()) + 1}

@@ -46,8 +46,7 @@ def _hide_special(tokenizer: dict[str, Any]) -> None:
 
 
 def _plain(tokenizer: dict[str, Any]) -> dict[str, Any]:
-    """A tokenizer.json for texts that go on: nothing is put around or in front of them, and no
-    character becomes another."""
+    """Nothing is put around or in front of a text, and no character becomes another."""
     kept = [step for step in steps(tokenizer.get("normalizer")) if step.get("type") == "Replace"]
     tokenizer["normalizer"] = {"type": "Sequence", "normalizers": kept} if kept else None
     tokenizer["post_processor"] = tokenizer["truncation"] = tokenizer["padding"] = None

@@ -412,7 +412,7 @@ class Engine:
 
         Raises SbdTypeError and SbdValueError.
         """
-        parameters = parse({"prompt": prompt, "choices": choices})
+        parameters = parse({"prompt": prompt, "choices": () if choices is None else choices})
         assert parameters.constraint
         different = json.loads(parameters.constraint.source)
         return choice_probabilities(self, self._tokens_of(parameters.prompt), different)

@@ -24,6 +24,10 @@ class SbdLengthError(SbdValueError):
     """A text is far longer than what it must fit."""
 
 
+class SbdGrammarError(SbdValueError):
+    """A text cannot go on under what it must be: a limit of time or memory is met."""
+
+
 class SbdTypeError(SbdError, TypeError):
     """An unknown argument, or one of the wrong type."""
 

@@ -9,8 +9,10 @@ the forwards; masks come without the GIL.
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,7 +31,11 @@ if TYPE_CHECKING:
 _KEPT = 64  # compiled ones
 _MOST_CHARACTERS = 1 << 19
 _MOST_FORCED = 1 << 14  # bytes before there is a choice
-# Of llguidance: half a second to compile at most, some 20 ms for a mask, 100 MB for all of a text.
+# What in a Lark grammar is no syntax: strings, comments, regular expressions.
+_LITERAL = re.compile(r'"(?:\\.|[^"\\])*"|//.*|#.*|/(?:\\.|[^/\\])+/')
+_IDS = re.compile(r"<\[(.*?)\]>")
+# Of llguidance: half a second to compile at most, some 20 ms for a mask, 100 MB for all of
+# a grammar's texts.
 _LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 1_000_000,
     "step_lexer_fuel": 200_000,
@@ -49,25 +55,53 @@ class _Vocabulary(NamedTuple):
     end: int  # its end of sequence, which is none of the model's tokens
 
 
+class _Compiled:
+    """One constraint's grammar, compiled by who needs it first; others wait for that one alone."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._grammar: _core.Grammar | None = None
+        self._matcher: LLMatcher | None = None
+
+    def get(self, compile_: Callable[[], tuple[_core.Grammar, LLMatcher | None]]) -> _core.Grammar:
+        with self._lock:
+            if self._grammar is None or self._is_spent():
+                self._grammar, self._matcher = compile_()
+            return self._grammar
+
+    def _is_spent(self) -> bool:
+        """All texts of a matcher share its states, of which the limit may have been met."""
+        if self._matcher is None:
+            return False
+        first = self._matcher.deep_copy()
+        first.compute_bitmask()
+        return first.is_error()
+
+
 class Grammars:
     """Compiles for one model, and keeps what it has compiled lately."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
         self._lock = threading.Lock()
-        self._compiled: OrderedDict[Constraint, _core.Grammar] = OrderedDict()
+        self._compiled: OrderedDict[Constraint, _Compiled] = OrderedDict()
 
     def get(self, constraint: Constraint) -> _core.Grammar:
         """Raises SbdValueError where it cannot be compiled, or needs llguidance, which is not
         installed."""
         with self._lock:
-            grammar = self._compiled.pop(constraint, None) or self._compile(constraint)
-            self._compiled[constraint] = grammar
+            compiled = self._compiled.setdefault(constraint, _Compiled())
+            self._compiled.move_to_end(constraint)
             if len(self._compiled) > _KEPT:
                 self._compiled.popitem(last=False)
-        return grammar
+        try:
+            return compiled.get(lambda: self._compile(constraint))
+        except SbdValueError:
+            with self._lock:
+                self._compiled.pop(constraint, None)
+            raise
 
-    def _compile(self, constraint: Constraint) -> _core.Grammar:
+    def _compile(self, constraint: Constraint) -> tuple[_core.Grammar, LLMatcher | None]:
         size = len(constraint.source)
         if size > _MOST_CHARACTERS:
             raise SbdValueError(
@@ -76,7 +110,7 @@ class Grammars:
             )
         if constraint.kind == "choices":
             ids = list(map(self._spelt, json.loads(constraint.source)))
-            return _core.Choices(ids, self._vocab_size, self._tokenizer.eos_token_ids)
+            return _core.Choices(ids, self._vocab_size, self._tokenizer.eos_token_ids), None
         return self._compiled_by_llguidance(constraint)
 
     def _spelt(self, choice: str) -> list[int]:
@@ -94,40 +128,75 @@ class Grammars:
         described = json.dumps(continuing(self._tokenizer.backend))
         return GuardedTokenizer.from_json(described, "this model's tokenizer", SbdValueError)
 
-    def _compiled_by_llguidance(self, constraint: Constraint) -> _core.Grammar:
+    def _compiled_by_llguidance(self, constraint: Constraint) -> tuple[_core.Grammar, LLMatcher]:
+        _imported(constraint)
         if constraint.kind == "json_schema":
             check_constants(named(constraint.kind), json.loads(constraint.source))
         elif _FATAL in constraint.source:
             raise SbdValueError(
                 f"{named(constraint.kind)}: expected integers above {_FATAL}000, got one below"
             )
-        matcher = self._matcher(constraint)
+        if constraint.kind == "grammar":
+            self._check_ids(constraint)
+        described = _as_llguidance_has_it(constraint)
+        matcher = self._matcher(described)
         _check(matcher, constraint)
         if constraint.kind == "json_schema":
             check_ends(named(constraint.kind), json.loads(constraint.source))
-        first = matcher.deep_copy()
-        if len(first.compute_ff_bytes()) > _MOST_FORCED:
+        if self._forces_too_much(described):
             raise SbdValueError(
                 f"{named(constraint.kind)} forces a text of more than {_MOST_FORCED} bytes, if it "
                 "ends at all"
             )
-        bits = first.compute_bitmask()
+        first = matcher.deep_copy()
+        forced = first.compute_ff_tokens()
+        first.consume_tokens(forced)
+        bits = b"" if first.is_stopped() else first.compute_bitmask()
         _check(first, constraint)
-        if first.is_accepting() and sum(map(int.bit_count, bits)) == 1:
+        if not forced and first.is_accepting() and sum(map(int.bit_count, bits)) <= 1:
             raise SbdValueError(f"{named(constraint.kind)} allows the empty text alone")
-        return _core.LlguidanceGrammar(
+        grammar = _core.LlguidanceGrammar(
             matcher,
             constraint.kind,
             self._vocab_size,
             self._vocabulary.end,
             self._tokenizer.eos_token_ids,
         )
+        return grammar, matcher
 
-    def _matcher(self, constraint: Constraint) -> LLMatcher:
-        llguidance = _imported(constraint)
+    def _check_ids(self, constraint: Constraint) -> None:
+        """A grammar may name tokens by their ids, <[5]> or <[5-9,12]>: but none that is no text."""
+        barred = {*self._tokenizer.eos_token_ids, self._tokenizer.mask_token_id}
+        for ids in _IDS.findall(_LITERAL.sub("", constraint.source)):
+            for one in ids.split(","):
+                first, _, last = one.partition("-")
+                if not (first.isdigit() and (last or first).isdigit()):
+                    raise SbdValueError(
+                        f"{named(constraint.kind)}: expected ids of tokens as <[5]> or <[5-9,12]>, "
+                        f"got {brief(f'<[{ids}]>')}"
+                    )
+                if any(token in range(int(first), int(last or first) + 1) for token in barred):
+                    raise SbdValueError(
+                        f"{named(constraint.kind)}: {brief(f'<[{ids}]>')} has an end of sequence "
+                        "or the mask token, which are no text"
+                    )
+
+    def _forces_too_much(self, described: Mapping[str, Any]) -> bool:
+        """Whether it does before there is a choice. llguidance keeps to its limits only behind one,
+        so this looks at the same grammar with a choice in front of it."""
+        matcher = self._matcher(
+            {"lark_grammar": "start: /[01]/ @rest"}, {**described, "name": "rest"}
+        )
+        matcher.compute_bitmask()
+        matcher.try_consume_tokens(self._vocabulary.tokenizer.tokenize_str("0"))
+        return len(matcher.compute_ff_bytes()) > _MOST_FORCED
+
+    def _matcher(self, *grammars: Mapping[str, Any]) -> LLMatcher:
+        import llguidance
+
         matcher: LLMatcher = llguidance.LLMatcher(
             self._vocabulary.tokenizer,
-            _as_llguidance_has_it(constraint),
+            json.dumps({"grammars": grammars}),
             log_level=0,
             limits=llguidance.LLParserLimits(**_LIMITS),
         )
@@ -154,34 +223,48 @@ class Grammars:
             raise SbdValueError(f"llguidance cannot read this model's tokenizer: {error}") from None
 
 
-def _imported(constraint: Constraint) -> Any:
+def _imported(constraint: Constraint) -> None:
     try:
-        import llguidance
+        import llguidance  # noqa: F401
     except ImportError:
         raise SbdValueError(
             f"{named(constraint.kind)} needs llguidance: pip install 'llguidance>=1.9'"
         ) from None
-    return llguidance
 
 
-def _as_llguidance_has_it(constraint: Constraint) -> str:
+def _as_llguidance_has_it(constraint: Constraint) -> dict[str, Any]:
+    """Without a name."""
     from llguidance import LLMatcher
 
     kind, source = constraint
-    if kind == "json_schema":
-        return str(LLMatcher.grammar_from_json_schema(source, defaults=_COMPACT))
     if kind == "grammar":
-        return source
-    return str(LLMatcher.grammar_from_regex(source))
+        return {"lark_grammar": source}
+    if kind == "json_schema" and "x-guidance" in json.loads(source):
+        raise SbdValueError(
+            f"{named(kind)} has an x-guidance, with which texts need not be JSON: leave it out"
+        )
+    if kind == "regex" and (len(source) - len(source.rstrip("\\"))) % 2:
+        raise SbdValueError(f"{named(kind)} ends with a \\ that has nothing behind it")
+    try:
+        if kind == "regex":
+            described = LLMatcher.grammar_from_regex(source)
+        else:
+            described = LLMatcher.grammar_from_json_schema(source, defaults=_COMPACT)
+    except ValueError as error:  # brackets nested too deeply, for one
+        raise SbdValueError(f"{named(kind)}: {_line(str(error))}") from None
+    (grammar,) = json.loads(described)["grammars"]
+    return {key: value for key, value in grammar.items() if value is not None}
 
 
 def _check(matcher: LLMatcher, constraint: Constraint) -> None:
+    if matcher.get_error().startswith("NoExtensionBias"):
+        raise SbdValueError(f"{named(constraint.kind)} allows no text at all")
     if matcher.is_error():
         raise SbdValueError(f"{named(constraint.kind)}: {_line(matcher.get_error())}")
 
 
 def _line(error: str) -> str:
-    return " ".join(error.split())
+    return " ".join(error.removesuffix("<non-verbose/>").split())
 
 
 def _special(token: int, name: str) -> dict[str, Any]:

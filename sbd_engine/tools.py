@@ -40,7 +40,7 @@ class Function(NamedTuple):
         schema = {"type": "object", **self.parameters}
         if "properties" in schema and not _OPEN & schema.keys():
             schema["additionalProperties"] = False
-        return {**schema, "x-guidance": _SPACES}
+        return schema
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class CallFormat:
             head = write.literal(self.opens + function.name + self.names)
             lines += [
                 f"call_{i}: {head} arguments_{i} {write.literal(self.closes)}",
-                f"arguments_{i}: %json {json.dumps(function.schema)}",
+                f"arguments_{i}: %json {json.dumps({**function.schema, 'x-guidance': _SPACES})}",
             ]
         tag = f"{write.token(self.tag)}?" if write.token(self.tag) else ""
         if required:

@@ -10,10 +10,11 @@
 namespace sbd {
 
 enum class ErrorKind {
-  value,   // an argument or a model file's content is wrong
-  file,    // the operating system refused a file
-  memory,  // the machine has not enough of it
-  device,  // the device failed, and all it held is lost: what runs on it cannot go on
+  value,    // an argument or a model file's content is wrong
+  file,     // the operating system refused a file
+  memory,   // the machine has not enough of it
+  device,   // the device failed, and all it held is lost: what runs on it cannot go on
+  grammar,  // a text cannot go on under its grammar, whose limits it has met
 };
 
 class Error : public std::runtime_error {

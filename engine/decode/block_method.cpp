@@ -65,11 +65,12 @@ void BlockwiseDecoder::decide(std::span<const int> candidates, std::span<const R
   ++forwards_;
   std::vector<int> chosen = select_unmasked(unmask, stats);
   if (rules_.constrained()) {
-    // The text's end is its grammar's to say, at the first place alone.
+    // What stands behind the first place is thrown away where the grammar does not allow it, so
+    // that place is always decided. The text's end is the grammar's to say, there alone.
     std::erase_if(chosen, [&](int i) {
-      return i > 0 && task_.is_eos(task_.choose(stats[static_cast<std::size_t>(i)]));
+      return i == 0 || task_.is_eos(task_.choose(stats[static_cast<std::size_t>(i)]));
     });
-    if (chosen.empty()) chosen = {0};
+    chosen.insert(chosen.begin(), 0);
   }
   for (const int i : chosen) {
     decide(candidates[static_cast<std::size_t>(i)], stats[static_cast<std::size_t>(i)], events);

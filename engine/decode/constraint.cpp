@@ -24,7 +24,10 @@ const ConstrainedText::Due& ConstrainedText::due() {
 void ConstrainedText::settle() {
   for (const TokenId token : std::exchange(added_, {})) {
     const bool may = due().empty() || due_->front() == token;
-    SBD_CHECK(may && constraint_->consume(token), "token {} may not follow in this grammar", token);
+    if (!may || !constraint_->consume(token)) {
+      fail(ErrorKind::grammar, "token {} may not follow in this grammar, or has met its limits",
+           token);
+    }
     pop_front(*due_);
     if (due_->empty()) due_.reset();
     ended_.reset();

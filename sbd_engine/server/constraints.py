@@ -35,7 +35,8 @@ def _response_format(name: str, value: Any) -> Json:
     inner = f"{name}.json_schema"
     described = checks.object_(inner, value.get("json_schema"))
     checks.check_keys(inner, described, ("name", "description", "schema", "strict"))
-    return {"json_schema": described.get("schema", _ANY_OBJECT)}
+    schema = described.get("schema")
+    return {"json_schema": _ANY_OBJECT if schema is None else schema}
 
 
 def _structured_outputs(name: str, value: Any) -> Json:
@@ -49,7 +50,8 @@ def _structured_outputs(name: str, value: Any) -> Json:
         )
     ((key, inner),) = given.items()
     if key == "json_object":
-        return {"json_schema": _ANY_OBJECT} if checks.boolean(f"{name}.{key}", inner) else {}
+        checks.boolean(f"{name}.{key}", inner)
+        return {"json_schema": _ANY_OBJECT}
     return {_STRUCTURED[key]: inner}
 
 

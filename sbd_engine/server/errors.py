@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import (
     SbdDeviceError,
     SbdError,
+    SbdGrammarError,
     SbdLengthError,
     SbdMemoryError,
     SbdTypeError,
@@ -77,6 +78,8 @@ def failed(error: Exception) -> ApiError:
             str(error),
             code="out_of_memory" if isinstance(error, SbdMemoryError) else "device_failed",
         )
+    if isinstance(error, SbdGrammarError):
+        return ApiError(400, str(error))
     if isinstance(error, (SbdValueError, SbdTypeError)):
         return ApiError(500, str(error))
     return ApiError(500, "the server failed: its log says where")

@@ -26,6 +26,7 @@ KEYWORDS: tuple[tuple[str, Any], ...] = (
     *(("$ref", "#"), ("$ref", "#/$defs/node"), ("$ref", "file:///etc/passwd"), ("$id", "x")),
     *(("minItems", 10**6), ("maxLength", 10**7), ("minLength", 10**6), ("multipleOf", 1e-9)),
     *(("pattern", "(a|a)*" * 40), ("pattern", "(?=x)"), ("pattern", "a{1000}{1000}")),
+    ("pattern", "^((a{1000}){1000}){1000}$"),
     *(("x-guidance", {"whitespace_flexible": True}), ("x-guidance", {"item_separator": "("})),
     *(("required", [f"r{i}" for i in range(2000)]), ("additionalProperties", {"$ref": "#"})),
     ("allOf", [{"anyOf": [{"minLength": i} for i in range(30)]}] * 12),
@@ -36,7 +37,16 @@ PIECES = (
     *("(", ")", "[", "]", "{", "}", "{9999}", "{2,1}", "*", "+", "?", "|", "^", "$", ".", "\\"),
     *("\\b", "\\p{L}", "(?i)", "(?=", "(?<n>", "[^", "\\x{110000}", "\\1", "é", "🙂", "\0", "\n"),
     *("(a+)+", "(.*)*", ".{1000}", "(?:a?){99}", "~", "&", '"', "/", ":", "start", "%ignore /a/"),
-    *("<[0-9]>", "<|endoftext|>", "%json {}", "%llguidance {}", "[lazy]", "start: start", "@x"),
+    *(
+        "{999}){999}",
+        "<[0-9]>",
+        "<|endoftext|>",
+        "%json {}",
+        "%llguidance {}",
+        "[lazy]",
+        "start: start",
+        "@x",
+    ),
 )
 
 

@@ -376,6 +376,10 @@ def test_how_probable_each_choice_is(tmp_path: Path) -> None:
             assert abs(often - 600 * probability) < 4 * deviation + 1, (choice, often)
         with pytest.raises(SbdValueError, match="leave no room"):
             engine.choice_probabilities((ids * 100)[:508], CHOICES[3])
+        with pytest.raises(SbdValueError, match="^expected a prompt shorter"):
+            engine.choice_probabilities([5] * 513, ["a"])
+        with pytest.raises(SbdValueError, match="got none"):
+            engine.choice_probabilities(PROMPT, None)  # type: ignore[arg-type]
 
 
 def test_an_end_that_is_chosen_is_among_the_tokens(demo: Engine) -> None:
@@ -411,9 +415,16 @@ def test_a_constraint_that_cannot_be(engine: Engine) -> None:
         ({"regex": "("}, "`regex`: "),
         ({"regex": "(?=a)b"}, "`regex`: "),
         ({"regex": ""}, "at least one character"),
+        ({"regex": "a\\\\\\"}, "nothing behind it"),
+        ({"regex": "((a{1000}){1000}){1000}"}, "more than 16384 bytes"),
+        ({"regex": "[ab]((a{1000}){1000}){1000}"}, "too many states"),
         ({"regex": 5}, "as a string"),
         ({"grammar": "start: nowhere"}, "nowhere"),
         ({"grammar": "nothing at all"}, "`grammar`: "),
+        ({"grammar": f'start: "<[" <[{EOS_ID}]> // <[1]>'}, "an end of sequence"),
+        ({"grammar": f"start: <[2,{MASK_ID - 1}-{MASK_ID + 1}]>"}, "or the mask token"),
+        ({"grammar": "start: <[^5]>"}, "expected ids of tokens as"),
+        ({"grammar": '{"grammars": []}'}, "`grammar`: 1(1)"),
         ({"json_schema": "{"}, "as JSON"),
         ({"json_schema": [1]}, "as a JSON Schema, an object"),
         ({"json_schema": {"a": {1, 2}}}, "of what JSON can hold"),
@@ -423,6 +434,10 @@ def test_a_constraint_that_cannot_be(engine: Engine) -> None:
         ({"json_schema": {"$ref": "https://example.com/x"}}, "`json_schema`: "),
         ({"json_schema": {"type": "array", "uniqueItems": True}}, "uniqueItems"),
         ({"json_schema": False}, "as a JSON Schema"),
+        ({"json_schema": {"x-guidance": {"whitespace_pattern": "x*"}}}, "x-guidance"),
+        ({"json_schema": '{"items":' * 200 + "{}" + "}" * 200}, "recursion limit"),
+        ({"json_schema": {"type": "string", "pattern": "^((a{1000}){1000}){1000}$"}},
+         "more than 16384 bytes"),
         ({"json_schema": {"type": "array", "items": {"$ref": "#"}, "minItems": 1}}, "never ends"),
         ({"json_schema": {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}},
          "never ends"),
@@ -432,6 +447,8 @@ def test_a_constraint_that_cannot_be(engine: Engine) -> None:
         ({"grammar": 'start: %json {"const": -9223372036854775807}'}, "above -9223372036854775000"),
         ({"grammar": 'start: "a" start'}, "if it ends at all"),
         ({"grammar": 'start: ""'}, "the empty text alone"),
+        ({"grammar": "start: a\na: start"}, "no text at all"),
+        ({"grammar": 'start: "a" b\nb: b "c"'}, "no text at all"),
         ({"choices": []}, "got none"),
         ({"choices": "yes"}, "as a list of strings"),
         ({"choices": ["a", 5]}, "got 5 in it"),
@@ -446,6 +463,15 @@ def test_a_constraint_that_cannot_be(engine: Engine) -> None:
             engine.generate(PROMPT, **arguments)
         assert message in str(error.value), (arguments, str(error.value))
         assert "\n" not in str(error.value) and len(str(error.value)) < 1000
+
+
+def test_a_text_that_meets_the_limits_leaves_the_next_one_its_own(engine: Engine) -> None:
+    """Though they share what is compiled."""
+    spends = "(a(x{1000}){1000}|b)"
+    with pytest.raises(SbdValueError, match="too many states"):
+        engine.generate(PROMPT, regex=spends, logit_bias={engine.tokenizer.encode("a")[-1]: 100})
+    bias = {engine.tokenizer.encode("b")[-1]: 100}
+    assert engine.generate(PROMPT, regex=spends, logit_bias=bias).text == "b"
 
 
 def test_decoders_that_cannot_are_refused_by_name(demo: Engine) -> None:

@@ -74,6 +74,7 @@ def test_json_mode_is_an_object(tiny: Served) -> None:
     for fields in (
         {"response_format": {"type": "json_object"}},
         {"structured_outputs": {"json_object": True}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": None}}},
     ):
         answer = tiny.post("/v1/completions", prompt="Hello", max_tokens=300, **fields)
         choice = answer["choices"][0]

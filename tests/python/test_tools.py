@@ -52,7 +52,7 @@ class Reader:
         """Whether it is a whole text; None: the beginning of one."""
         grammar = self.form.grammar(self.tokenizer, functions, required, parallel, thinking)
         self._grammars.get(Constraint("grammar", grammar))  # compiles, and may end
-        matcher = self._grammars._matcher(Constraint("grammar", grammar))
+        matcher = self._grammars._matcher({"lark_grammar": grammar})
         ids: list[int] = []
         for part in parts:
             ids += self.tokenizer.encode(part, add_bos=False) if isinstance(part, str) else part
