@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Full counts of what .ci/run samples: an hour or more on two cores. After the README's commands.
-#   bash benchmarks/long.sh [files] [texts] [threads] [server] [grammars]     all without an argument
+#   bash benchmarks/long.sh [files] [texts] [threads] [server] [grammars] [lossless]     all without an argument
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH=$PWD/.venv/bin:$PATH
@@ -36,13 +36,20 @@ grammars() {  # a text under each of 380 schemas and more; 20 random models besi
   SBD_SCHEMAS=380 SBD_MODELS=20 pytest -q -n 0 tests/python/test_grammars.py
 }
 
+lossless() {  # every question at every gamma
+  SBD_EVERY_GAMMA=1 pytest -q -n 0 tests/python/test_lossless_demo.py
+}
+
 if [[ $# -eq 0 ]]; then
-  set -- files texts threads server grammars
+  set -- files texts threads server grammars lossless
 fi
 for part in "$@"; do
   case $part in
-    files | texts | threads | server | grammars) ;;
-    *) echo "unknown part $part: expected files, texts, threads, server or grammars" >&2 && exit 2 ;;
+    files | texts | threads | server | grammars | lossless) ;;
+    *)
+      echo "unknown part $part: expected files, texts, threads, server, grammars or lossless" >&2
+      exit 2
+      ;;
   esac
   printf '=== %s\n' "$part"
   SECONDS=0

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from reference.decoders import Decoded
+from reference.model import ReferenceModel, causal
+from reference.stats import row_stats
 
 from sbd_engine.completion import Completion
 
@@ -27,3 +29,24 @@ def check(actual: Completion, expected: Decoded, what: object) -> None:
     assert actual.tokens == expected.tokens, what
     assert actual.finish_reason == expected.finish_reason, what
     assert actual.stats.nfe == expected.nfe, what
+
+
+def check_next_tokens(
+    model: ReferenceModel,
+    prompt: list[int],
+    actual: Completion,
+    *,
+    max_tokens: int,
+    eos_ids: list[int],
+    mask_id: int | None,
+    ignore_eos: bool,
+) -> None:
+    """Greedy next-token decoding's text: each token is the model's choice behind those before it,
+    as one forward over all of them says, and the text ends where that one ends."""
+    tokens = actual.tokens
+    ids = [*prompt, *tokens[:-1]]
+    logits = model.forward(ids, causal(len(ids)), last=len(tokens))
+    assert tokens == row_stats(logits, mask_id).argmax.tolist()
+    ends = [token in eos_ids and not ignore_eos for token in tokens]
+    assert not any(ends[:-1])
+    assert len(tokens) == max_tokens or (len(tokens) < max_tokens and ends[-1])

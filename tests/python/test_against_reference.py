@@ -105,14 +105,16 @@ def test_f16_cache_is_close_and_the_default(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_sbd_tokens_and_nfe(seed: int, tmp_path: Path) -> None:
-    """5 gammas x 3 block sizes, prompts of 1 to 200 tokens, max_tokens no multiple of a block."""
+    """5 gammas x 3 block sizes, max_tokens no multiple of a block. Prompts of 1 to 200 tokens stand
+    before the largest blocks, which the reference has done soonest, of 1 to 60 before the others.
+    """
     model = random_model(seed)
     reference = model.reference()
     random = np.random.default_rng(seed)
     with Engine(converted(model, tmp_path), kv_dtype="f32") as engine:
         for gamma in (0.0, 0.1, 0.35, 1.5, INFINITY):
             for block_size in (1, 4, 16):
-                n = int(random.integers(1, 201))
+                n = int(random.integers(1, 201 if block_size == 16 else 61))
                 options: dict[str, Any] = {
                     "max_tokens": int(random.choice([5, 17, 21, 30])),
                     "gamma": gamma,

@@ -246,6 +246,7 @@ class ReferenceModel:
 
         angles = np.arange(n)[:, None] * self.frequencies
         cos, sin = self.rope_factor * np.cos(angles), self.rope_factor * np.sin(angles)
+        scale = self._query_scale(np.arange(n))
         mask = np.where(np.arange(n) < kv_end[:, None], 0.0, -np.inf)  # [n, n]
         for i, layer in enumerate(layers):
             # The last layer's other rows are not wanted, only their keys and values.
@@ -255,7 +256,7 @@ class ReferenceModel:
             k = self._heads(times(a, i, "k") + layer.k_bias, layer.k_norm)
             v = self._heads(times(a, i, "v") + layer.v_bias, None)
             q, k = rotate(q, cos[first:], sin[first:]), rotate(k, cos, sin)
-            q *= self._query_scale(np.arange(first, n))
+            q *= scale[first:]
             x = x[first:] + times(self._attention(q, k, v, mask[first:]), i, "o")
             a = self._rms_norm(x, layer.mlp_norm)
             gate = times(a, i, "gate")
@@ -273,7 +274,8 @@ class ReferenceModel:
         return scale[:, None]
 
     def _rms_norm(self, x: Array, weight: Array) -> Array:
-        root: Array = np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + self.eps)
+        squares = np.einsum("...i,...i->...", x, x)[..., None]
+        root: Array = np.sqrt(squares / x.shape[-1] + self.eps)
         return x / root * weight
 
     def _heads(self, x: Array, norm: Array | None) -> Array:
@@ -300,5 +302,6 @@ class ReferenceModel:
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
     """RoPE on [heads, rows, head_dim]: dimension j turns with dimension j + head_dim / 2."""
-    a, b = np.split(x, 2, axis=-1)
+    half = x.shape[-1] // 2
+    a, b = x[..., :half], x[..., half:]
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
