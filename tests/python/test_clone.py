@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -33,11 +34,12 @@ def test_the_readme_s_example() -> None:
 
 
 def test_the_readme_s_tasks() -> None:
-    (block,) = re.findall(r"^```text\n(\$ sbd-engine run -e .*?)^```$", README, re.M | re.S)
-    tasks = re.findall(r"^\$ sbd-engine run -e -p '(.+)'\n((?:[^$].*\n)+)", block, re.M)
-    assert len(tasks) == 2
-    for prompt, answer in tasks:
-        done = python("-m", "sbd_engine", "run", "-e", "-p", prompt)
+    blocks = re.findall(r"^```text\n(\$ sbd-engine run -e .*?)^```$", README, re.M | re.S)
+    line = r"^\$ sbd-engine (run -e (?:.*\\\n)*.*)\n((?:[^$].*\n)+)"
+    tasks = [task for block in blocks for task in re.findall(line, block, re.M)]
+    assert len(tasks) == 3
+    for arguments, answer in tasks:
+        done = python("-m", "sbd_engine", *shlex.split(arguments))
         assert (done.returncode, done.stdout) == (0, answer)
 
 
