@@ -39,7 +39,7 @@ def test_the_readme_s_tasks() -> None:
     tasks = [task for block in blocks for task in re.findall(line, block, re.M)]
     assert len(tasks) == 3
     for arguments, answer in tasks:
-        done = python("-m", "sbd_engine", *shlex.split(arguments))
+        done = python("-m", "sbd_engine", *shlex.split(arguments.replace("\\\n", "")))
         assert (done.returncode, done.stdout) == (0, answer)
 
 
