@@ -6,14 +6,18 @@ from __future__ import annotations
 import codecs
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import SbdFileError, SbdFileNotFoundError, SbdValueError
+
+_MOST_BYTES = 1 << 28
 
 
 def read_text(path: Path) -> str:
     """Raises SbdFileNotFoundError, SbdFileError and SbdValueError, all naming the file."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = _read(file, str(path))
     except FileNotFoundError:
         raise SbdFileNotFoundError(f"{path}: no such file") from None
     except OSError as error:
@@ -23,7 +27,16 @@ def read_text(path: Path) -> str:
 
 def read_standard_input() -> str:
     """Raises SbdValueError."""
-    return decode_utf8(sys.stdin.buffer.read(), "standard input")
+    source = "standard input"
+    return decode_utf8(_read(sys.stdin.buffer, source), source)
+
+
+def _read(file: BinaryIO, source: str) -> bytes:
+    """A device has no end."""
+    data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise SbdValueError(f"{source}: expected a text of at most {_MOST_BYTES} bytes, got more")
+    return data
 
 
 def decode_utf8(data: bytes, source: str) -> str:

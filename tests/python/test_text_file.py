@@ -26,6 +26,12 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     assert [question.prompt for question in read_prompts(file)] == ["one", "two"]
 
 
+def test_a_file_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sbd_engine.text_file._MOST_BYTES", 1 << 16)
+    with pytest.raises(SbdValueError, match="^/dev/zero: expected a text of at most 65536 bytes"):
+        read_text(Path("/dev/zero"))
+
+
 @pytest.mark.parametrize(
     ("data", "complaint"),
     [
