@@ -1,9 +1,12 @@
 // Runs the tests whose name contains the argument (all without one). Exit code 1 on a failure or
-// where nothing matches. What takes longer than a second is told.
+// where nothing matches, 2 where the CPU lacks what SBD_ISA names. What takes longer than a second
+// is told.
 #include <chrono>
 #include <cstdio>
+#include <exception>
 #include <string_view>
 
+#include "backend/cpu/kernels.h"
 #include "check.h"
 
 // ThreadSanitizer asks for it. The last owner of an exception frees it, whoever read it before:
@@ -14,6 +17,12 @@ extern "C" const char* __tsan_default_suppressions() {
 }
 
 int main(int argc, char** argv) {
+  try {
+    sbd::cpu::select_kernels();
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 2;
+  }
   const std::string_view filter = argc > 1 ? argv[1] : "";
   int run = 0;
   int failed = 0;
