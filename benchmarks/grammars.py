@@ -30,7 +30,7 @@ RECORD = {
     "required": ["item", "color", "price", "stock"],
     "additionalProperties": False,
     # As the demo model has learned them.
-    "x-guidance": {"item_separator": ", ", "key_separator": ": "},
+    "x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "},
 }
 PROMPTS = [
     f"JSON: The {color} {item} costs {price} dollars, and {stock} are in stock.\n"
