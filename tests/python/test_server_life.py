@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import logging
+import re
 import socket
 import threading
 import time
@@ -340,10 +341,9 @@ class TestFaults:
             caller = Caller(served, stream=True, max_tokens=500, n=50)
             told = caller.socket.recv(1 << 12)
             engine.close()
-            while data := caller.socket.recv(1 << 16):
-                told += data
-                if b"closed" in data:
-                    break
+            while not re.search(rb"closed[^\n]*\n", told):
+                told += (data := caller.socket.recv(1 << 16))
+                assert data
             assert b"[DONE]" not in told
             last = told.split(b"data: ")[-1].partition(b"\n")[0]
             assert "closed" in json.loads(last)["error"]["message"]
