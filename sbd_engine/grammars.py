@@ -34,6 +34,7 @@ _MOST_FORCED = 1 << 14  # bytes before there is a choice
 # What in a Lark grammar is no syntax: strings, comments, regular expressions.
 _LITERAL = re.compile(r'"(?:\\.|[^"\\])*"|//.*|#.*|/(?:\\.|[^/\\])+/')
 _IDS = re.compile(r"<\[(.*?)\]>")
+_ID = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 # Of llguidance: half a second to compile at most, some 20 ms for a mask, 100 MB for all of
 # a grammar's texts.
 _LIMITS: dict[str, Any] = {
@@ -130,8 +131,9 @@ class Grammars:
 
     def _compiled_by_llguidance(self, constraint: Constraint) -> tuple[_core.Grammar, LLMatcher]:
         _imported(constraint)
-        if constraint.kind == "json_schema":
-            check_constants(named(constraint.kind), json.loads(constraint.source))
+        schema = json.loads(constraint.source) if constraint.kind == "json_schema" else None
+        if schema is not None:
+            check_constants(named(constraint.kind), schema)
         elif _FATAL in constraint.source:
             raise SbdValueError(
                 f"{named(constraint.kind)}: expected integers above {_FATAL}000, got one below"
@@ -141,8 +143,8 @@ class Grammars:
         described = _as_llguidance_has_it(constraint)
         matcher = self._matcher(described)
         _check(matcher, constraint)
-        if constraint.kind == "json_schema":
-            check_ends(named(constraint.kind), json.loads(constraint.source))
+        if schema is not None:
+            check_ends(named(constraint.kind), schema)
         if self._forces_too_much(described):
             raise SbdValueError(
                 f"{named(constraint.kind)} forces a text of more than {_MOST_FORCED} bytes, if it "
@@ -169,13 +171,14 @@ class Grammars:
         barred = {*self._tokenizer.eos_token_ids, self._tokenizer.mask_token_id}
         for ids in _IDS.findall(_LITERAL.sub("", constraint.source)):
             for one in ids.split(","):
-                first, _, last = one.partition("-")
-                if not (first.isdigit() and (last or first).isdigit()):
+                found = _ID.fullmatch(one)
+                if not found:
                     raise SbdValueError(
                         f"{named(constraint.kind)}: expected ids of tokens as <[5]> or <[5-9,12]>, "
                         f"got {brief(f'<[{ids}]>')}"
                     )
-                if any(token in range(int(first), int(last or first) + 1) for token in barred):
+                named_ids = range(int(found[1]), int(found[2] or found[1]) + 1)
+                if any(token in named_ids for token in barred):
                     raise SbdValueError(
                         f"{named(constraint.kind)}: {brief(f'<[{ids}]>')} has an end of sequence "
                         "or the mask token, which are no text"

@@ -424,6 +424,8 @@ def test_a_constraint_that_cannot_be(engine: Engine) -> None:
         ({"grammar": f'start: "<[" <[{EOS_ID}]> // <[1]>'}, "an end of sequence"),
         ({"grammar": f"start: <[2,{MASK_ID - 1}-{MASK_ID + 1}]>"}, "or the mask token"),
         ({"grammar": "start: <[^5]>"}, "expected ids of tokens as"),
+        ({"grammar": "start: <[5-\u00b2]>"}, "expected ids of tokens as"),
+        ({"grammar": f"start: <[{'9' * 5000}]>"}, "expected ids of tokens as"),
         ({"grammar": '{"grammars": []}'}, "`grammar`: 1(1)"),
         ({"json_schema": "{"}, "as JSON"),
         ({"json_schema": [1]}, "as a JSON Schema, an object"),
