@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 from . import _core
 from .choosing import choice_probabilities
 from .completion import Completion, Scores, Usage
-from .errors import SbdError, SbdTypeError, SbdValueError, brief
+from .errors import SbdError, SbdGrammarError, SbdTypeError, SbdValueError, brief
 from .grammars import Grammars
 from .model_file import ModelPath, existing, model_file
 from .parameters import (
-    CONSTRAINTS,
     MAX_BEST,
     Parameters,
     Prompt,
@@ -28,6 +27,7 @@ from .parameters import (
     one_of,
     parse,
     token_ids,
+    without_other_constraint,
 )
 from .session import Session
 from .sizes import shown
@@ -50,10 +50,8 @@ _DEFAULTS = {f.name: f.default for f in fields(Parameters)}
 _RULES = ("logit_bias", "presence_penalty", "frequency_penalty", "repetition_penalty")
 
 
-def _without_other_constraint(options: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of all, for a prompt that has a constraint of its own."""
-    has_own = not CONSTRAINTS.keys().isdisjoint(own)
-    return {k: v for k, v in options.items() if not (has_own and k in CONSTRAINTS)}
+def _of_batch(index: int, error: SbdError) -> SbdError:
+    return type(error)(f"prompt {index} of the batch: {error}")
 
 
 def engine_options(
@@ -331,10 +329,10 @@ class Engine:
         for index, item in enumerate(prompts):
             try:
                 own = item if isinstance(item, Mapping) else {"prompt": item}
-                prepared = self._prepare({**_without_other_constraint(options, own), **own})
+                prepared = self._prepare({**without_other_constraint(options, own), **own})
                 self._core.check(prepared.request)
             except SbdError as error:
-                raise type(error)(f"prompt {index} of the batch: {error}") from None
+                raise _of_batch(index, error) from None
             waiting.append((index, prepared))
         return waiting
 
@@ -353,8 +351,11 @@ class Engine:
                 assert event  # until a sequence has had its last, one comes
                 if event.id not in running:
                     continue
-                event.raise_error()
                 index, session = running[event.id]
+                try:
+                    event.raise_error()
+                except SbdGrammarError as error:  # all other errors are every text's
+                    raise _of_batch(index, error) from None
                 if session.absorb(event).finish_reason:  # a stop string, perhaps
                     inbox.cancel(event.id)
                     del running[event.id]

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import _core
 from .continuing import continuing
 from .convert.guarded import GuardedTokenizer
+from .endless_rules import LITERAL, endless_rule
 from .errors import SbdValueError, brief
 from .parameters import Constraint, named
-from .schema_checks import check_constants, check_ends
+from .schema_checks import check_constants, check_ends, never_ends
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 _KEPT = 64  # compiled ones
 _MOST_CHARACTERS = 1 << 19
 _MOST_FORCED = 1 << 14  # bytes before there is a choice
-# What in a Lark grammar is no syntax: strings, comments, regular expressions.
-_LITERAL = re.compile(r'"(?:\\.|[^"\\])*"|//.*|#.*|/(?:\\.|[^/\\])+/')
 _IDS = re.compile(r"<\[(.*?)\]>")
 _ID = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 # Of llguidance: half a second to compile at most, some 20 ms for a mask, 100 MB for all of
@@ -145,6 +144,9 @@ class Grammars:
         _check(matcher, constraint)
         if schema is not None:
             check_ends(named(constraint.kind), schema)
+        rule = endless_rule(constraint.source) if constraint.kind == "grammar" else None
+        if rule is not None:
+            raise SbdValueError(never_ends(named(constraint.kind), rule, "start"))
         if self._forces_too_much(described):
             raise SbdValueError(
                 f"{named(constraint.kind)} forces a text of more than {_MOST_FORCED} bytes, if it "
@@ -169,7 +171,7 @@ class Grammars:
     def _check_ids(self, constraint: Constraint) -> None:
         """A grammar may name tokens by their ids, <[5]> or <[5-9,12]>: but none that is no text."""
         barred = {*self._tokenizer.eos_token_ids, self._tokenizer.mask_token_id}
-        for ids in _IDS.findall(_LITERAL.sub("", constraint.source)):
+        for ids in _IDS.findall(LITERAL.sub("", constraint.source)):
             for one in ids.split(","):
                 found = _ID.fullmatch(one)
                 if not found:

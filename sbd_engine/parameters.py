@@ -105,6 +105,12 @@ def named(name: str) -> str:
     return f"`{name}`"
 
 
+def without_other_constraint(options: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, for who has these too: a constraint takes the place of another."""
+    has_own = not CONSTRAINTS.keys().isdisjoint(own)
+    return {k: v for k, v in options.items() if not (has_own and k in CONSTRAINTS)}
+
+
 def parse(arguments: Mapping[str, Any]) -> Parameters:
     """Checks names, types and ranges; errors name the argument and what was expected."""
     for name in arguments:

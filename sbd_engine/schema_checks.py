@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from .endless import can_end
+from .endless import endless_part
 from .errors import SbdValueError, brief
 
 _MOST_INTEGER = 1 << 53
@@ -13,9 +13,15 @@ _LEAST, _MOST, _DIGITS = 1e-6, 1e15, 15  # of numbers that are no integers
 
 
 def check_ends(name: str, schema: Any) -> None:
-    """Raises SbdValueError where no text of it does."""
-    if not can_end(schema):
-        raise SbdValueError(f"{name} never ends: every text of it needs another one in it")
+    """Raises SbdValueError where a part that texts may come to never does."""
+    part = endless_part(schema)
+    if part is not None:
+        raise SbdValueError(never_ends(name, part, whole="#"))
+
+
+def never_ends(name: str, part: str, whole: str) -> str:
+    where = "" if part == whole else f" once it comes to {brief(part)}"
+    return f"{name} never ends{where}: what it needs there needs another of itself in it"
 
 
 def check_constants(name: str, schema: Any) -> None:

@@ -11,7 +11,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import SbdDeviceError, SbdError, SbdValueError
-from ..parameters import unknown
+from ..parameters import unknown, without_other_constraint
 from . import generation, options
 from .conversation import Conversation, State
 from .option_values import option_value
@@ -180,10 +180,10 @@ class ChatLoop:
         if not equals:
             raise SbdValueError(f"expected /set NAME=VALUE, such as gamma=0.1, got {text!r}")
         name = name.replace("-", "_")
-        changed = dict(self._chat.state.options)
-        changed[name] = option_value(name, value) if value else None
+        own = {name: option_value(name, value)} if value else {}
+        changed = {**without_other_constraint(self._chat.state.options, own), **own}
         if not value:
-            del changed[name]
+            changed.pop(name, None)
         before = self._chat.in_force
         self._chat.change(self._chat.state._replace(options=changed))
         after = self._chat.in_force

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from ..tools import CallFormat
 from .checks import Json
+from .constraints import Given
 from .fields import Asked
 from .model import Model
 from .thinking import uncertain
@@ -139,4 +140,4 @@ def with_calls(asked: Asked, tools: Tools, form: CallFormat, model: Model, begun
     )
     # Marks may be special tokens, and the splitter sees texts.
     arguments = {**asked.arguments, "grammar": grammar, "skip_special_tokens": not form.mark}
-    return replace(asked, arguments=arguments, constraint=("tools", "grammar"))
+    return replace(asked, arguments=arguments, constraint=Given("grammar", grammar, "`tools`"))

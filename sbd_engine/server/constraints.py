@@ -1,10 +1,9 @@
-"""Fields that say what a text must be, OpenAI's and vLLM's: each becomes an argument of
-Engine.generate, or none."""
+"""Fields that say what a text must be, OpenAI's and vLLM's."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import SbdValueError
 from . import checks
@@ -20,7 +19,15 @@ _STRUCTURED = {
 }
 
 
-def _response_format(name: str, value: Any) -> Json:
+class Given(NamedTuple):
+    """An argument of Engine.generate, and the field it came in, as errors name it."""
+
+    argument: str
+    value: Any
+    field: str
+
+
+def _response_format(name: str, value: Any) -> Given | None:
     kinds = ("text", "json_object", "json_schema")
     kind = checks.object_(name, value).get("type")
     if kind not in kinds:
@@ -29,17 +36,23 @@ def _response_format(name: str, value: Any) -> Json:
         )
     checks.check_keys(name, value, ("type", "json_schema") if kind == "json_schema" else ("type",))
     if kind == "text":
-        return {}
+        return None
     if kind == "json_object":
-        return {"json_schema": _ANY_OBJECT}
+        return Given("json_schema", _ANY_OBJECT, name)
     inner = f"{name}.json_schema"
     described = checks.object_(inner, value.get("json_schema"))
-    checks.check_keys(inner, described, ("name", "description", "schema", "strict"))
+    for key, check in (
+        ("name", checks.text),
+        ("description", checks.text),
+        ("strict", checks.boolean),
+    ):
+        if described.get(key) is not None:
+            check(f"{inner}.{key}", described[key])
     schema = described.get("schema")
-    return {"json_schema": _ANY_OBJECT if schema is None else schema}
+    return Given("json_schema", _ANY_OBJECT if schema is None else schema, f"{inner}.schema")
 
 
-def _structured_outputs(name: str, value: Any) -> Json:
+def _structured_outputs(name: str, value: Any) -> Given:
     """vLLM's."""
     given = {k: v for k, v in checks.object_(name, value).items() if v not in (None, False)}
     checks.check_keys(name, given, [*_STRUCTURED, "json_object"])
@@ -51,12 +64,12 @@ def _structured_outputs(name: str, value: Any) -> Json:
     ((key, inner),) = given.items()
     if key == "json_object":
         checks.boolean(f"{name}.{key}", inner)
-        return {"json_schema": _ANY_OBJECT}
-    return {_STRUCTURED[key]: inner}
+        return Given("json_schema", _ANY_OBJECT, name)
+    return Given(_STRUCTURED[key], inner, f"{name}.{key}")
 
 
 def _given(argument: str) -> Check:
-    return lambda _, value: {argument: value}
+    return lambda name, value: Given(argument, value, name)
 
 
 CONSTRAINT_FIELDS: dict[str, Check] = {

@@ -60,9 +60,9 @@ TOO_LONG = "context_length_exceeded"  # OpenAI's code
 def refused(error: SbdError, param: str, names: Mapping[str, str] | None = None) -> ApiError:
     """What an engine refuses before it starts: the client's to mend. The field is the first
     argument that the message names, else `param`; names: fields that have another name than the
-    engine's argument."""
+    engine's argument, as an error has them."""
     fields = names or {}
-    message = re.sub(r"`(\w+)`", lambda m: f"`{fields.get(m[1], m[1])}`", str(error))
+    message = re.sub(r"`(\w+)`", lambda m: fields.get(m[1], m[0]), str(error))
     named = re.search(r"`(\w+)`", message)
     code = TOO_LONG if isinstance(error, SbdLengthError) else None
     return ApiError(400, message, named[1] if named else param, code)

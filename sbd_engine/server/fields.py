@@ -18,7 +18,7 @@ from ..parameters import CHECKS, MAX_BEST, named, unknown
 from ..text_file import decode_utf8
 from . import checks, tools
 from .checks import Check, Json
-from .constraints import CONSTRAINT_FIELDS
+from .constraints import CONSTRAINT_FIELDS, Given
 from .errors import ApiError, refused
 from .tools import Tools
 
@@ -251,8 +251,8 @@ DETOKENIZE_FIELDS: dict[str, Check] = {
 class Asked:
     """What a request for text wants, whichever endpoint it came to.
 
-    arguments: of Engine.generate, all but the prompt and max_tokens. constraint: the field that
-    says what the text must be, and the argument that it became. best: log-probabilities in each
+    arguments: of Engine.generate, all but the prompt and max_tokens. constraint: what the
+    text must be. best: log-probabilities in each
     token's place; None: none at all.
     """
 
@@ -266,7 +266,7 @@ class Asked:
     stream: StreamOptions | None
     echo: bool
     arguments: Json
-    constraint: tuple[str, str] | None
+    constraint: Given | None
 
     @property
     def n_texts(self) -> int:
@@ -349,10 +349,9 @@ def _asked(values: Json, seed: int, max_tokens: int | None, best: int | None) ->
             '"none" a text is no call',
             constraints[0],
         )
-    constraint = None
-    for field in constraints:
-        arguments |= values[field]
-        constraint = (field, *values[field])
+    constraint = values[constraints[0]] if constraints else None
+    if constraint:
+        arguments[constraint.argument] = constraint.value
     return Asked(
         model=values.get("model"),
         prompts=values.get("prompt", []),

@@ -105,8 +105,7 @@ class Task:
         constraint = self.asked.constraint
         if constraint is None:
             return refused(error, self.param)
-        field, argument = constraint
-        return refused(error, self.param, {argument: field})
+        return refused(error, self.param, {constraint.argument: constraint.field})
 
 
 async def run(task: Task, entry: Entry) -> AsyncGenerator[Event, None]:

@@ -85,6 +85,13 @@ class TestPipe:
         said = [m["content"] for m in saved(file)["messages"] if m["role"] == "user"]
         assert said == ["one \ntwo", "/three\n\nfour", "/five"]
 
+    def test_a_constraint_takes_the_place_of_another(self, model: Path, pipe: Any) -> None:
+        lines = ['/set grammar=start: "aa"', "/set regex=b{2}", HELLO, "/set regex=", "/show"]
+        code, output, errors = pipe("\n".join(lines), model)
+        assert (code, output) == (0, "bb\n")
+        assert 'grammar: start: "aa" -> none' in errors
+        assert "regex: b{2} -> none" in errors
+
     def test_commands(self, engine: Engine, model: Path, tmp_path: Path, pipe: Any) -> None:
         file = tmp_path / "chat.json"
         lines = [

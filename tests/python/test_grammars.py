@@ -23,7 +23,7 @@ from reference.sampling import Sampling, sure_tokens
 from safetensors.numpy import load_file
 from tokenizers import AddedToken
 
-from sbd_engine import Engine, SbdError, SbdTypeError, SbdValueError
+from sbd_engine import Engine, SbdError, SbdGrammarError, SbdTypeError, SbdValueError
 
 from .constrained import (
     EOS_ID,
@@ -313,15 +313,22 @@ def test_a_constraint_that_cannot_be(engine: Engine) -> None:
          "more than 16384 bytes"),
         ({"json_schema": {"type": "array", "items": {"$ref": "#"}, "minItems": 1}}, "never ends"),
         ({"json_schema": {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}},
-         "never ends"),
+         "never ends: "),
+        ({"json_schema": {"$defs": {"n": {"type": "array", "items": {"$ref": "#/$defs/n"},
+                                          "minItems": 1}},
+                          "type": "object", "properties": {"a": {"$ref": "#/$defs/n"}}}},
+         "never ends once it comes to '#/$defs/n'"),
         ({"json_schema": {"const": -(2**63) + 1}}, "up to 2^53"),
         ({"json_schema": {"enum": ["a", {"b": [2**53 + 1]}]}}, "got 9007199254740993"),
         ({"json_schema": {"const": 0.12345678901234567}}, "at most 15 digits"),
         ({"grammar": 'start: %json {"const": -9223372036854775807}'}, "above -9223372036854775000"),
-        ({"grammar": 'start: "a" start'}, "if it ends at all"),
+        ({"grammar": 'start: "a" start'}, "never ends: "),
+        ({"grammar": 'start: /[a:]/ | b?\nb: ("x" | [A] c)\nA: "y"\nc: "("i c{1,3} ")" // c: A'},
+         "never ends once it comes to 'c'"),
+        ({"regex": "a{16000}a{4000}"}, "if it ends at all"),
         ({"grammar": 'start: ""'}, "the empty text alone"),
-        ({"grammar": "start: a\na: start"}, "no text at all"),
-        ({"grammar": 'start: "a" b\nb: b "c"'}, "no text at all"),
+        ({"grammar": "start: a\na: start"}, "never ends: "),
+        ({"grammar": 'start: X\nX: "a" & "b"'}, "no text at all"),
         ({"choices": []}, "got none"),
         ({"choices": "yes"}, "as a list of strings"),
         ({"choices": ["a", 5]}, "got 5 in it"),
@@ -341,8 +348,10 @@ def test_a_constraint_that_cannot_be(engine: Engine) -> None:
 def test_a_text_that_meets_the_limits_leaves_the_next_one_its_own(engine: Engine) -> None:
     """Though they share what is compiled."""
     spends = "(a(x{1000}){1000}|b)"
-    with pytest.raises(SbdValueError, match="too many states"):
-        engine.generate(PROMPT, regex=spends, logit_bias={engine.tokenizer.encode("a")[-1]: 100})
+    bias = {engine.tokenizer.encode("a")[-1]: 100}
+    spending = {"prompt": PROMPT, "regex": spends, "logit_bias": bias}
+    with pytest.raises(SbdGrammarError, match="^prompt 1 of the batch: .*too many states"):
+        engine.generate_batch([PROMPT, spending])
     bias = {engine.tokenizer.encode("b")[-1]: 100}
     assert engine.generate(PROMPT, regex=spends, logit_bias=bias).text == "b"
 

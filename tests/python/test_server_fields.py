@@ -100,7 +100,7 @@ WRONG: list[tuple[str, Any, str]] = [
     (
         "response_format",
         {"type": "json_schema", "json_schema": {"schema": {"type": "x"}}},
-        "`response_format`: ",
+        "`response_format`.json_schema.schema: ",
     ),
     ("guided_regex", "(", "`guided_regex`: "),
     ("guided_json", "{", "expected `guided_json` as JSON"),
@@ -109,7 +109,13 @@ WRONG: list[tuple[str, Any, str]] = [
     ("structured_outputs", {}, "got none"),
     ("structured_outputs", {"json": {}, "regex": "a"}, "got json and regex"),
     ("structured_outputs", {"structural_tag": "x"}, "unknown field 'structural_tag'"),
-    ("structured_outputs", {"regex": "("}, "`structured_outputs`: "),
+    ("structured_outputs", {"regex": "("}, "`structured_outputs`.regex: "),
+    ("structured_outputs", {"choice": "a"}, "expected `structured_outputs`.choice as a list"),
+    (
+        "response_format",
+        {"type": "json_schema", "json_schema": {"strict": "yes"}},
+        "expected `response_format`.json_schema.strict as true or false, got a string",
+    ),
     ("unknown", 1, "unknown field 'unknown'"),
     ("temprature", 1, "did you mean temperature?"),
 ]
