@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from .tokenizer import Tokenizer
 
-_KEPT = 64  # compiled ones
+_KEPT = 16  # compiled ones: some 0.3 MB each, a hostile one up to 30
 _MOST_CHARACTERS = 1 << 19
 _MOST_FORCED = 1 << 14  # bytes before there is a choice
 _IDS = re.compile(r"<\[(.*?)\]>")
