@@ -10,7 +10,7 @@ build() {  # folder, sanitizer, targets
   cmake --build "build/$1" --target "${@:3}"
 }
 
-files() {  # model files
+files() {  # model files and draft adapters
   build asan address fuzz_gguf
   build/asan/fuzz_gguf --iterations 1000000
 }

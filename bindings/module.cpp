@@ -171,12 +171,16 @@ void raise_error(const Event& event) {
   if (event.error) std::rethrow_exception(event.error);
 }
 
-// The next event, or none where none will come. Signal handlers run before one is taken, so that
-// what they raise loses none.
-std::optional<Event> next_event(Inbox& inbox, bool wait) {
+// The next event, or None where none will come. Signal handlers run before one is taken, and so is
+// memory for it, so that what they raise, or that there is none, loses none.
+py::object next_event(Inbox& inbox, bool wait) {
+  py::object next = py::cast(Event{});
   while (true) {
-    if (auto event = inbox.take()) return event;
-    if (!wait || !inbox.expects()) return std::nullopt;
+    if (auto event = inbox.take()) {
+      next.cast<Event&>() = *std::move(event);
+      return next;
+    }
+    if (!wait || !inbox.expects()) return py::none();
     without_gil([&] {
       inbox.wait();
       return true;

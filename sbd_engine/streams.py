@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
@@ -14,6 +15,8 @@ from .completion import Chunk, Completion
 from .errors import SbdError, SbdValueError
 from .session import Session
 from .tokenizer import Tokenizer
+
+_PATIENCE = 0.01  # seconds, until there may be memory again
 
 
 class Prepared(NamedTuple):
@@ -143,7 +146,7 @@ class AsyncStream(_Generation, AsyncIterator[Chunk]):
         self._waiting = 0  # readers
         self._taken = asyncio.Event()  # one of them has what it waited for
         loop = asyncio.get_running_loop()
-        put = self._events.put_nowait  # not self: a stream that is dropped ends
+        put = _once(self._events.put_nowait)  # not self: a stream that is dropped ends
         self._sequence = courier.add(
             prepared.request, lambda event: loop.call_soon_threadsafe(put, event)
         )
@@ -193,6 +196,19 @@ class AsyncStream(_Generation, AsyncIterator[Chunk]):
         self._inbox.cancel(self._sequence)
 
 
+def _once(put: Callable[[_core.Event], None]) -> Callable[[_core.Event], None]:
+    """`put` without what it had just before: a courier who lacks memory hands it over again."""
+    before: _core.Event | None = None
+
+    def put_new(event: _core.Event) -> None:
+        nonlocal before
+        if event is not before:
+            put(event)
+            before = event
+
+    return put_new
+
+
 class Courier:
     """Takes the events of async streams to their event loops, in a thread that lives as long as
     there are such streams."""
@@ -210,22 +226,39 @@ class Courier:
                 threading.Thread(target=self._run, name="sbd-engine courier", daemon=True).start()
                 self._running = True
             sequence = self.inbox.add(request)
-            self._readers[sequence] = deliver
+            try:
+                self._readers[sequence] = deliver
+            except MemoryError:
+                self.inbox.cancel(sequence)
+                raise
         return sequence
 
     def _run(self) -> None:
+        event: _core.Event | None = None  # in hand
         while True:
-            event = self.inbox.next()
-            with self._lock:
-                if event is None:
-                    if self._readers:
-                        continue
-                    self._running = False
-                    return
-                deliver = self._readers[event.id]
-                if event.last:
-                    del self._readers[event.id]
             try:
+                event = event or self.inbox.next()
+                if event:
+                    self._hand_over(event)
+                    event = None
+                elif self._is_over():
+                    return
+            except MemoryError:  # nothing is lost: what is in hand stays there
+                time.sleep(_PATIENCE)
+
+    def _is_over(self) -> bool:
+        with self._lock:
+            self._running = bool(self._readers)
+            return not self._running
+
+    def _hand_over(self, event: _core.Event) -> None:
+        with self._lock:
+            deliver = self._readers.get(event.id)
+        try:
+            if deliver:
                 deliver(event)
-            except RuntimeError:  # its event loop is closed
-                self.inbox.cancel(event.id)
+        except RuntimeError:  # its event loop is closed
+            self.inbox.cancel(event.id)
+        if event.last:
+            with self._lock:
+                self._readers.pop(event.id, None)

@@ -253,12 +253,14 @@ def given(context: typer.Context, names: Sequence[str]) -> dict[str, Any]:
     return {name: context.params[name] for name in names}
 
 
+_FILES = ("json_schema", "grammar")
+
+
 def constraint(context: typer.Context) -> dict[str, Any]:
     """What the text must be, as arguments of Engine.generate; some are in files."""
     values = given(context, [name for name in parameters.CONSTRAINTS if is_given(context, name)])
     return {
-        name: read_text(value) if isinstance(value, Path) else value
-        for name, value in values.items()
+        name: read_text(Path(value)) if name in _FILES else value for name, value in values.items()
     }
 
 

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -139,6 +140,36 @@ inline GgufBuilder complete_model(const ModelShape& m) {
   if (!m.tied) matrix("output.weight", m.vocab, hidden);
   if (m.rope_freqs) vector("rope_freqs.weight", m.head_dim / 2);
   return builder;
+}
+
+// A draft adapter for it: two factors of each matrix, in ranks that differ, and a mask.
+inline GgufBuilder complete_adapter(const ModelShape& m) {
+  GgufBuilder builder;
+  builder.text("general.type", "adapter").text("adapter.type", "lora");
+  builder.text("general.architecture", m.architecture).f32("adapter.lora.alpha", 2.0f);
+  builder.u32("sbd.block_size", 3)
+      .array("sbd.draft.acceptance", gguf_value::f32, 2, bytes_of(0.5f) + bytes_of(0.25f));
+  const std::uint64_t hidden = m.hidden, inner = m.intermediate;
+  const std::uint64_t q_size = std::uint64_t{m.heads} * m.head_dim;
+  const std::uint64_t kv_size = std::uint64_t{m.kv_heads} * m.head_dim;
+  const struct {
+    const char* name;
+    std::uint64_t out, in;
+  } places[] = {{"attn_q", q_size, hidden},  {"attn_k", kv_size, hidden},
+                {"attn_v", kv_size, hidden}, {"attn_output", hidden, q_size},
+                {"ffn_gate", inner, hidden}, {"ffn_up", inner, hidden},
+                {"ffn_down", hidden, inner}};
+  std::uint64_t n = 0;
+  for (std::uint32_t i = 0; i < m.layers; ++i) {
+    for (const auto& [place, out, in] : places) {
+      const std::string name = "blk." + std::to_string(i) + "." + place + ".weight.lora_";
+      const std::uint32_t type = n % 2 == 0 ? gguf_tensor::f16 : gguf_tensor::f32;
+      const std::uint64_t rank = 1 + n++ % std::min(out, in);
+      builder.tensor(filled_tensor(name + 'a', {in, rank}, type));
+      builder.tensor(filled_tensor(name + 'b', {rank, out}, type));
+    }
+  }
+  return builder.tensor(filled_tensor("sbd.draft.mask_embedding", {hidden}, gguf_tensor::f32));
 }
 
 // Every architecture, tied and untied, every type, sizes that fill the kernels' lanes and sizes

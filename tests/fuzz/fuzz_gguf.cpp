@@ -1,4 +1,4 @@
-// Mutation fuzzer of model files, from the first byte to generated tokens:
+// Mutation fuzzer of model files and draft adapters, from the first byte to generated tokens:
 //   fuzz_gguf [--iterations N] [--seed S] [--only I] [FILE...]
 //
 // Every case is a valid image (built in, and the given files, best below 64 KiB) with a few
@@ -91,7 +91,10 @@ std::vector<sbd::test::GgufBuilder> decoded_otherwise() {
 std::vector<Seed> built_in_seeds() {
   std::vector<Seed> seeds;
   for (const sbd::test::ModelShape& shape : sbd::test::complete_models()) {
-    seeds.push_back({.image = sbd::test::complete_model(shape).build(), .complete = true});
+    const std::string model = sbd::test::complete_model(shape).build();
+    seeds.push_back({.image = model, .complete = true});
+    const std::string adapter = sbd::test::complete_adapter(shape).build();
+    seeds.push_back({.image = adapter, .complete = true, .model = model});
   }
   for (const sbd::test::GgufBuilder& model : decoded_otherwise()) {
     seeds.push_back({.image = model.build(), .complete = true});
@@ -141,9 +144,9 @@ Arguments read_arguments(int argc, char** argv) {
   for (Seed& seed : arguments.seeds) {
     fuzz::FieldFinder(seed).find();
     std::optional<fuzz::Claims> claims;
-    std::string error = fuzz::read_stage(seed.image, claims);
+    std::string error = fuzz::read_stage(seed.image, seed.model, claims);
     if (error.empty() && seed.complete) {
-      error = fuzz::load_stage(seed.image);
+      error = fuzz::load_stage(seed.image, seed.model);
     }
     if (!error.empty()) {
       throw std::runtime_error("a seed is not valid: " + error);
@@ -178,7 +181,9 @@ std::size_t within(std::size_t limit, Stage stage) {
   return memory::heap.peak - before;
 }
 
-Result run_case(const std::string& image) {
+// model: of an adapter, the file that it is for.
+Result run_case(const std::string& image, const std::string& model) {
+  const std::size_t size = image.size() + model.size();
   Result result;
   std::optional<fuzz::Claims> claims;
   const std::size_t mapped_before = memory::mapped.live;
@@ -186,12 +191,12 @@ Result run_case(const std::string& image) {
   ::alarm(10);
   const auto start = std::chrono::steady_clock::now();
   try {
-    result.read_heap = within(fuzz::read_heap(image.size()),
-                              [&] { result.error = fuzz::read_stage(image, claims); });
+    result.read_heap = within(fuzz::read_heap(size),
+                              [&] { result.error = fuzz::read_stage(image, model, claims); });
     result.read = result.error.empty();
     if (result.read) {
-      result.load_heap = within(fuzz::load_heap(image.size(), *claims),
-                                [&] { result.error = fuzz::load_stage(image); });
+      result.load_heap = within(fuzz::load_heap(size, *claims),
+                                [&] { result.error = fuzz::load_stage(image, model); });
     }
   } catch (const std::exception& other) {
     result.problem = other.what();
@@ -210,8 +215,7 @@ Result run_case(const std::string& image) {
   if (memory::mapped.live != mapped_before) {
     result.problem = "memory is still mapped";
   }
-  if (result.read &&
-      static_cast<double>(result.mapped) > fuzz::load_mapped(image.size(), *claims)) {
+  if (result.read && static_cast<double>(result.mapped) > fuzz::load_mapped(size, *claims)) {
     result.problem = "mapped " + std::to_string(result.mapped) + " bytes";
   }
   return result;
@@ -244,7 +248,7 @@ int main(int argc, char** argv) {
     }
     mutated.shrink_to_fit();  // so that a byte past the end is one past the allocation
 
-    const Result result = run_case(mutated);
+    const Result result = run_case(mutated, seed.model);
     if (!result.problem.empty()) {
       ++n_failed;
       report_case();

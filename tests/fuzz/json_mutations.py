@@ -12,6 +12,9 @@ ODD: tuple[Any, ...] = (
     *("a" * 1000, "../x", "/etc/passwd", "(a|a)*$", ".*", "(", "[^a]", "$A", "[]"),
     *([], {}, [[]], [{}], {"": None}, {"a": []}, [0, 1], ["a", "b"]),
 )
+MOST_PARTS = (
+    20_000  # of a list or text that is repeated: the fuzzer's own time is none of the engine's
+)
 
 
 def copied(value: Any) -> Any:
@@ -51,7 +54,8 @@ def mutated(random: Random, value: Any, others: list[Any], times: int) -> Any:
         elif kind == 4:
             del part[key]
         elif kind == 5 and isinstance(part, list):
-            part *= random.choice((2, 3, 20))
+            copies = random.choice((2, 3, 20))
+            part *= copies if copies * len(part) <= MOST_PARTS else 1
         elif kind == 6 and isinstance(part, dict):
             other, name = random.choice(places(random.choice(others)) or [({}, "a")])
             part[str(name)] = copied(other[name]) if other else None
@@ -69,6 +73,6 @@ def _text(random: Random, text: str) -> str:
             text[:at],
             text[at:],
             text[:at] + random.choice(("a", "\n", "é", "\0", "*", "(", "\u202e")) + text[at:],
-            text * random.choice((2, 3, 50)),
+            text[:MOST_PARTS] * random.choice((2, 3, 50)),
         )
     )

@@ -20,9 +20,10 @@ using Fields = std::vector<std::pair<std::size_t, std::size_t>>;  // offset, wid
 
 struct Seed {
   std::string image;
-  bool complete = false;  // loads and generates
-  Fields fields = {};     // every count, length, type, value, shape and offset
-  Fields values = {};     // the values of keys alone
+  bool complete = false;   // loads and generates
+  std::string model = {};  // of a draft adapter: the file that it is for
+  Fields fields = {};      // every count, length, type, value, shape and offset
+  Fields values = {};      // the values of keys alone
 };
 
 // Case `index` is a pure function of the seed and the index.

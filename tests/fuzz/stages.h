@@ -27,8 +27,9 @@ struct Claims {  // what a file says it is
   sbd::DecoderOptions defaults;
 };
 
-// Keys, configuration, and every byte of every tensor.
-inline std::string read_stage(const std::string& image, std::optional<Claims>& claims) {
+// Keys, configuration (an adapter's is its model's), and every byte of every tensor.
+inline std::string read_stage(const std::string& image, const std::string& model,
+                              std::optional<Claims>& claims) {
   try {
     const auto contents = sbd::parse_gguf(std::as_bytes(std::span(image)), "fuzz");
     unsigned sum = 0;
@@ -49,8 +50,12 @@ inline std::string read_stage(const std::string& image, std::optional<Claims>& c
     }
     volatile unsigned sink = sum;
     static_cast<void>(sink);
-    const auto config = sbd::read_model_config(contents.metadata, contents.tensors);
-    claims = {config, sbd::read_decode_defaults(contents.metadata, config)};
+    const auto configured = [&claims](const sbd::GgufContents& file) {
+      const auto config = sbd::read_model_config(file.metadata, file.tensors);
+      claims = {config, sbd::read_decode_defaults(file.metadata, config)};
+    };
+    configured(model.empty() ? contents
+                             : sbd::parse_gguf(std::as_bytes(std::span(model)), "model"));
   } catch (const sbd::Error& error) {
     return error.what();
   }
@@ -65,17 +70,17 @@ inline std::size_t read_heap(std::size_t image_size) { return 8 * image_size + (
 inline constexpr int kMaxTokens = 5;
 inline constexpr int kMaxSteps = 10;
 
-inline void generate(sbd::Engine& engine, const sbd::Request& request) {
+inline std::vector<sbd::TokenId> generate(sbd::Engine& engine, const sbd::Request& request) {
   const sbd::SequenceId id = engine.add(request);
   const int vocab_size = engine.config().vocab_size;
-  int n_tokens = 0;
+  std::vector<sbd::TokenId> tokens;
   bool finished = false;
   for (int step = 0; step < kMaxSteps && !finished; ++step) {
     for (const sbd::SequenceEvents& sequence : engine.step()) {
       if (!sequence.error.empty()) throw sbd::Error(sbd::ErrorKind::value, sequence.error);
       finished = sequence.events.finished.has_value();
       for (const sbd::TokenId token : sequence.events.committed) {
-        ++n_tokens;
+        tokens.push_back(token);
         if (token < 0 || token >= vocab_size || token == engine.config().mask_token_id) {
           throw std::logic_error("committed token " + std::to_string(token));
         }
@@ -83,9 +88,10 @@ inline void generate(sbd::Engine& engine, const sbd::Request& request) {
     }
   }
   engine.remove(id);
-  if (n_tokens > kMaxTokens) {
+  if (tokens.size() > kMaxTokens) {
     throw std::logic_error("more tokens than were asked for");
   }
+  return tokens;
 }
 
 inline bool accepts(const sbd::Engine& engine, const sbd::Request& request) {
@@ -97,15 +103,28 @@ inline bool accepts(const sbd::Engine& engine, const sbd::Request& request) {
   return true;
 }
 
+// Whatever is in an adapter, the text is the model's own.
+inline void check_drafts(sbd::Engine& engine, sbd::Request request) {
+  request.decoder = "ntp";
+  const auto expected = generate(engine, request);
+  request.decoder = "sbd_lossless";
+  if (generate(engine, request) != expected) {
+    throw std::logic_error("an adapter changes the text");
+  }
+}
+
 // A whole load and a few tokens: greedily with the file's own decoders, then with one of all there
 // are, sampled, where the file can run it.
-inline std::string load_stage(const std::string& image) {
+inline std::string load_stage(const std::string& image, const std::string& model) {
   try {
-    const sbd::test::MemoryFile file(image);
-    sbd::Engine engine(file.path(), {.n_threads = 1});
+    const sbd::test::MemoryFile file(image), beside(model);
+    sbd::EngineOptions options{.n_threads = 1};
+    if (!model.empty()) options.draft = file.path();
+    sbd::Engine engine(model.empty() ? file.path() : beside.path(), options);
     sbd::Request request;
     request.prompt = {0, std::min(1, engine.config().vocab_size - 1)};
     request.max_tokens = kMaxTokens;
+    if (!model.empty()) check_drafts(engine, request);
     for (const std::string& decoder : engine.defaults().named) {
       request.decoder = decoder;
       generate(engine, request);

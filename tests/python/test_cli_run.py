@@ -298,6 +298,6 @@ def test_every_option_reaches_the_engine(
     done = run_here(capsys, command, model, *line)
     assert done.stderr == b"error: seen enough\n"
     assert asked == [options | ({"ignore_eos": True} if command == "run" else {})]
-    assert {name: made[name] for name in engine_options} == engine_options
+    assert {n: type(v)(made[n]) for n, v in engine_options.items()} == engine_options
     if command == "eval":
         assert made["prefix_cache"] == 0

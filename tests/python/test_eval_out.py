@@ -69,9 +69,7 @@ def test_one_run_at_a_time(tasks: Path, tmp_path: Path, capsys: pytest.CaptureFi
         "from sbd_engine.evaluation.locked_file import open_locked; "
         "file = open_locked(Path(sys.argv[1])); print(flush=True); sys.stdin.read()"
     )
-    command = [sys.executable, "-P", "-c", holder, str(out)]
-    if sys.version_info < (3, 11):
-        command.remove("-P")
+    command = [sys.executable, "-I", "-c", holder, str(out)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=tmp_path
     ) as other:

@@ -396,7 +396,7 @@ def test_without_llguidance_one_line_says_so(model: Path) -> None:
         "    try: engine.generate('x', regex='a')\n"
         "    except sbd_engine.SbdError as error: print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
     assert done.stdout == "length\n`regex` needs llguidance: pip install 'llguidance>=1.9'\n"
 
 
@@ -413,7 +413,7 @@ def test_python_may_end_while_an_async_text_is_on_its_way(model: Path) -> None:
     )
     for _ in range(3):
         done = subprocess.run(
-            [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=20
+            [sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=20
         )
         assert (done.returncode, done.stdout) == (0, "over\n"), done.stderr
 

@@ -380,6 +380,51 @@ class TestAsync:
 
         asyncio.run(main())
 
+    def test_no_memory_for_a_while(self, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Wherever the courier's memory fails, each event comes, once."""
+
+        class Starved:  # an inbox; every other call finds none, before anything is taken
+            def __init__(self, inbox: Any) -> None:
+                self._inbox, self._calls = inbox, 0
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self._inbox, name)
+
+            def next(self) -> Any:
+                self._calls += 1
+                if self._calls % 2:
+                    raise MemoryError
+                return self._inbox.next()
+
+        async def main(engine: Engine) -> None:
+            loop = asyncio.get_running_loop()
+            call, calls = loop.call_soon_threadsafe, 0
+
+            def starved(*arguments: Any) -> None:
+                nonlocal calls
+                calls += 1
+                if calls % 4 == 1:
+                    raise MemoryError
+                call(*arguments)
+                if calls % 4 == 3:  # to wake the loop, when the event is there already
+                    raise MemoryError
+
+            monkeypatch.setattr(loop, "call_soon_threadsafe", starved)
+            streams = [engine.astream(PROMPT, max_tokens=n, ignore_eos=True) for n in (9, 30, 12)]
+            for stream, text in zip(streams, expected, strict=True):
+                tokens = [token async for chunk in stream for token in chunk.tokens]
+                assert tokens == text
+            assert calls > 30
+            await engine.astream(PROMPT, **ENDLESS).aclose()
+
+        with Engine(model, n_threads=1) as engine:
+            expected = [
+                engine.generate(PROMPT, max_tokens=n, ignore_eos=True).tokens for n in (9, 30, 12)
+            ]
+            monkeypatch.setattr(engine._courier, "inbox", Starved(engine._courier.inbox))
+            asyncio.run(asyncio.wait_for(main(engine), 20))
+            assert engine._core.n_sequences == 0
+
     def test_bad_input_and_no_event_loop(self, engine: Engine) -> None:
         with pytest.raises(SbdError, match="unknown argument"):
             engine.astream(PROMPT, gama=1)  # type: ignore[call-arg]
