@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
-from gguf import GGML_QUANT_VERSION, LlamaFileType
+from gguf import GGML_QUANT_SIZES, GGML_QUANT_VERSION
 from gguf import GGMLQuantizationType as WeightType
 from numpy.typing import NDArray
 
@@ -25,7 +26,8 @@ from .draft import draft_metadata, draft_path, draft_tensors
 from .errors import ConvertError, listed
 from .families import family_of, hf_config
 from .lora import LoraAdapter, LowRank, load_lora
-from .quantize import encode, stored_type, weight_type
+from .mixes import Mix, mix_of, stored_type, wanted_types
+from .quantize import encode
 from .settings import check_decoding, decoding_settings, end_tokens
 from .tokenizer import load_tokenizer, tokenizer_metadata
 from .values import Config
@@ -33,13 +35,6 @@ from .writer import OutputFile, OutputTensor, write_files
 
 StrPath = str | PathLike[str]
 CHUNK = 1 << 20  # elements in hand at a time: 4 MiB of float32, a few times over while encoding
-FILE_TYPES = {
-    WeightType.F32: LlamaFileType.ALL_F32,
-    WeightType.F16: LlamaFileType.MOSTLY_F16,
-    WeightType.BF16: LlamaFileType.MOSTLY_BF16,
-    WeightType.Q8_0: LlamaFileType.MOSTLY_Q8_0,
-    WeightType.Q4_0: LlamaFileType.MOSTLY_Q4_0,
-}
 # Architectures of which llama.cpp's diffusion tool asks whether their logits are shifted.
 SHIFT_LOGITS = ("llada", "dream")
 # Architectures in which llama.cpp knows divisors of RoPE's frequencies.
@@ -85,7 +80,7 @@ def convert(
     Raises ConvertError, or OSError where a file cannot be written; then neither `output` nor the
     draft adapter's file beside it is touched.
     """
-    wanted = weight_type(type)
+    mix = mix_of(type)
     output = Path(output)
     if isinstance(sources, (str, PathLike)):
         sources = [sources]
@@ -106,7 +101,7 @@ def convert(
 
     metadata["general.type"] = "model"
     metadata["general.name"] = checkpoint.folder.resolve().name
-    metadata["general.file_type"] = int(FILE_TYPES[wanted])
+    metadata["general.file_type"] = int(mix.file_type)
     metadata["general.quantization_version"] = GGML_QUANT_VERSION
     tokenizer = load_tokenizer(checkpoint, warn)
     vocab_size = config["vocab_size"]
@@ -123,20 +118,15 @@ def convert(
         warn(note)
 
     tensors = [
-        _output_tensor(spec, stored[spec.source], adapter.changes.get(spec.source), wanted)
-        for spec in specs
+        _output_tensor(spec, stored[spec.source], adapter.changes.get(spec.source), dtype)
+        for spec, dtype in zip(specs, _stored_types(specs, mix, warn), strict=True)
     ]
-    odd = [t.name for t in tensors if len(t.shape) > 1 and t.dtype != wanted]
-    if odd:
-        warn(f"{len(odd)} tensors stay F16, their rows are no multiple of 32: {listed(odd)}")
     divisors = rope_freqs(config)
     if divisors is not None:
         if family.architecture not in ROPE_DIVISORS:
             warn(f"llama.cpp will not open the file: it scales no {family.architecture} as llama3")
-        chunks = [divisors]
-        tensors.append(
-            OutputTensor("rope_freqs.weight", divisors.shape, WeightType.F32, lambda: iter(chunks))
-        )
+        piece = partial(encode, divisors, WeightType.F32, "rope_freqs.weight")
+        tensors.append(OutputTensor("rope_freqs.weight", divisors.shape, WeightType.F32, [piece]))
     names = metadata["sbd.decoders"]
     assert isinstance(names, list)
     decoders = [str(name) for name in names]
@@ -144,7 +134,7 @@ def convert(
     if draft_lora is not None and draft_output is not None:
         draft = load_lora(Path(draft_lora), shapes)
         values = draft_metadata(draft, family.architecture, decoders)
-        files.append(OutputFile(draft_output, values, [*draft_tensors(draft, specs, wanted)]))
+        files.append(OutputFile(draft_output, values, [*draft_tensors(draft, specs, mix.usual)]))
     on_start(sum(file.nbytes for file in files))
     write_files(files, on_bytes)
     return Conversion(
@@ -269,18 +259,34 @@ def _check_output(output: Path, checkpoint: Checkpoint, adapters: Sequence[Path]
 
 
 def _output_tensor(
-    spec: TensorSpec, stored: StoredTensor, change: LowRank | None, wanted: WeightType
+    spec: TensorSpec, stored: StoredTensor, change: LowRank | None, dtype: WeightType
 ) -> OutputTensor:
-    dtype = stored_type(spec.shape, wanted)
+    def piece(start: int, stop: int) -> NDArray[np.generic]:
+        rows = _rows(stored, change, start, stop)
+        if spec.rotary_head_dim:
+            rows = interleave_rotary(rows, spec.rotary_head_dim)
+        return encode(rows, dtype, spec.source)
 
-    def chunks() -> Iterator[NDArray[np.generic]]:
-        for start, stop in _row_ranges(spec.shape, spec.rotary_head_dim or 1):
-            rows = _rows(stored, change, start, stop)
-            if spec.rotary_head_dim:
-                rows = interleave_rotary(rows, spec.rotary_head_dim)
-            yield encode(rows, dtype, spec.source)
+    ranges = _row_ranges(spec.shape, spec.rotary_head_dim or 1)
+    pieces = [partial(piece, start, stop) for start, stop in ranges]
+    return OutputTensor(spec.name, spec.shape, dtype, pieces)
 
-    return OutputTensor(spec.name, spec.shape, dtype, chunks)
+
+def _stored_types(
+    specs: list[TensorSpec], mix: Mix, warn: Callable[[str], None]
+) -> list[WeightType]:
+    wanted = wanted_types({spec.name: spec.shape for spec in specs}, mix)
+    types = [stored_type(spec.shape, wanted[spec.name]) for spec in specs]
+    odd: dict[tuple[WeightType, WeightType], list[str]] = {}
+    for spec, dtype in zip(specs, types, strict=True):
+        if len(spec.shape) > 1 and dtype != wanted[spec.name]:
+            odd.setdefault((wanted[spec.name], dtype), []).append(spec.name)
+    for (meant, got), names in odd.items():
+        warn(
+            f"{len(names)} tensors become {got.name}, not {meant.name}: their rows are no multiple "
+            f"of {GGML_QUANT_SIZES[meant][0]}: {listed(names)}"
+        )
+    return types
 
 
 def _row_ranges(shape: tuple[int, ...], multiple: int) -> Iterator[tuple[int, int]]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from .replacing import replacing
 from .values import Value
 
 ALIGNMENT = 64
+Piece = Callable[[], NDArray[np.generic]]
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class OutputTensor:
     name: str
     shape: tuple[int, ...]
     dtype: WeightType
-    chunks: Callable[[], Iterator[NDArray[np.generic]]]  # its bytes in order, a few rows at a time
+    pieces: Sequence[Piece]  # its bytes in order, a few rows each; they are made in parallel
 
     @property
     def nbytes(self) -> int:
@@ -82,13 +86,31 @@ def _write(path: Path, contents: OutputFile, on_bytes: Callable[[int], None]) ->
         assert writer.fout is not None
         file = writer.fout[0]
         writer.write_padding(file, file.tell())
+        made = _made(piece for tensor in tensors for piece in tensor.pieces)
         for tensor in tensors:
-            for chunk in tensor.chunks():
-                file.write(chunk.data)
-                on_bytes(chunk.nbytes)
+            for _ in tensor.pieces:
+                data = next(made)
+                file.write(data.data)
+                on_bytes(data.nbytes)
             writer.write_padding(file, tensor.nbytes)
     finally:
         writer.close()
+
+
+def _made(pieces: Iterable[Piece]) -> Iterator[NDArray[np.generic]]:
+    """What each gives, in order: a few are in hand at a time, on all processors."""
+    threads = len(os.sched_getaffinity(0))
+    waiting: deque[Future[NDArray[np.generic]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for piece in pieces:
+                waiting.append(pool.submit(piece))
+                if len(waiting) > 2 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _value_type(value: Value) -> GGUFValueType:
