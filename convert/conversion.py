@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGML_QUANT_VERSION
+from gguf import GGML_QUANT_VERSION
 from gguf import GGMLQuantizationType as WeightType
 from numpy.typing import NDArray
 
@@ -26,15 +26,14 @@ from .draft import draft_metadata, draft_path, draft_tensors
 from .errors import ConvertError, listed
 from .families import family_of, hf_config
 from .lora import LoraAdapter, LowRank, load_lora
-from .mixes import Mix, mix_of, stored_type, wanted_types
-from .quantize import encode
+from .mixes import mix_of, types_of
+from .quantize import encode, row_ranges
 from .settings import check_decoding, decoding_settings, end_tokens
 from .tokenizer import load_tokenizer, tokenizer_metadata
 from .values import Config
-from .writer import OutputFile, OutputTensor, write_files
+from .writer import OutputFile, OutputTensor, check_output, write_files
 
 StrPath = str | PathLike[str]
-CHUNK = 1 << 20  # elements in hand at a time: 4 MiB of float32, a few times over while encoding
 # Architectures of which llama.cpp's diffusion tool asks whether their logits are shifted.
 SHIFT_LOGITS = ("llada", "dream")
 # Architectures in which llama.cpp knows divisors of RoPE's frequencies.
@@ -117,9 +116,12 @@ def convert(
     for note in filter(None, (family.note, family.lora_note if lora is not None else "")):
         warn(note)
 
+    types = types_of({spec.name: spec.shape for spec in specs}, mix, warn)
     tensors = [
-        _output_tensor(spec, stored[spec.source], adapter.changes.get(spec.source), dtype)
-        for spec, dtype in zip(specs, _stored_types(specs, mix, warn), strict=True)
+        _output_tensor(
+            spec, stored[spec.source], adapter.changes.get(spec.source), types[spec.name]
+        )
+        for spec in specs
     ]
     divisors = rope_freqs(config)
     if divisors is not None:
@@ -218,7 +220,7 @@ def _equal(
     """Whether two weights are the same, each with its change."""
     return a.shape == b.shape and all(
         np.array_equal(_rows(a, to_a, start, stop), _rows(b, to_b, start, stop))
-        for start, stop in _row_ranges(a.shape, 1)
+        for start, stop in row_ranges(a.shape)
     )
 
 
@@ -242,20 +244,13 @@ def _check_shapes(specs: list[TensorSpec], stored: dict[str, StoredTensor]) -> N
 
 
 def _check_output(output: Path, checkpoint: Checkpoint, adapters: Sequence[Path]) -> None:
-    if output.is_dir():
-        raise ConvertError(f"{output}: is a folder: expected the model file to write")
-    if not output.parent.is_dir():
-        raise ConvertError(f"{output.parent}: no such folder")
-    if not output.exists():
-        return
-    if not output.is_file():
-        raise ConvertError(f"{output}: is no regular file, which writing would replace")
-    if any(output.samefile(path) for path in checkpoint.files):
-        raise ConvertError(f"{output}: is a file of the checkpoint itself")
-    if any(output.parent.samefile(folder) for folder in (checkpoint.folder, *adapters)):
+    what = "a file of the checkpoint itself"
+    check_output(output, checkpoint.files, what)
+    folders = (checkpoint.folder, *adapters)
+    if output.exists() and any(output.parent.samefile(folder) for folder in folders):
         with output.open("rb") as file:
             if file.read(4) != b"GGUF":
-                raise ConvertError(f"{output}: is a file of the checkpoint itself")
+                raise ConvertError(f"{output}: is {what}")
 
 
 def _output_tensor(
@@ -267,31 +262,6 @@ def _output_tensor(
             rows = interleave_rotary(rows, spec.rotary_head_dim)
         return encode(rows, dtype, spec.source)
 
-    ranges = _row_ranges(spec.shape, spec.rotary_head_dim or 1)
+    ranges = row_ranges(spec.shape, spec.rotary_head_dim or 1)
     pieces = [partial(piece, start, stop) for start, stop in ranges]
     return OutputTensor(spec.name, spec.shape, dtype, pieces)
-
-
-def _stored_types(
-    specs: list[TensorSpec], mix: Mix, warn: Callable[[str], None]
-) -> list[WeightType]:
-    wanted = wanted_types({spec.name: spec.shape for spec in specs}, mix)
-    types = [stored_type(spec.shape, wanted[spec.name]) for spec in specs]
-    odd: dict[tuple[WeightType, WeightType], list[str]] = {}
-    for spec, dtype in zip(specs, types, strict=True):
-        if len(spec.shape) > 1 and dtype != wanted[spec.name]:
-            odd.setdefault((wanted[spec.name], dtype), []).append(spec.name)
-    for (meant, got), names in odd.items():
-        warn(
-            f"{len(names)} tensors become {got.name}, not {meant.name}: their rows are no multiple "
-            f"of {GGML_QUANT_SIZES[meant][0]}: {listed(names)}"
-        )
-    return types
-
-
-def _row_ranges(shape: tuple[int, ...], multiple: int) -> Iterator[tuple[int, int]]:
-    """Ranges of about CHUNK elements, each a whole number of `multiple` rows."""
-    columns = int(np.prod(shape[1:]))
-    step = multiple * max(1, CHUNK // (columns * multiple))
-    for start in range(0, shape[0], step):
-        yield start, min(start + step, shape[0])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from gguf import GGML_QUANT_SIZES, LlamaFileType
 from gguf import GGMLQuantizationType as WeightType
 
-from .errors import ConvertError
+from .errors import ConvertError, listed
 
 Shape = tuple[int, ...]
 Q4_K, Q5_K, Q6_K = WeightType.Q4_K, WeightType.Q5_K, WeightType.Q6_K
@@ -99,3 +99,21 @@ def _wanted(name: str, shapes: Mapping[str, Shape], mix: Mix, layers: int) -> We
         shared = shapes[name][0] < shapes[f"blk.{layer}.attn_q.weight"][0]
         return Q5_K if shared else Q4_K
     return mix.usual
+
+
+def types_of(
+    shapes: Mapping[str, Shape], mix: Mix, warn: Callable[[str], None]
+) -> dict[str, WeightType]:
+    """The types that a model's tensors are stored in; those that had to be others are told."""
+    wanted = wanted_types(shapes, mix)
+    types = {name: stored_type(shape, wanted[name]) for name, shape in shapes.items()}
+    odd: dict[tuple[WeightType, WeightType], list[str]] = {}
+    for name, dtype in types.items():
+        if len(shapes[name]) > 1 and dtype != wanted[name]:
+            odd.setdefault((wanted[name], dtype), []).append(name)
+    for (meant, got), names in odd.items():
+        warn(
+            f"{len(names)} tensors become {got.name}, not {meant.name}: their rows are no multiple "
+            f"of {GGML_QUANT_SIZES[meant][0]}: {listed(names)}"
+        )
+    return types

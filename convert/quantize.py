@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as WeightType
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 from .errors import ConvertError
 from .searched import ENCODERS, search
 
+CHUNK = 1 << 20  # elements in hand at a time: 4 MiB of float32, a few times over while encoding
 _F16 = 65504.0
 # The largest magnitude of a type: a block's scale is F16, the largest weight so many of it.
 LIMITS = {
@@ -30,6 +33,14 @@ LIMITS = {
 def stored_bytes(shape: tuple[int, ...], dtype: WeightType) -> int:
     elements, size = GGML_QUANT_SIZES[dtype]
     return int(np.prod(shape)) // elements * size
+
+
+def row_ranges(shape: tuple[int, ...], multiple: int = 1) -> Iterator[tuple[int, int]]:
+    """Ranges of about CHUNK elements, each a whole number of `multiple` rows."""
+    columns = int(np.prod(shape[1:]))
+    step = multiple * max(1, CHUNK // (columns * multiple))
+    for start in range(0, shape[0], step):
+        yield start, min(start + step, shape[0])
 
 
 def encode(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from .errors import ConvertError
 from .quantize import stored_bytes
 from .replacing import replacing
-from .values import Value
+from .values import Typed, Value
 
 ALIGNMENT = 64
 Piece = Callable[[], NDArray[np.generic]]
@@ -39,12 +39,26 @@ class OutputTensor:
 @dataclass(frozen=True)
 class OutputFile:
     path: Path
-    metadata: Mapping[str, Value]
+    metadata: Mapping[str, Value | Typed]
     tensors: list[OutputTensor]
 
     @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors)
+
+
+def check_output(output: Path, sources: Sequence[Path], what: str) -> None:
+    """That a file may be written there; what: one of `sources`, for the error."""
+    if output.is_dir():
+        raise ConvertError(f"{output}: is a folder: expected the model file to write")
+    if not output.parent.is_dir():
+        raise ConvertError(f"{output.parent}: no such folder")
+    if not output.exists():
+        return
+    if not output.is_file():
+        raise ConvertError(f"{output}: is no regular file, which writing would replace")
+    if any(output.samefile(path) for path in sources):
+        raise ConvertError(f"{output}: is {what}")
 
 
 def write_files(
@@ -69,11 +83,14 @@ def write_gguf(path: Path, metadata: Mapping[str, Value], tensors: list[OutputTe
 
 def _write(path: Path, contents: OutputFile, on_bytes: Callable[[int], None]) -> None:
     metadata, tensors = contents.metadata, contents.tensors
-    writer = GGUFWriter(path, str(metadata["general.architecture"]))
+    architecture = metadata["general.architecture"]
+    name = architecture.value if isinstance(architecture, Typed) else architecture
+    writer = GGUFWriter(path, str(name))
     writer.add_custom_alignment(ALIGNMENT)
     for key, value in metadata.items():
         if key != "general.architecture":
-            writer.add_key_value(key, value, _value_type(value))
+            typed = value if isinstance(value, Typed) else Typed(value, _value_type(value), None)
+            writer.add_key_value(key, *typed)
     for tensor in tensors:
         # With raw_dtype given, the numpy type stands for nothing.
         writer.add_tensor_info(

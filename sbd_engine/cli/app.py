@@ -14,6 +14,7 @@ from .eval import evaluate
 from .generate import generate
 from .inspect import inspect
 from .perplexity import perplexity
+from .requantise import requantise
 from .run import run
 from .serve import serve
 from .set_keys import set_keys
@@ -44,6 +45,7 @@ app.command()(sweep)
 app.command()(perplexity)
 app.command()(serve)
 app.command("set")(set_keys)
+app.command()(requantise)
 
 # Boxes around the help of less width would cut the names of options.
 _LEAST_BOXED = 80

@@ -187,7 +187,8 @@ def test_bad_checkpoint(
     [
         (
             ["--type", "q5_k"],
-            "--type: expected one of f32, f16, bf16, q8_0, q6_k, q5_k_m, q5_k_s, q4_k_m, q4_k_s, q4_0, got 'q5_k'",
+            "--type: expected one of f32, f16, bf16, q8_0, q6_k, q5_k_m, q5_k_s, q4_k_m, q4_k_s, "
+            "q4_0, got 'q5_k'",
         ),
         (["--mask-token", "<|msk|>"], "has no token '<|msk|>'; did you mean <|mask|>"),
         (["--mask-token", "320"], "mask token: expected an id from 0 to 319, got 320"),
