@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
@@ -25,6 +25,7 @@ from .checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from .draft import draft_metadata, draft_path, draft_tensors
 from .errors import ConvertError, listed
 from .families import family_of, hf_config
+from .importance import load_importance
 from .lora import LoraAdapter, LowRank, load_lora
 from .mixes import mix_of, types_of
 from .quantize import encode, row_ranges
@@ -68,6 +69,7 @@ def convert(
     gamma: float | None = None,
     lora: StrPath | None = None,
     draft_lora: StrPath | None = None,
+    importance: StrPath | None = None,
     settings: Sequence[str] = (),
     warn: Callable[[str], None] = _warn,
     on_start: Callable[[int], None] = lambda _: None,
@@ -116,10 +118,20 @@ def convert(
     for note in filter(None, (family.note, family.lora_note if lora is not None else "")):
         warn(note)
 
-    types = types_of({spec.name: spec.shape for spec in specs}, mix, warn)
+    by_name = {spec.name: spec.shape for spec in specs}
+    types = types_of(by_name, mix, warn)
+    columns: Mapping[str, NDArray[np.float32]] = {}
+    if importance is not None:
+        counts = load_importance(Path(importance), by_name, mix, type)
+        columns = counts.columns
+        metadata.update(counts.keys)
     tensors = [
         _output_tensor(
-            spec, stored[spec.source], adapter.changes.get(spec.source), types[spec.name]
+            spec,
+            stored[spec.source],
+            adapter.changes.get(spec.source),
+            types[spec.name],
+            columns.get(spec.name),
         )
         for spec in specs
     ]
@@ -254,13 +266,17 @@ def _check_output(output: Path, checkpoint: Checkpoint, adapters: Sequence[Path]
 
 
 def _output_tensor(
-    spec: TensorSpec, stored: StoredTensor, change: LowRank | None, dtype: WeightType
+    spec: TensorSpec,
+    stored: StoredTensor,
+    change: LowRank | None,
+    dtype: WeightType,
+    columns: NDArray[np.float32] | None,
 ) -> OutputTensor:
     def piece(start: int, stop: int) -> NDArray[np.generic]:
         rows = _rows(stored, change, start, stop)
         if spec.rotary_head_dim:
             rows = interleave_rotary(rows, spec.rotary_head_dim)
-        return encode(rows, dtype, spec.source)
+        return encode(rows, dtype, spec.source, columns)
 
     ranges = row_ranges(spec.shape, spec.rotary_head_dim or 1)
     pieces = [partial(piece, start, stop) for start, stop in ranges]

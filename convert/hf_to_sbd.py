@@ -65,6 +65,10 @@ def convert_command(
         Path | None,
         typer.Option(help="The folder of a PEFT LoRA adapter that drafts: a second file."),
     ] = None,
+    importance: Annotated[
+        Path | None,
+        typer.Option(help="How much each column counts: of `importance`, or llama.cpp's imatrix."),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any sbd.* key; may be given again."),
@@ -84,6 +88,7 @@ def convert_command(
                 gamma=gamma,
                 lora=lora,
                 draft_lora=draft_lora,
+                importance=importance,
                 settings=set_ or (),
                 warn=lambda line: progress.console.print(
                     f"warning: {one_line(line)}", markup=False, highlight=False, soft_wrap=True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from .errors import ConvertError, listed
+from .importance import load_importance
 from .mixes import mix_of, types_of
 from .quantize import encode, row_ranges, stored_bytes
 from .values import Typed, Value
@@ -68,6 +69,7 @@ def requantise(
     output: Path,
     *,
     type: str,
+    importance: Path | None = None,
     allow_requantise: bool = False,
     warn: Callable[[str], None],
     on_start: Callable[[int], None] = lambda _: None,
@@ -82,7 +84,8 @@ def requantise(
     stored = [_stored(source, tensor) for tensor in reader.tensors]
     _check_kind(source, reader)
     notes: list[str] = []
-    types = types_of({tensor.name: tensor.shape for tensor in stored}, mix, notes.append)
+    shapes = {tensor.name: tensor.shape for tensor in stored}
+    types = types_of(shapes, mix, notes.append)
     # Vectors stay as they are.
     changed = [t for t in stored if len(t.shape) > 1 and t.dtype != types[t.name]]
     twice = [t for t in changed if t.dtype not in NEARLY_EXACT and types[t.name] != WeightType.F32]
@@ -93,13 +96,21 @@ def requantise(
             f"{listed([tensor.name for tensor in twice])}; start from the checkpoint or a file in "
             "F16 or Q8_0, or give --allow-requantise"
         )
+    columns: Mapping[str, NDArray[np.float32]] = {}
+    keys: Mapping[str, Value] = {}
+    if importance is not None:
+        counts = load_importance(importance, shapes, mix, type)
+        columns, keys = counts.columns, counts.keys
     for note in notes:
         warn(note)
     metadata = dict(_kept_keys(reader, warn))
     metadata["general.file_type"] = int(mix.file_type)
     metadata["general.quantization_version"] = GGML_QUANT_VERSION
+    metadata |= keys
     tensors = [
-        _changed(tensor, types[tensor.name]) if tensor in changed else _copied(tensor)
+        _changed(tensor, types[tensor.name], columns.get(tensor.name))
+        if tensor in changed
+        else _copied(tensor)
         for tensor in stored
     ]
     file = OutputFile(output, metadata, tensors)
@@ -137,9 +148,11 @@ def _kept_keys(
         yield key, Typed(field.contents(), kind, inner[0] if inner else None)
 
 
-def _changed(tensor: _Stored, dtype: WeightType) -> OutputTensor:
+def _changed(
+    tensor: _Stored, dtype: WeightType, columns: NDArray[np.float32] | None
+) -> OutputTensor:
     def piece(start: int, stop: int) -> NDArray[np.generic]:
-        return encode(tensor.rows(start, stop), dtype, tensor.name)
+        return encode(tensor.rows(start, stop), dtype, tensor.name, columns)
 
     n_rows = int(np.prod(tensor.shape[:-1]))
     ranges = row_ranges((n_rows, tensor.shape[-1]))

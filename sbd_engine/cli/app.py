@@ -12,6 +12,7 @@ from .bench import bench
 from .chat import chat
 from .eval import evaluate
 from .generate import generate
+from .importance import importance
 from .inspect import inspect
 from .perplexity import perplexity
 from .requantise import requantise
@@ -46,6 +47,7 @@ app.command()(perplexity)
 app.command()(serve)
 app.command("set")(set_keys)
 app.command()(requantise)
+app.command()(importance)
 
 # Boxes around the help of less width would cut the names of options.
 _LEAST_BOXED = 80

@@ -20,6 +20,10 @@ def requantise(
     type: Annotated[
         str, typer.Option(help="Of the weights, as `convert` takes it: q4_k_m, q8_0, ...")
     ],
+    importance: Annotated[
+        Path | None,
+        typer.Option(help="How much each column counts: of `importance`, or llama.cpp's imatrix."),
+    ] = None,
     allow_requantise: Annotated[
         bool,
         typer.Option(
@@ -61,6 +65,7 @@ def requantise(
                 model,
                 output,
                 type=type,
+                importance=importance,
                 allow_requantise=allow_requantise,
                 warn=options.note,
                 on_start=on_start,

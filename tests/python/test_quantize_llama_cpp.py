@@ -4,6 +4,7 @@ Skipped where llama-cpp-python is not installed.
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from gguf import GGUFReader
 from numpy.typing import NDArray
 
 from sbd_engine.convert import writer
+from sbd_engine.convert.importance import write_importance
 from sbd_engine.convert.mixes import MIXES, mix_of, stored_type, wanted_types
 
 from .checkpoints import convert_quietly, read_model, write_checkpoint
@@ -46,7 +48,9 @@ def types_of(path: Path) -> dict[str, str]:
 
 
 def last_logits(path: Path, ids: list[int]) -> NDArray[np.float32]:
-    llama = llama_cpp.Llama(str(path), n_ctx=64, n_threads=1, logits_all=True, verbose=False)
+    llama = llama_cpp.Llama(
+        str(path), n_ctx=64, n_threads=1, n_threads_batch=1, logits_all=True, verbose=False
+    )
     llama.eval(ids)
     return np.array(llama.scores[: len(ids)])
 
@@ -88,3 +92,36 @@ def test_no_more_is_lost(checkpoint: Path) -> None:
             assert lost <= 1.02 * their_loss, (name, tensor)
         error, their_error = (relative_error(last_logits(path, ids), expected) for path in paths)
         assert error < 1.1 * their_error, name
+
+
+def test_importance_in_both_quantisers(checkpoint: Path) -> None:
+    """One file of ours, through each quantiser: neither loses more where it counts."""
+    exact = read_model(checkpoint / "f32.bin")[1]
+    rng = np.random.default_rng(6)
+    matrices = [name for name in exact if name.startswith("blk.") and exact[name].ndim == 2]
+    sums = {name: (100, np.exp(2 * rng.standard_normal(exact[name].shape[1]))) for name in matrices}
+    file = checkpoint / "imatrix.gguf"
+    keys: dict[str, Any] = {"architecture": "llama", "datasets": ["t"], "chunks": 1}
+    write_importance(file, sums, **keys, chunk_size=100)
+    tensors = {tensor.name: tensor.data for tensor in GGUFReader(file).tensors}
+    columns = {n: tensors[f"{n}.in_sum2"][0] / tensors[f"{n}.counts"][0, 0] for n in matrices}
+    entries = [
+        llama_cpp.llama_model_imatrix_data(
+            name.encode(), values.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), values.size
+        )
+        for name, values in columns.items()
+    ]
+    entries.append(llama_cpp.llama_model_imatrix_data(None, None, 0))
+    array = (llama_cpp.llama_model_imatrix_data * len(entries))(*entries)
+    pointer = ctypes.cast(array, ctypes.POINTER(llama_cpp.llama_model_imatrix_data))
+    theirs = read_model(quantised(checkpoint / "f32.bin", "q4_k_m", imatrix=pointer))[1]
+    convert_quietly(
+        checkpoint / "checkpoint", checkpoint / "ours.bin", type="q4_k_m", importance=file
+    )
+    ours = read_model(checkpoint / "ours.bin")[1]
+    for name in matrices:
+        lost, their_loss = (
+            float(np.sqrt((np.square(each[name] - exact[name]) * columns[name]).sum()))
+            for each in (ours, theirs)
+        )
+        assert lost <= 1.03 * their_loss, name
