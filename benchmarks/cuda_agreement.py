@@ -4,19 +4,22 @@ demo model's tokens."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from gguf import GGMLQuantizationType as WeightType
 from gguf import GGUFReader
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from sbd_engine import Engine, _core
-from sbd_engine.convert.architectures import model_metadata, tensor_specs
-from sbd_engine.convert.quantize import encode, stored_type, weight_type
+from sbd_engine.convert.architectures import TensorSpec, model_metadata, tensor_specs
+from sbd_engine.convert.mixes import mix_of, stored_type
+from sbd_engine.convert.quantize import encode
 from sbd_engine.convert.writer import OutputTensor, write_gguf
 from sbd_engine.model_file import model_file
 
@@ -85,14 +88,14 @@ def _all_logits(path: Path, device: str, kv_dtype: str, vocab: int) -> Iterator[
 def _write_model(config: dict[str, Any], dtype: str, path: Path) -> None:
     tensors = []
     for index, spec in enumerate(tensor_specs(config, tied=False)):
-        stored = stored_type(spec.shape, weight_type(dtype))
+        stored = stored_type(spec.shape, mix_of(dtype).usual)
 
-        def chunks(
-            index: int = index, shape: tuple[int, ...] = spec.shape, name: str = spec.name
-        ) -> Iterator[NDArray[np.generic]]:
-            yield encode(_exact_values(index, shape), stored_type(shape, weight_type(dtype)), name)
+        def piece(
+            index: int = index, spec: TensorSpec = spec, stored: WeightType = stored
+        ) -> NDArray[np.generic]:
+            return encode(_exact_values(index, spec.shape), stored, spec.name)
 
-        tensors.append(OutputTensor(spec.name, spec.shape, stored, chunks))
+        tensors.append(OutputTensor(spec.name, spec.shape, stored, [piece]))
     write_gguf(path, model_metadata(config), tensors)
 
 
@@ -208,16 +211,12 @@ def is_choice(row: Floats, token: int, mask: int, slack: float) -> bool:
 
 def _write_f32(source: Path, path: Path) -> None:
     """The same model, every weight a float."""
-    f32 = weight_type("f32")
     tensors = []
     for tensor in GGUFReader(source).tensors:
         shape = tuple(int(n) for n in reversed(tensor.shape))
         values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32).reshape(shape)
-        tensors.append(OutputTensor(tensor.name, shape, f32, _once(values)))
+        piece = partial(encode, values, WeightType.F32, tensor.name)
+        tensors.append(OutputTensor(tensor.name, shape, WeightType.F32, [piece]))
     metadata = _core.read_gguf(source)["metadata"]
     metadata.pop("general.alignment", None)  # the writer has its own
     write_gguf(path, metadata, tensors)
-
-
-def _once(values: Floats) -> Callable[[], Iterator[NDArray[np.generic]]]:
-    return lambda: iter([values])

@@ -288,6 +288,19 @@ py::dict profile_forward(Loop& loop, int rows, int context) {
                   py::arg("matmuls_us") = profile.matmuls_us);
 }
 
+// By the weight's name: of how many rows, and the sums of each column's squares.
+py::dict input_squares(Loop& loop, const std::vector<TokenId>& tokens) {
+  const std::vector<InputSquares> all = without_gil([&] {
+    return loop.between_forwards([&](Engine& engine) { return engine.input_squares(tokens); });
+  });
+  py::dict result;
+  for (const InputSquares& each : all) {
+    const py::array_t<double> sums(static_cast<py::ssize_t>(each.sums.size()), each.sums.data());
+    result[py::str(each.weight)] = py::make_tuple(each.n_rows, sums);
+  }
+  return result;
+}
+
 // The best draft where a share of the guesses agrees, for sequences that share forwards of these
 // times by their rows, all alike: its block size, whether it is verified alone, and how much faster
 // than next-token decoding it is. A block size of 1: none is.
@@ -468,6 +481,7 @@ PYBIND11_MODULE(_core, module) {
       .def("time_forwards", &time_forwards, py::arg("rows"), py::arg("context"), py::arg("repeats"),
            py::arg("n_sequences") = 1, py::arg("adapted") = false)
       .def("profile_forward", &profile_forward, py::arg("rows"), py::arg("context"))
+      .def("input_squares", &input_squares, py::arg("tokens"))
       .def("measure_peaks", &peaks)
       .def("close", &close_engine);
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
-from gguf import GGML_QUANT_VERSION, LlamaFileType
+from gguf import GGML_QUANT_VERSION
 from gguf import GGMLQuantizationType as WeightType
 from numpy.typing import NDArray
 
@@ -24,22 +25,16 @@ from .checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from .draft import draft_metadata, draft_path, draft_tensors
 from .errors import ConvertError, listed
 from .families import family_of, hf_config
+from .importance import load_importance
 from .lora import LoraAdapter, LowRank, load_lora
-from .quantize import encode, stored_type, weight_type
+from .mixes import mix_of, types_of
+from .quantize import encode, row_ranges
 from .settings import check_decoding, decoding_settings, end_tokens
 from .tokenizer import load_tokenizer, tokenizer_metadata
 from .values import Config
-from .writer import OutputFile, OutputTensor, write_files
+from .writer import OutputFile, OutputTensor, check_output, write_files
 
 StrPath = str | PathLike[str]
-CHUNK = 1 << 20  # elements in hand at a time: 4 MiB of float32, a few times over while encoding
-FILE_TYPES = {
-    WeightType.F32: LlamaFileType.ALL_F32,
-    WeightType.F16: LlamaFileType.MOSTLY_F16,
-    WeightType.BF16: LlamaFileType.MOSTLY_BF16,
-    WeightType.Q8_0: LlamaFileType.MOSTLY_Q8_0,
-    WeightType.Q4_0: LlamaFileType.MOSTLY_Q4_0,
-}
 # Architectures of which llama.cpp's diffusion tool asks whether their logits are shifted.
 SHIFT_LOGITS = ("llada", "dream")
 # Architectures in which llama.cpp knows divisors of RoPE's frequencies.
@@ -74,6 +69,7 @@ def convert(
     gamma: float | None = None,
     lora: StrPath | None = None,
     draft_lora: StrPath | None = None,
+    importance: StrPath | None = None,
     settings: Sequence[str] = (),
     warn: Callable[[str], None] = _warn,
     on_start: Callable[[int], None] = lambda _: None,
@@ -85,7 +81,7 @@ def convert(
     Raises ConvertError, or OSError where a file cannot be written; then neither `output` nor the
     draft adapter's file beside it is touched.
     """
-    wanted = weight_type(type)
+    mix = mix_of(type)
     output = Path(output)
     if isinstance(sources, (str, PathLike)):
         sources = [sources]
@@ -106,7 +102,7 @@ def convert(
 
     metadata["general.type"] = "model"
     metadata["general.name"] = checkpoint.folder.resolve().name
-    metadata["general.file_type"] = int(FILE_TYPES[wanted])
+    metadata["general.file_type"] = int(mix.file_type)
     metadata["general.quantization_version"] = GGML_QUANT_VERSION
     tokenizer = load_tokenizer(checkpoint, warn)
     vocab_size = config["vocab_size"]
@@ -122,21 +118,29 @@ def convert(
     for note in filter(None, (family.note, family.lora_note if lora is not None else "")):
         warn(note)
 
+    by_name = {spec.name: spec.shape for spec in specs}
+    types = types_of(by_name, mix, warn)
+    columns: Mapping[str, NDArray[np.float32]] = {}
+    if importance is not None:
+        counts = load_importance(Path(importance), by_name, mix, type)
+        columns = counts.columns
+        metadata.update(counts.keys)
     tensors = [
-        _output_tensor(spec, stored[spec.source], adapter.changes.get(spec.source), wanted)
+        _output_tensor(
+            spec,
+            stored[spec.source],
+            adapter.changes.get(spec.source),
+            types[spec.name],
+            columns.get(spec.name),
+        )
         for spec in specs
     ]
-    odd = [t.name for t in tensors if len(t.shape) > 1 and t.dtype != wanted]
-    if odd:
-        warn(f"{len(odd)} tensors stay F16, their rows are no multiple of 32: {listed(odd)}")
     divisors = rope_freqs(config)
     if divisors is not None:
         if family.architecture not in ROPE_DIVISORS:
             warn(f"llama.cpp will not open the file: it scales no {family.architecture} as llama3")
-        chunks = [divisors]
-        tensors.append(
-            OutputTensor("rope_freqs.weight", divisors.shape, WeightType.F32, lambda: iter(chunks))
-        )
+        piece = partial(encode, divisors, WeightType.F32, "rope_freqs.weight")
+        tensors.append(OutputTensor("rope_freqs.weight", divisors.shape, WeightType.F32, [piece]))
     names = metadata["sbd.decoders"]
     assert isinstance(names, list)
     decoders = [str(name) for name in names]
@@ -144,7 +148,7 @@ def convert(
     if draft_lora is not None and draft_output is not None:
         draft = load_lora(Path(draft_lora), shapes)
         values = draft_metadata(draft, family.architecture, decoders)
-        files.append(OutputFile(draft_output, values, [*draft_tensors(draft, specs, wanted)]))
+        files.append(OutputFile(draft_output, values, [*draft_tensors(draft, specs, mix.usual)]))
     on_start(sum(file.nbytes for file in files))
     write_files(files, on_bytes)
     return Conversion(
@@ -228,7 +232,7 @@ def _equal(
     """Whether two weights are the same, each with its change."""
     return a.shape == b.shape and all(
         np.array_equal(_rows(a, to_a, start, stop), _rows(b, to_b, start, stop))
-        for start, stop in _row_ranges(a.shape, 1)
+        for start, stop in row_ranges(a.shape)
     )
 
 
@@ -252,40 +256,28 @@ def _check_shapes(specs: list[TensorSpec], stored: dict[str, StoredTensor]) -> N
 
 
 def _check_output(output: Path, checkpoint: Checkpoint, adapters: Sequence[Path]) -> None:
-    if output.is_dir():
-        raise ConvertError(f"{output}: is a folder: expected the model file to write")
-    if not output.parent.is_dir():
-        raise ConvertError(f"{output.parent}: no such folder")
-    if not output.exists():
-        return
-    if not output.is_file():
-        raise ConvertError(f"{output}: is no regular file, which writing would replace")
-    if any(output.samefile(path) for path in checkpoint.files):
-        raise ConvertError(f"{output}: is a file of the checkpoint itself")
-    if any(output.parent.samefile(folder) for folder in (checkpoint.folder, *adapters)):
+    what = "a file of the checkpoint itself"
+    check_output(output, checkpoint.files, what)
+    folders = (checkpoint.folder, *adapters)
+    if output.exists() and any(output.parent.samefile(folder) for folder in folders):
         with output.open("rb") as file:
             if file.read(4) != b"GGUF":
-                raise ConvertError(f"{output}: is a file of the checkpoint itself")
+                raise ConvertError(f"{output}: is {what}")
 
 
 def _output_tensor(
-    spec: TensorSpec, stored: StoredTensor, change: LowRank | None, wanted: WeightType
+    spec: TensorSpec,
+    stored: StoredTensor,
+    change: LowRank | None,
+    dtype: WeightType,
+    columns: NDArray[np.float32] | None,
 ) -> OutputTensor:
-    dtype = stored_type(spec.shape, wanted)
+    def piece(start: int, stop: int) -> NDArray[np.generic]:
+        rows = _rows(stored, change, start, stop)
+        if spec.rotary_head_dim:
+            rows = interleave_rotary(rows, spec.rotary_head_dim)
+        return encode(rows, dtype, spec.source, columns)
 
-    def chunks() -> Iterator[NDArray[np.generic]]:
-        for start, stop in _row_ranges(spec.shape, spec.rotary_head_dim or 1):
-            rows = _rows(stored, change, start, stop)
-            if spec.rotary_head_dim:
-                rows = interleave_rotary(rows, spec.rotary_head_dim)
-            yield encode(rows, dtype, spec.source)
-
-    return OutputTensor(spec.name, spec.shape, dtype, chunks)
-
-
-def _row_ranges(shape: tuple[int, ...], multiple: int) -> Iterator[tuple[int, int]]:
-    """Ranges of about CHUNK elements, each a whole number of `multiple` rows."""
-    columns = int(np.prod(shape[1:]))
-    step = multiple * max(1, CHUNK // (columns * multiple))
-    for start in range(0, shape[0], step):
-        yield start, min(start + step, shape[0])
+    ranges = row_ranges(spec.shape, spec.rotary_head_dim or 1)
+    pieces = [partial(piece, start, stop) for start, stop in ranges]
+    return OutputTensor(spec.name, spec.shape, dtype, pieces)

@@ -6,6 +6,7 @@ Merged, it would change the model that verifies; in the model's file, llama.cpp 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -78,4 +79,4 @@ def adapter_tensors(
 
 
 def matrix_tensor(name: str, matrix: NDArray[np.float32], dtype: WeightType) -> OutputTensor:
-    return OutputTensor(name, matrix.shape, dtype, lambda: iter([encode(matrix, dtype, name)]))
+    return OutputTensor(name, matrix.shape, dtype, [partial(encode, matrix, dtype, name)])

@@ -29,6 +29,7 @@ from rich.progress import (
 
 from .conversion import Conversion, convert
 from .errors import ConvertError, one_line
+from .mixes import MIXES
 
 # Typer does not export it.
 UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
@@ -45,9 +46,7 @@ def convert_command(
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The model file to write.")],
-    type: Annotated[
-        str, typer.Option(help="Of the weights: f32, f16, bf16, q8_0 or q4_0.")
-    ] = "q8_0",
+    type: Annotated[str, typer.Option(help=f"Of the weights: {', '.join(MIXES)}.")] = "q8_0",
     mask_token: Annotated[
         str | None,
         typer.Option(help="The mask token, or its id. Default: the checkpoint's, if it has one."),
@@ -65,6 +64,10 @@ def convert_command(
     draft_lora: Annotated[
         Path | None,
         typer.Option(help="The folder of a PEFT LoRA adapter that drafts: a second file."),
+    ] = None,
+    importance: Annotated[
+        Path | None,
+        typer.Option(help="How much each column counts: of `importance`, or llama.cpp's imatrix."),
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -85,6 +88,7 @@ def convert_command(
                 gamma=gamma,
                 lora=lora,
                 draft_lora=draft_lora,
+                importance=importance,
                 settings=set_ or (),
                 warn=lambda line: progress.console.print(
                     f"warning: {one_line(line)}", markup=False, highlight=False, soft_wrap=True

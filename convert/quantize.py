@@ -1,6 +1,8 @@
-"""Which type a weight is stored in, and its float32 rows as bytes of that type."""
+"""Float32 rows as bytes of a type."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES
@@ -9,35 +11,23 @@ from gguf.quants import quantize
 from numpy.typing import NDArray
 
 from .errors import ConvertError
+from .searched import ENCODERS, search
 
-TYPES = {
-    "f32": WeightType.F32,
-    "f16": WeightType.F16,
-    "bf16": WeightType.BF16,
-    "q8_0": WeightType.Q8_0,
-    "q4_0": WeightType.Q4_0,
-}
-# The largest magnitude of a type: a group's scale is F16, the largest weight 127 or 8 of it.
+CHUNK = 1 << 20  # elements in hand at a time: 4 MiB of float32, a few times over while encoding
+_F16 = 65504.0
+# The largest magnitude of a type: a block's scale is F16, the largest weight so many of it.
 LIMITS = {
     WeightType.F32: 3.4028235e38,
-    WeightType.F16: 65504.0,
+    WeightType.F16: _F16,
     WeightType.BF16: 3.3895314e38,
-    WeightType.Q8_0: 65504.0 * 127,
-    WeightType.Q4_0: 65504.0 * 8,
+    WeightType.Q8_0: _F16 * 127,
+    WeightType.Q6_K: _F16 * 127 * 31,
+    WeightType.Q5_K: _F16 * 63,  # the minimum's
+    WeightType.Q4_K: _F16 * 63,
+    WeightType.Q5_1: _F16,
+    WeightType.Q5_0: _F16 * 15,
+    WeightType.Q4_0: _F16 * 8,
 }
-
-
-def weight_type(name: str) -> WeightType:
-    if name not in TYPES:
-        raise ConvertError(f"--type: expected one of {', '.join(TYPES)}, got {name!r}")
-    return TYPES[name]
-
-
-def stored_type(shape: tuple[int, ...], wanted: WeightType) -> WeightType:
-    """The type a tensor gets: vectors stay F32, and rows that groups do not fill go to F16."""
-    if len(shape) == 1:
-        return WeightType.F32
-    return WeightType.F16 if shape[-1] % GGML_QUANT_SIZES[wanted][0] else wanted
 
 
 def stored_bytes(shape: tuple[int, ...], dtype: WeightType) -> int:
@@ -45,8 +35,24 @@ def stored_bytes(shape: tuple[int, ...], dtype: WeightType) -> int:
     return int(np.prod(shape)) // elements * size
 
 
-def encode(rows: NDArray[np.float32], dtype: WeightType, name: str) -> NDArray[np.generic]:
-    """`rows` as `dtype` stores them. Values not finite, or too large for it, are an error."""
+def row_ranges(shape: tuple[int, ...], multiple: int = 1) -> Iterator[tuple[int, int]]:
+    """Ranges of about CHUNK elements, each a whole number of `multiple` rows."""
+    columns = int(np.prod(shape[1:]))
+    step = multiple * max(1, CHUNK // (columns * multiple))
+    for start in range(0, shape[0], step):
+        yield start, min(start + step, shape[0])
+
+
+def encode(
+    rows: NDArray[np.float32],
+    dtype: WeightType,
+    name: str,
+    importance: NDArray[np.float32] | None = None,
+) -> NDArray[np.generic]:
+    """`rows` as `dtype` stores them. Values not finite, or too large for it, are an error.
+
+    importance: how much an error in each column counts, to the types that search.
+    """
     peak = max(-rows.min(), rows.max())
     if not np.isfinite(peak):
         raise ConvertError(f"tensor {name} holds NaN or infinity")
@@ -56,4 +62,4 @@ def encode(rows: NDArray[np.float32], dtype: WeightType, name: str) -> NDArray[n
             "convert with --type bf16 or f32"
         )
     with np.errstate(all="ignore"):  # a subnormal scale overflows its inverse, and is 0 as F16
-        return quantize(rows, dtype)
+        return search(rows, dtype, importance) if dtype in ENCODERS else quantize(rows, dtype)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
+
+from gguf import GGUFValueType
 
 from .errors import ConvertError
 
 Config = dict[str, Any]  # as in config.json
 Value = bool | int | float | str | list[str] | list[int] | list[float]  # of the model file
+
+
+class Typed(NamedTuple):
+    """A value in the type of GGUF's that another file has it in; `inner`: of an array's values."""
+
+    value: Any
+    kind: GGUFValueType
+    inner: GGUFValueType | None
 
 
 _FLOAT32_MAX = (2 - 2**-23) * 2.0**127

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +18,10 @@ from numpy.typing import NDArray
 from .errors import ConvertError
 from .quantize import stored_bytes
 from .replacing import replacing
-from .values import Value
+from .values import Typed, Value
 
 ALIGNMENT = 64
+Piece = Callable[[], NDArray[np.generic]]
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class OutputTensor:
     name: str
     shape: tuple[int, ...]
     dtype: WeightType
-    chunks: Callable[[], Iterator[NDArray[np.generic]]]  # its bytes in order, a few rows at a time
+    pieces: Sequence[Piece]  # its bytes in order, a few rows each; they are made in parallel
 
     @property
     def nbytes(self) -> int:
@@ -35,12 +39,26 @@ class OutputTensor:
 @dataclass(frozen=True)
 class OutputFile:
     path: Path
-    metadata: Mapping[str, Value]
+    metadata: Mapping[str, Value | Typed]
     tensors: list[OutputTensor]
 
     @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors)
+
+
+def check_output(output: Path, sources: Sequence[Path], what: str) -> None:
+    """That a file may be written there; what: one of `sources`, for the error."""
+    if output.is_dir():
+        raise ConvertError(f"{output}: is a folder: expected the model file to write")
+    if not output.parent.is_dir():
+        raise ConvertError(f"{output.parent}: no such folder")
+    if not output.exists():
+        return
+    if not output.is_file():
+        raise ConvertError(f"{output}: is no regular file, which writing would replace")
+    if any(output.samefile(path) for path in sources):
+        raise ConvertError(f"{output}: is {what}")
 
 
 def write_files(
@@ -65,11 +83,14 @@ def write_gguf(path: Path, metadata: Mapping[str, Value], tensors: list[OutputTe
 
 def _write(path: Path, contents: OutputFile, on_bytes: Callable[[int], None]) -> None:
     metadata, tensors = contents.metadata, contents.tensors
-    writer = GGUFWriter(path, str(metadata["general.architecture"]))
+    architecture = metadata["general.architecture"]
+    name = architecture.value if isinstance(architecture, Typed) else architecture
+    writer = GGUFWriter(path, str(name))
     writer.add_custom_alignment(ALIGNMENT)
     for key, value in metadata.items():
         if key != "general.architecture":
-            writer.add_key_value(key, value, _value_type(value))
+            typed = value if isinstance(value, Typed) else Typed(value, _value_type(value), None)
+            writer.add_key_value(key, *typed)
     for tensor in tensors:
         # With raw_dtype given, the numpy type stands for nothing.
         writer.add_tensor_info(
@@ -82,13 +103,31 @@ def _write(path: Path, contents: OutputFile, on_bytes: Callable[[int], None]) ->
         assert writer.fout is not None
         file = writer.fout[0]
         writer.write_padding(file, file.tell())
+        made = _made(piece for tensor in tensors for piece in tensor.pieces)
         for tensor in tensors:
-            for chunk in tensor.chunks():
-                file.write(chunk.data)
-                on_bytes(chunk.nbytes)
+            for _ in tensor.pieces:
+                data = next(made)
+                file.write(data.data)
+                on_bytes(data.nbytes)
             writer.write_padding(file, tensor.nbytes)
     finally:
         writer.close()
+
+
+def _made(pieces: Iterable[Piece]) -> Iterator[NDArray[np.generic]]:
+    """What each gives, in order: a few are in hand at a time, on all processors."""
+    threads = len(os.sched_getaffinity(0))
+    waiting: deque[Future[NDArray[np.generic]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for piece in pieces:
+                waiting.append(pool.submit(piece))
+                if len(waiting) > 2 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _value_type(value: Value) -> GGUFValueType:

@@ -12,6 +12,7 @@
 
 #include "core/dtype.h"
 #include "core/error.h"
+#include "core/input_squares.h"
 #include "core/peaks.h"
 #include "core/profile.h"
 #include "decode/decoder.h"
@@ -98,6 +99,8 @@ class Engine {
   std::vector<std::vector<double>> time_forwards(const std::vector<int>& row_counts, int context,
                                                  int repeats, int n_sequences,
                                                  bool adapted = false);
+  // What the layers' matmuls read of a text of 2 tokens at least, but for the last one.
+  std::vector<InputSquares> input_squares(const std::vector<TokenId>& tokens);
   Peaks measure_peaks();
   // Where the time of such a forward of one sequence goes; of a GPU.
   ForwardProfile profile_forward(int rows, int context);

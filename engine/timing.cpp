@@ -86,6 +86,10 @@ std::vector<std::vector<double>> Engine::time_forwards(const std::vector<int>& r
   return milliseconds;
 }
 
+std::vector<InputSquares> Engine::input_squares(const std::vector<TokenId>& tokens) {
+  return model_->input_squares([&] { score(tokens, /*top=*/0); });
+}
+
 ForwardProfile Engine::profile_forward(int rows, int context) {
   const Timed all = timed({rows}, context, 1, /*adapted=*/false);
   return backend_->profile([&] { model_->forward(all.batches[0]); });

@@ -406,6 +406,16 @@ class Engine:
             [[], *(best for _, _, _, best in rows)],
         )
 
+    def input_squares(self, text: Prompt) -> dict[str, tuple[int, npt.NDArray[np.float64]]]:
+        """What the layers' weights are multiplied by while a text is read, all but its last token.
+
+        Of each, by its name in the model file, the number of rows, and the sum of squares of each
+        column. On the CPU.
+
+        Raises SbdTypeError and SbdValueError.
+        """
+        return self._core.input_squares(self._tokens_of(parse({"prompt": text}).prompt))
+
     def choice_probabilities(self, prompt: Prompt, choices: Sequence[str]) -> dict[str, float]:
         """The probability with which next-token decoding under `choices`, at temperature 1, says
         each of them behind the prompt; they sum to 1. All are computed, each of its tokens in a

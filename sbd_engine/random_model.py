@@ -30,7 +30,8 @@ def random_model(
     from . import _core
     from .convert.architectures import model_metadata, tensor_specs
     from .convert.errors import ConvertError
-    from .convert.quantize import stored_bytes, stored_type
+    from .convert.mixes import stored_type
+    from .convert.quantize import stored_bytes
 
     wanted = GGMLQuantizationType[dtype.upper()]
     tied = bool(config.get("tie_word_embeddings", False))

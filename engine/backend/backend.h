@@ -102,6 +102,10 @@ struct Linear {
   LowRank adapter = {};  // in the rows that are adapted
 };
 
+// Hears what matmuls of the layers read: x [n_rows, cols] of all these weights.
+using InputObserver =
+    std::function<void(std::span<const Linear> linears, const float* x, int n_rows)>;
+
 // A row whose statistics are wanted.
 struct OutputRow {
   int row;
@@ -139,6 +143,11 @@ class Backend {
   virtual ForwardProfile profile(const std::function<void()>& /*forward*/) {
     fail(ErrorKind::value, "profile: expected a device that runs kernels (cuda), got {}",
          description());
+  }
+  // Tells `observer` of all forwards until it is another; an empty one hears nothing.
+  virtual void observe_inputs(InputObserver /*observer*/) {
+    fail(ErrorKind::value,
+         "importance: expected a device that shows what matmuls read (cpu), got {}", description());
   }
   // What is to be known of the weights that were loaded, a line each.
   virtual std::vector<std::string> notes() const { return {}; }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 #include <utility>
 
 #include "core/error.h"
@@ -104,6 +105,44 @@ std::vector<float> Transformer::forward_logits(const Batch& batch) {
   }
   commit(batch);
   return logits;
+}
+
+std::vector<InputSquares> Transformer::input_squares(const std::function<void()>& forwards) {
+  std::vector<InputSquares> squares;
+  std::map<const Weight*, std::size_t> places;
+  for (std::size_t i = 0; i < weights_.layers.size(); ++i) {
+    const LayerWeights& layer = weights_.layers[i];
+    for (const auto& [name, weight] : {std::pair{"attn_q", layer.q.get()},
+                                       {"attn_k", layer.k.get()},
+                                       {"attn_v", layer.v.get()},
+                                       {"attn_output", layer.o.get()},
+                                       {"ffn_gate", layer.gate.get()},
+                                       {"ffn_up", layer.up.get()},
+                                       {"ffn_down", layer.down.get()}}) {
+      places[weight] = squares.size();
+      squares.push_back({format("blk.{}.{}.weight", i, name),
+                         std::vector<double>(static_cast<std::size_t>(weight->cols()))});
+    }
+  }
+  backend_.observe_inputs([&](std::span<const Linear> linears, const float* x, int n_rows) {
+    for (const Linear& linear : linears) {
+      InputSquares& all = squares[places.at(linear.weight)];
+      all.n_rows += n_rows;
+      const float* value = x;
+      for (int row = 0; row < n_rows; ++row) {
+        for (double& sum : all.sums) {
+          sum += double(*value) * *value;
+          ++value;
+        }
+      }
+    }
+  });
+  struct End {
+    Backend& backend;
+    ~End() { backend.observe_inputs({}); }
+  } end{backend_};
+  forwards();
+  return squares;
 }
 
 // On a GPU, while it computes the layers.

@@ -3,12 +3,14 @@
 
 #include <algorithm>
 #include <array>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
 
 #include "backend/backend.h"
 #include "core/batch.h"
+#include "core/input_squares.h"
 #include "model/adapter.h"
 #include "model/weights.h"
 
@@ -72,6 +74,9 @@ class Transformer {
 
   // The same forward, but raw logits [wanted rows, vocab_size].
   std::vector<float> forward_logits(const Batch& batch);
+
+  // Of every matrix of the layers, what it reads while `forwards` runs.
+  std::vector<InputSquares> input_squares(const std::function<void()>& forwards);
 
  private:
   // The rows of one section of layers.

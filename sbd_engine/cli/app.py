@@ -12,8 +12,10 @@ from .bench import bench
 from .chat import chat
 from .eval import evaluate
 from .generate import generate
+from .importance import importance
 from .inspect import inspect
 from .perplexity import perplexity
+from .requantise import requantise
 from .run import run
 from .serve import serve
 from .set_keys import set_keys
@@ -44,6 +46,8 @@ app.command()(sweep)
 app.command()(perplexity)
 app.command()(serve)
 app.command("set")(set_keys)
+app.command()(requantise)
+app.command()(importance)
 
 # Boxes around the help of less width would cut the names of options.
 _LEAST_BOXED = 80

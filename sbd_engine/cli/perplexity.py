@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..engine import Engine
     from ..tokenizer import Tokenizer
 
-_WINDOW = 512  # llama.cpp's
+WINDOW = 512  # llama.cpp's
 _LEAST = 3
 _MOST_LOSS = 700.0  # whose exp a float holds
 
@@ -36,7 +36,7 @@ def perplexity(
         typer.Option(
             "--n-ctx",
             "-c",
-            help=f"Tokens per window; without: {_WINDOW}, or the model's context if that is less.",
+            help=f"Tokens per window; without: {WINDOW}, or the model's context if that is less.",
         ),
     ] = None,
     device: options.Device = "auto",
@@ -65,7 +65,7 @@ def perplexity(
     model = options.one_model(first, model_flag)
     text = _text(file)
     with Engine(model, device, threads, n_ctx, kv_dtype, prefix_cache=0) as engine:
-        windows = _windows(engine.tokenizer, text, min(n_ctx or _WINDOW, engine.n_ctx))
+        windows = windows_of(engine.tokenizer, text, min(n_ctx or WINDOW, engine.n_ctx))
         losses: list[float] = []
         done = 0
         interrupted = False
@@ -107,7 +107,7 @@ def _text(file: Path) -> str:
     return read_standard_input() if str(file) == "-" else read_text(file)
 
 
-def _windows(tokenizer: Tokenizer, text: str, size: int) -> list[list[int]]:
+def windows_of(tokenizer: Tokenizer, text: str, size: int) -> list[list[int]]:
     ids, bos = tokenizer.encode(text), tokenizer.encode("")
     # The second half of three tokens is one; of fewer it is none.
     for what, count in ((f"a text of {_LEAST} tokens", len(ids)), (f"--n-ctx {_LEAST}", size)):

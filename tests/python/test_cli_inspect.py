@@ -27,8 +27,8 @@ def hostile_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "general.name": f"{CLEAR}title\nforged  line",
         f"sbd.{CLEAR}key": f"{CLEAR}value",
     }
-    values = [np.ones(2, np.float32)]
-    tensor = OutputTensor(f"{CLEAR}tensor", (2,), GGMLQuantizationType.F32, lambda: iter(values))
+    values = np.ones(2, np.float32)
+    tensor = OutputTensor(f"{CLEAR}tensor", (2,), GGMLQuantizationType.F32, [lambda: values])
     write_gguf(path, metadata, [tensor])
     return path
 

@@ -185,7 +185,11 @@ def test_bad_checkpoint(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--type", "q5_k"], "--type: expected one of f32, f16, bf16, q8_0, q4_0, got 'q5_k'"),
+        (
+            ["--type", "q5_k"],
+            "--type: expected one of f32, f16, bf16, q8_0, q6_k, q5_k_m, q5_k_s, q4_k_m, q4_k_s, "
+            "q4_0, got 'q5_k'",
+        ),
         (["--mask-token", "<|msk|>"], "has no token '<|msk|>'; did you mean <|mask|>"),
         (["--mask-token", "320"], "mask token: expected an id from 0 to 319, got 320"),
         (["--mask-token", "301"], "mask token: id 301 is an EOS token too"),

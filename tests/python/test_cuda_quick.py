@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from gguf.quants import dequantize
 
-from sbd_engine.convert.quantize import encode, weight_type
+from sbd_engine.convert.mixes import mix_of
+from sbd_engine.convert.quantize import encode
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))  # last, so that an installed package comes first
@@ -37,8 +38,8 @@ def test_an_error_is_the_worst_rows_and_nan_is_infinite() -> None:
 @pytest.mark.parametrize("dtype", ["f16", "bf16", "q8_0"])
 def test_every_type_holds_the_weights_exactly(dtype: str) -> None:
     values = cuda_agreement._exact_values(3, (7, 256))
-    stored = encode(values, weight_type(dtype), "w")
-    np.testing.assert_array_equal(dequantize(stored, weight_type(dtype)), values)
+    stored = encode(values, mix_of(dtype).usual, "w")
+    np.testing.assert_array_equal(dequantize(stored, mix_of(dtype).usual), values)
     assert np.abs(values).max() == 127 / 4096
     assert len(np.unique(values)) > 200
 

@@ -215,6 +215,7 @@ void CpuBackend::linear(const Input& input, std::span<const Linear> linears, boo
   }
   const RowRange all{0, n_rows()};
   const Activations x = prepare(input, linears);
+  if (observer_) observer_(linears, x.values, n_rows());
   products_.clear();
   for (const Linear& l : linears) products_.push_back({l, x, {&all, 1}, accumulate});
   multiply(products_, then);

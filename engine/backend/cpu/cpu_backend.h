@@ -1,6 +1,7 @@
 // The CPU backend: operations split into tasks for a thread pool, inner loops from a kernel table.
 #pragma once
 
+#include <utility>
 #include <vector>
 
 #include "backend/backend.h"
@@ -86,6 +87,7 @@ class CpuBackend : public Backend {
     return CpuKv::bytes(n_layers, heads, dtype, n_positions);
   }
 
+  void observe_inputs(InputObserver observer) override { observer_ = std::move(observer); }
   void begin(const ForwardRows& rows, std::span<const float> inverse_frequencies,
              bool rope_interleaved) override;
   void embed(const Weight& table, const float* mask, float* out) override;
@@ -127,6 +129,7 @@ class CpuBackend : public Backend {
   ThreadPool pool_;
   const Kernels& kernels_;
 
+  InputObserver observer_;
   ForwardRows rows_;
   bool rope_interleaved_ = false;
   std::vector<float> cos_;  // [rows][head_dim / 2]
