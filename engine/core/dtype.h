@@ -71,9 +71,7 @@ struct BlockQ5_1 {
 };
 static_assert(sizeof(BlockQ5_1) == 24);
 
-// As Q4_0, but a nibble is the number of one of these levels.
-inline constexpr std::int8_t kIq4Levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
-                                               1,    13,   25,  38,  53,  69,  89,  113};
+// As Q4_0, but a nibble is the number of a level (quant_blocks.h).
 using BlockIQ4_NL = BlockQ4_0;
 
 // Of 16 weights: w[i] = scale * (scales[i / 16] & 15) * q[i] - min * (scales[i / 16] >> 4). Of each

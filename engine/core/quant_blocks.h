@@ -52,7 +52,7 @@ template <typename BlockType, int bits, int offset, int group = kGroupSize>
 struct QuantTypeBase {
   using Block = BlockType;
   static constexpr int kBits = bits, kOffset = offset, kGroup = group;
-  static constexpr bool kHasLevels = false;            // kIq4Levels
+  static constexpr bool kHasLevels = false;            // of a table
   static constexpr bool kNested = sizeof(Block) > 64;  // of kSuperGroupSize weights
   static constexpr bool kHasMins = requires(Block b) { b.min; };
   static constexpr GroupScale group_scale(const Block&, int) {
@@ -169,8 +169,13 @@ struct QuantType<DType::iq4_xs> : QuantTypeBase<BlockIQ4_XS, 4, 0> {
 
 template <DType kType>
 constexpr float level_of(int quant) {
-  if constexpr (QuantType<kType>::kHasLevels) return static_cast<float>(kIq4Levels[quant]);
-  return static_cast<float>(quant - QuantType<kType>::kOffset);
+  if constexpr (QuantType<kType>::kHasLevels) {
+    constexpr std::int8_t kLevels[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                         1,    13,   25,  38,  53,  69,  89,  113};
+    return static_cast<float>(kLevels[quant]);  // here, as device code reads no global constants
+  } else {
+    return static_cast<float>(quant - QuantType<kType>::kOffset);
+  }
 }
 
 // Weight i of a block. All but the last subtraction is exact in float32.
