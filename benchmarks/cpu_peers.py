@@ -29,7 +29,7 @@ from sbd_engine import SbdError, _core
 from sbd_engine.roofline import Work, floor_ms, work
 
 # What is loaded at the same time: the groups take 12 and 16 GB or more.
-GROUPS = (("16 bits",), ("8 bits", "6 bits", "4 bits"))
+GROUPS = (("16 bits",), ("8 bits", "6 bits", "4 bits"), ("5 bits", "3 bits", "2 bits"))
 _PROMPT, _CHECKED = list(range(100, 120)), list(range(120, 140))  # logits that are compared
 _REPEATS = 2  # forwards per turn
 T = TypeVar("T")

@@ -24,7 +24,17 @@ from sbd_engine.model_file import model_file
 SHAPES = Path(__file__).parent / "shapes"
 CONVERTED = ("f16", "bf16", "q8_0", "q4_0")
 # llama.cpp's quantiser writes these; "m" is its usual mix, with some tensors in Q6_K.
-QUANTISED = {"q6_k": LlamaFileType.MOSTLY_Q6_K, "q4_k": LlamaFileType.MOSTLY_Q4_K_M}
+QUANTISED = {
+    "q6_k": LlamaFileType.MOSTLY_Q6_K,
+    "q5_k": LlamaFileType.MOSTLY_Q5_K_M,
+    "q5_0": LlamaFileType.MOSTLY_Q5_0,
+    "q5_1": LlamaFileType.MOSTLY_Q5_1,
+    "q4_k": LlamaFileType.MOSTLY_Q4_K_M,
+    "iq4_nl": LlamaFileType.MOSTLY_IQ4_NL,
+    "iq4_xs": LlamaFileType.MOSTLY_IQ4_XS,
+    "q3_k": LlamaFileType.MOSTLY_Q3_K_M,
+    "q2_k": LlamaFileType.MOSTLY_Q2_K,
+}
 TYPES = (*CONVERTED, *QUANTISED)
 
 

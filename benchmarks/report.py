@@ -114,7 +114,7 @@ def save_plot(report: dict[str, Any], path: Path) -> None:
                 alpha=1.0 if index == 0 else 0.55,
                 label=f"{result['engine']} {result['weights']}",
             )
-        for dtype, style in zip(CLASSES[weight_class], ("--", ":"), strict=False):
+        for dtype, style in zip(CLASSES[weight_class], ("--", ":", "-.", "-"), strict=False):
             ms = floors(report, dtype, context)
             if ms:
                 axis.plot(

@@ -8,13 +8,31 @@
 
 namespace sbd {
 
-enum class DType : std::uint8_t { f32, f16, bf16, q8_0, q4_0, q4_1, q4_k, q6_k };
-inline constexpr DType kDTypes[] = {DType::f32,  DType::f16,  DType::bf16, DType::q8_0,
-                                    DType::q4_0, DType::q4_1, DType::q4_k, DType::q6_k};
+enum class DType : std::uint8_t {
+  f32,
+  f16,
+  bf16,
+  q8_0,
+  q4_0,
+  q4_1,
+  q5_0,
+  q5_1,
+  iq4_nl,  // blocks of kGroupSize weights
+  q2_k,
+  q3_k,
+  q4_k,
+  q5_k,
+  q6_k,
+  iq4_xs,  // blocks of kSuperGroupSize
+};
+inline constexpr DType kDTypes[] = {DType::f32,    DType::f16,  DType::bf16,  DType::q8_0,
+                                    DType::q4_0,   DType::q4_1, DType::q5_0,  DType::q5_1,
+                                    DType::iq4_nl, DType::q2_k, DType::q3_k,  DType::q4_k,
+                                    DType::q5_k,   DType::q6_k, DType::iq4_xs};
 
-inline constexpr int kGroupSize = 32;        // weights that share a scale in Q8_0, Q4_0 and Q4_1
-inline constexpr int kSuperGroupSize = 256;  // weights of a K-quant's block
-inline constexpr int kSmallGroupSize = 16;   // weights that share a scale in Q6_K
+inline constexpr int kGroupSize = 32;        // weights that share a scale in most types
+inline constexpr int kSuperGroupSize = 256;  // weights of a block whose scales are quantised, too
+inline constexpr int kSmallGroupSize = 16;   // weights that share a scale in Q2_K, Q3_K and Q6_K
 
 struct BlockQ8_0 {      // w[i] = scale * quants[i]
   std::uint16_t scale;  // IEEE half
@@ -37,6 +55,46 @@ struct BlockQ4_1 {  // w[i] = scale * (nibbles[i] & 15) + min, w[i + 16] = scale
 };
 static_assert(sizeof(BlockQ4_1) == 20);
 
+// As Q4_0 and Q4_1, with bit i of `highs` as bit 4 of quant i; Q5_0 subtracts 16.
+struct BlockQ5_0 {
+  std::uint16_t scale;
+  std::uint8_t highs[kGroupSize / 8];
+  std::uint8_t nibbles[kGroupSize / 2];
+};
+static_assert(sizeof(BlockQ5_0) == 22);
+
+struct BlockQ5_1 {
+  std::uint16_t scale;
+  std::uint16_t min;
+  std::uint8_t highs[kGroupSize / 8];
+  std::uint8_t nibbles[kGroupSize / 2];
+};
+static_assert(sizeof(BlockQ5_1) == 24);
+
+// As Q4_0, but a nibble is the number of a level (quant_blocks.h).
+using BlockIQ4_NL = BlockQ4_0;
+
+// Of 16 weights: w[i] = scale * (scales[i / 16] & 15) * q[i] - min * (scales[i / 16] >> 4). Of each
+// 128 weights, those at i, i + 32, i + 64 and i + 96 share byte i of `twos`, the first the lowest.
+struct BlockQ2_K {
+  std::uint8_t scales[kSuperGroupSize / kSmallGroupSize];
+  std::uint8_t twos[kSuperGroupSize / 4];
+  std::uint16_t scale;  // IEEE half
+  std::uint16_t min;
+};
+static_assert(sizeof(BlockQ2_K) == 84);
+
+// Of 16 weights: w[i] = scale * (scales[i / 16] - 32) * (q[i] - 4). Two bits as in Q2_K; bit 2 of
+// weight i is bit i / 32 of byte i % 32 of `highs`. Of a scale, four bits are a nibble of bytes
+// 0-7, and two are in bytes 8-11, of which byte j has those of scales j, j + 4, j + 8 and j + 12.
+struct BlockQ3_K {
+  std::uint8_t highs[kSuperGroupSize / 8];
+  std::uint8_t twos[kSuperGroupSize / 4];
+  std::uint8_t six_bits[12];
+  std::uint16_t scale;  // IEEE half
+};
+static_assert(sizeof(BlockQ3_K) == 110);
+
 // Group g of 32: w[i] = scale * scales[g] * q[i] - min * mins[g]. Groups 2j and 2j + 1 are the low
 // and the high nibbles of 32 bytes. The eight scales and mins have six bits each.
 struct BlockQ4_K {
@@ -46,6 +104,15 @@ struct BlockQ4_K {
   std::uint8_t nibbles[kSuperGroupSize / 2];
 };
 static_assert(sizeof(BlockQ4_K) == 144);
+
+struct BlockQ5_K {  // as Q4_K, with bit g of highs[i % 32] as bit 4
+  std::uint16_t scale;
+  std::uint16_t min;
+  std::uint8_t six_bits[12];
+  std::uint8_t highs[kSuperGroupSize / 8];
+  std::uint8_t nibbles[kSuperGroupSize / 2];
+};
+static_assert(sizeof(BlockQ5_K) == 176);
 
 // w[i] = scale * scales[i / 16] * (q[i] - 32). Of each 128 weights, those at i, i + 32, i + 64 and
 // i + 96 share byte i of `highs` for their bits 4 and 5; bits 0 to 3 of the first two are the low,
@@ -58,6 +125,16 @@ struct BlockQ6_K {
 };
 static_assert(sizeof(BlockQ6_K) == 210);
 
+// Group g of 32: w[i] = scale * (scales[g] - 32) * level, its nibbles in 16 bytes as in IQ4_NL. A
+// scale's low four bits are a nibble of scales_low, its high two lie in scales_high.
+struct BlockIQ4_XS {
+  std::uint16_t scale;  // IEEE half
+  std::uint16_t scales_high;
+  std::uint8_t scales_low[kSuperGroupSize / kGroupSize / 2];
+  std::uint8_t nibbles[kSuperGroupSize / 2];
+};
+static_assert(sizeof(BlockIQ4_XS) == 136);
+
 // Values that are stored together: one for the float types, a group for the quantised ones.
 constexpr int values_per_block(DType type) {
   switch (type) {
@@ -66,9 +143,16 @@ constexpr int values_per_block(DType type) {
     case DType::bf16: return 1;
     case DType::q8_0:
     case DType::q4_0:
-    case DType::q4_1: return kGroupSize;
+    case DType::q4_1:
+    case DType::q5_0:
+    case DType::q5_1:
+    case DType::iq4_nl: return kGroupSize;
+    case DType::q2_k:
+    case DType::q3_k:
     case DType::q4_k:
-    case DType::q6_k: return kSuperGroupSize;
+    case DType::q5_k:
+    case DType::q6_k:
+    case DType::iq4_xs: return kSuperGroupSize;
   }
   return 1;
 }
@@ -81,8 +165,15 @@ constexpr std::size_t bytes_per_block(DType type) {
     case DType::q8_0: return sizeof(BlockQ8_0);
     case DType::q4_0: return sizeof(BlockQ4_0);
     case DType::q4_1: return sizeof(BlockQ4_1);
+    case DType::q5_0: return sizeof(BlockQ5_0);
+    case DType::q5_1: return sizeof(BlockQ5_1);
+    case DType::iq4_nl: return sizeof(BlockIQ4_NL);
+    case DType::q2_k: return sizeof(BlockQ2_K);
+    case DType::q3_k: return sizeof(BlockQ3_K);
     case DType::q4_k: return sizeof(BlockQ4_K);
+    case DType::q5_k: return sizeof(BlockQ5_K);
     case DType::q6_k: return sizeof(BlockQ6_K);
+    case DType::iq4_xs: return sizeof(BlockIQ4_XS);
   }
   return 0;
 }
@@ -95,8 +186,15 @@ constexpr std::string_view name(DType type) {
     case DType::q8_0: return "q8_0";
     case DType::q4_0: return "q4_0";
     case DType::q4_1: return "q4_1";
+    case DType::q5_0: return "q5_0";
+    case DType::q5_1: return "q5_1";
+    case DType::iq4_nl: return "iq4_nl";
+    case DType::q2_k: return "q2_k";
+    case DType::q3_k: return "q3_k";
     case DType::q4_k: return "q4_k";
+    case DType::q5_k: return "q5_k";
     case DType::q6_k: return "q6_k";
+    case DType::iq4_xs: return "iq4_xs";
   }
   return "?";
 }

@@ -41,11 +41,27 @@ constexpr void random_block(DType dtype, std::uint64_t key, std::uint64_t index,
       set(offsetof(BlockQ4_1, scale), 0x1a00);                         // 2.9e-3
       set(offsetof(BlockQ4_1, min), 0xa5a0);                           // -2.2e-2
       break;
-    case DType::q4_k:                           // min = 7.5 scale
-      set(offsetof(BlockQ4_K, scale), 0x068e);  // 1e-4
-      set(offsetof(BlockQ4_K, min), 0x1225);    // 7.5e-4
+    case DType::q5_0: set(offsetof(BlockQ5_0, scale), 0x1600); break;  // 1.5e-3
+    case DType::q5_1:                                                  // min = -15.5 scale
+      set(offsetof(BlockQ5_1, scale), 0x1600);                         // 1.5e-3
+      set(offsetof(BlockQ5_1, min), 0xa5d0);                           // -2.3e-2
       break;
-    case DType::q6_k: set(offsetof(BlockQ6_K, scale), 0x0150); break;  // 2e-5
+    case DType::iq4_nl: set(0, (bits & 0x8000u) | 0x0a00u); break;  // +-1.8e-4: levels lean down
+    case DType::q2_k:                                               // min = 1.5 scale
+      set(offsetof(BlockQ2_K, scale), 0x1000);                      // 4.9e-4
+      set(offsetof(BlockQ2_K, min), 0x1200);                        // 7.3e-4
+      break;
+    case DType::q3_k: set(offsetof(BlockQ3_K, scale), 0x0a00); break;  // 1.8e-4
+    case DType::q4_k:                                                  // min = 7.5 scale
+      set(offsetof(BlockQ4_K, scale), 0x068e);                         // 1e-4
+      set(offsetof(BlockQ4_K, min), 0x1225);                           // 7.5e-4
+      break;
+    case DType::q5_k:                           // min = 15.5 scale
+      set(offsetof(BlockQ5_K, scale), 0x0347);  // 5e-5
+      set(offsetof(BlockQ5_K, min), 0x1259);    // 7.7e-4
+      break;
+    case DType::q6_k: set(offsetof(BlockQ6_K, scale), 0x0150); break;      // 2e-5
+    case DType::iq4_xs: set(offsetof(BlockIQ4_XS, scale), 0x0054); break;  // 5e-6
   }
 }
 

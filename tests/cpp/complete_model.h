@@ -12,7 +12,9 @@
 #include <string_view>
 #include <vector>
 
+#include "core/dtype.h"
 #include "core/random.h"
+#include "format/tensor_types.h"
 #include "gguf_builder.h"
 
 namespace sbd::test {
@@ -36,14 +38,14 @@ inline GgufTensor filled_tensor(const std::string& name, std::vector<std::uint64
   for (const char c : name) key = combine(key, static_cast<unsigned char>(c));
 
   const bool is_weight = dimensions.size() == 1 && name.ends_with(".weight");
-  std::uint64_t block = 1;
-  if (type == gguf_tensor::q8_0 || type == gguf_tensor::q4_0 || type == gguf_tensor::q4_1) {
-    block = 32;
-  }
-  if (type == gguf_tensor::q4_k || type == gguf_tensor::q6_k) block = 256;
+  const DType dtype = *find_tensor_type(type)->dtype;
+  const auto block = static_cast<std::uint64_t>(values_per_block(dtype));
   std::string data;
   const auto random_bytes = [&](std::uint64_t count) {
     for (; count > 0; --count) data += static_cast<char>(mix64(key + data.size()));
+  };
+  const auto halves = [&](std::uint16_t scale, std::uint16_t min) {
+    data += bytes_of(scale) + bytes_of(min);
   };
   for (std::uint64_t i = 0; i < n / block; ++i) {
     const std::uint64_t bits = combine(key, i);
@@ -67,16 +69,44 @@ inline GgufTensor filled_tensor(const std::string& name, std::vector<std::uint64
         random_bytes(16);
         break;
       case gguf_tensor::q4_1:
-        data += bytes_of(std::uint16_t{0x2800}) + bytes_of(std::uint16_t{0xb400});  // 1/32, -1/4
+        halves(0x2800, 0xb400);  // 1/32, -1/4
         random_bytes(16);
         break;
+      case gguf_tensor::q5_0:
+        data += bytes_of(std::uint16_t{0x2400});  // scale 1/64
+        random_bytes(20);
+        break;
+      case gguf_tensor::q5_1:
+        halves(0x2400, 0xb400);  // 1/64, -1/4
+        random_bytes(20);
+        break;
+      case gguf_tensor::iq4_nl:
+        data += bytes_of(std::uint16_t{0x1800});  // scale 1/512
+        random_bytes(16);
+        break;
+      case gguf_tensor::q2_k:
+        random_bytes(80);
+        halves(0x1c00, 0x1c00);  // 2^-8
+        break;
+      case gguf_tensor::q3_k:
+        random_bytes(108);
+        data += bytes_of(std::uint16_t{0x1800});  // scale 1/512
+        break;
       case gguf_tensor::q4_k:
-        data += bytes_of(std::uint16_t{0x0c00}) + bytes_of(std::uint16_t{0x1800});  // 2^-12, 2^-9
+        halves(0x0c00, 0x1800);  // 2^-12, 2^-9
         random_bytes(140);
+        break;
+      case gguf_tensor::q5_k:
+        halves(0x0800, 0x1800);  // 2^-13, 2^-9
+        random_bytes(172);
         break;
       case gguf_tensor::q6_k:
         random_bytes(208);
         data += bytes_of(std::uint16_t{0x0400});  // scale 2^-14
+        break;
+      case gguf_tensor::iq4_xs:
+        data += bytes_of(std::uint16_t{0x0400});  // scale 2^-14
+        random_bytes(134);
         break;
     }
   }
@@ -183,6 +213,8 @@ inline std::vector<ModelShape> complete_models() {
       {"llama", 1, 8, 9, 1, 1, 4, 9, {f32}, false, false, false},
       {"qwen3", 2, 6, 5, 3, 3, 2, 8, {bf16}, false, false, false},
       {"qwen3", 1, 256, 256, 4, 1, 64, 9, {q6_k, q4_k, q4_k}, true, false, true},
+      {"llama", 1, 32, 32, 2, 1, 16, 8, {q5_0, q5_1, iq4_nl}, true, false, true},
+      {"qwen3", 1, 256, 256, 4, 1, 64, 9, {q3_k, q5_k, iq4_xs, q2_k}, true, false, true},
   };
 }
 

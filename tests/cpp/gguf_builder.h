@@ -17,8 +17,9 @@ inline constexpr std::uint32_t u8 = 0, i8 = 1, u16 = 2, i16 = 3, u32 = 4, i32 = 
                                boolean = 7, string = 8, array = 9, u64 = 10, i64 = 11, f64 = 12;
 }
 namespace gguf_tensor {
-inline constexpr std::uint32_t f32 = 0, f16 = 1, q4_0 = 2, q4_1 = 3, q8_0 = 8, q4_k = 12, q6_k = 14,
-                               bf16 = 30;
+inline constexpr std::uint32_t f32 = 0, f16 = 1, q4_0 = 2, q4_1 = 3, q5_0 = 6, q5_1 = 7, q8_0 = 8,
+                               q2_k = 10, q3_k = 11, q4_k = 12, q5_k = 13, q6_k = 14, iq4_nl = 20,
+                               iq4_xs = 23, bf16 = 30;
 }
 
 template <typename T>
@@ -144,6 +145,13 @@ inline GgufBuilder tiny_model(const std::string& architecture = "llama") {
   builder.tensor({"blk.1.ffn_down.weight", {512, 3}, gguf_tensor::q6_k, std::string(1260, '\6')});
   builder.tensor({"blk.1.attn_q.weight", {32, 32}, gguf_tensor::bf16, std::string(2048, '\7')});
   builder.tensor({"blk.0.attn_q.weight", {32, 32}, gguf_tensor::q4_1, std::string(640, '\10')});
+  builder.tensor({"blk.0.attn_k.weight", {32, 16}, gguf_tensor::q5_0, std::string(352, '\11')});
+  builder.tensor({"blk.0.attn_v.weight", {32, 16}, gguf_tensor::q5_1, std::string(384, '\12')});
+  builder.tensor({"blk.1.attn_k.weight", {32, 16}, gguf_tensor::iq4_nl, std::string(288, '\13')});
+  builder.tensor({"a", {256}, gguf_tensor::q2_k, std::string(84, '\14')});
+  builder.tensor({"b", {256}, gguf_tensor::q3_k, std::string(110, '\15')});
+  builder.tensor({"c", {256}, gguf_tensor::q5_k, std::string(176, '\16')});
+  builder.tensor({"d", {256}, gguf_tensor::iq4_xs, std::string(136, '\17')});
   return builder;
 }
 

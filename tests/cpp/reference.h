@@ -125,6 +125,11 @@ inline StoredTensor random_matrix(std::string name, DType dtype, int rows, int c
     for (; n > 0; --n) append(tensor.bytes, static_cast<std::uint8_t>(random.bits()));
   };
   const int blocks = rows * cols / values_per_block(dtype);
+  // A min is 2^powers as large as the scale, so that values lie around 0.
+  const auto scale_and_min = [&](int range, int powers, bool opposite) {
+    const int scale = half(range) ^ (opposite ? 0x8000 : 0);
+    append(tensor.bytes, static_cast<std::uint16_t>(scale + (powers << 10)));
+  };
   for (int i = 0; i < blocks; ++i) {
     switch (dtype) {
       case DType::f32: append(tensor.bytes, static_cast<float>(random.uniform(-size, size))); break;
@@ -136,29 +141,56 @@ inline StoredTensor random_matrix(std::string name, DType dtype, int rows, int c
       }
       case DType::q8_0: half(7), bytes(32); break;
       case DType::q4_0: half(3), bytes(16); break;
-      case DType::q4_1:  // from m to m + 15 d; at -8 d, values lie around 0
-        append(tensor.bytes, static_cast<std::uint16_t>((half(3) ^ 0x8000u) + (3 << 10)));
-        bytes(16);
-        break;
-      case DType::q4_k:  // offsets are multiplied by 8 d, so that values lie around 0
-        append(tensor.bytes, static_cast<std::uint16_t>(half(10) + (3 << 10)));
-        bytes(12 + 128);
-        break;
+      case DType::q4_1: scale_and_min(3, 3, true), bytes(16); break;
+      case DType::q5_0: half(4), bytes(4 + 16); break;
+      case DType::q5_1: scale_and_min(4, 4, true), bytes(4 + 16); break;
+      case DType::iq4_nl: half(7), bytes(16); break;
+      case DType::q2_k: bytes(16 + 64), scale_and_min(5, 1, false); break;
+      case DType::q3_k: bytes(32 + 64 + 12), half(7); break;
+      case DType::q4_k: scale_and_min(10, 3, false), bytes(12 + 128); break;
+      case DType::q5_k: scale_and_min(11, 4, false), bytes(12 + 32 + 128); break;
       case DType::q6_k: bytes(128 + 64 + 16), half(12); break;
+      case DType::iq4_xs: half(12), bytes(2 + 4 + 128); break;
     }
   }
   return tensor;
 }
 
+// Where a quantised type's block has numbers in half precision.
+inline std::vector<std::size_t> halves_of(DType dtype) {
+  switch (dtype) {
+    case DType::q2_k: return {80, 82};
+    case DType::q3_k: return {108};
+    case DType::q6_k: return {208};
+    case DType::q4_1:
+    case DType::q5_1:
+    case DType::q4_k:
+    case DType::q5_k: return {0, 2};
+    default: return {0};
+  }
+}
+
 // GGUF's blocks: Q8_0 is a half scale and 32 int8; Q4_0 a half scale and 16 bytes whose low nibbles
 // are weights 0-15 and high nibbles 16-31, each minus 8; Q4_1 has a half m behind the scale, which
-// is added to the product instead.
+// is added to the product instead. Q5_0 and Q5_1 have 32 bits of quants behind that, lowest first,
+// worth 16, and Q5_0 subtracts 16. IQ4_NL is Q4_0 with levels of a table.
 // Q4_K: halves d and m, then for each of eight groups of 32 a scale s and an offset o of six bits
 // in 12 bytes, then 128 bytes of nibbles, 32 for two groups, whose first has the low ones:
-// d s q - m o.
-// Q6_K: 128 bytes of low nibbles, 64 bytes of two high bits, an int8 scale s for each 16 weights, a
-// half d: d s (q - 32). Each half block has 64 bytes of nibbles (low ones first) and 32 bytes of
-// high bits (lowest first).
+// d s q - m o. Q5_K has 32 bytes before the nibbles, whose bit g is worth 16 in group g.
+// Q2_K: for each of 16 weights a byte of a scale s and an offset o of four bits, then two bits a
+// weight, 32 bytes for 128 weights, lowest first, then halves d and m: d s q - m o.
+// Q3_K: 32 bytes of bits worth 4, byte i % 32 and bit i / 32; two bits as in Q2_K; scales of six
+// bits in 12 bytes, then a half d: d (s - 32) (q - 4). IQ4_XS: a half d, 16 bits with the high two
+// of eight scales, 4 bytes with their low four, then 16 bytes of nibbles for each group, as IQ4_NL:
+// d (s - 32) level. Q6_K: 128 bytes of low nibbles, 64 bytes of two high bits, an int8 scale s for
+// each 16 weights, a half d: d s (q - 32). Each half block has 64 bytes of nibbles (low ones first)
+// and 32 bytes of high bits (lowest first).
+inline double iq4_level(int nibble) {
+  constexpr int kLevels[] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                             1,    13,   25,  38,  53,  69,  89,  113};
+  return kLevels[nibble];
+}
+
 inline std::vector<double> values_of(const StoredTensor& tensor) {
   std::vector<double> values;
   const std::byte* p = tensor.bytes.data();
@@ -194,18 +226,86 @@ inline std::vector<double> values_of(const StoredTensor& tensor) {
         for (const int byte : bytes) values.push_back(d * (byte / 16) + m);
         break;
       }
-      case DType::q4_k: {
+      case DType::q5_0:
+      case DType::q5_1: {
+        const double d = half_value(take(std::uint16_t{}));
+        const double m = tensor.dtype == DType::q5_1 ? half_value(take(std::uint16_t{})) : -16 * d;
+        const auto highs = take(std::uint32_t{});
+        int bytes[16];
+        for (int& byte : bytes) byte = take(std::uint8_t{});
+        for (int i = 0; i < 32; ++i) {
+          const int low = i < 16 ? bytes[i] % 16 : bytes[i - 16] / 16;
+          values.push_back(d * (low + static_cast<int>(highs >> i & 1u) * 16) + m);
+        }
+        break;
+      }
+      case DType::iq4_nl: {
+        const double d = half_value(take(std::uint16_t{}));
+        int bytes[16];
+        for (int& byte : bytes) byte = take(std::uint8_t{});
+        for (const int byte : bytes) values.push_back(d * iq4_level(byte % 16));
+        for (const int byte : bytes) values.push_back(d * iq4_level(byte / 16));
+        break;
+      }
+      case DType::iq4_xs: {
+        const double d = half_value(take(std::uint16_t{}));
+        const int high = take(std::uint16_t{});
+        int low[4], q[128];
+        for (int& byte : low) byte = take(std::uint8_t{});
+        for (int& byte : q) byte = take(std::uint8_t{});
+        for (int i = 0; i < 256; ++i) {
+          const int g = i / 32;
+          const int s = (g % 2 ? low[g / 2] / 16 : low[g / 2] % 16) + (high >> (2 * g)) % 4 * 16;
+          const int byte = q[g * 16 + i % 16];
+          values.push_back(d * (s - 32) * iq4_level(i % 32 < 16 ? byte % 16 : byte / 16));
+        }
+        break;
+      }
+      case DType::q2_k: {
+        int scales[16], twos[64];
+        for (int& byte : scales) byte = take(std::uint8_t{});
+        for (int& byte : twos) byte = take(std::uint8_t{});
         const double d = half_value(take(std::uint16_t{}));
         const double m = half_value(take(std::uint16_t{}));
-        int six[12], q[128];
+        for (int i = 0; i < 256; ++i) {
+          const int q = twos[i / 128 * 32 + i % 32] >> (i / 32 % 4 * 2) & 3;
+          values.push_back(d * (scales[i / 16] % 16) * q - m * (scales[i / 16] / 16));
+        }
+        break;
+      }
+      case DType::q3_k: {
+        int highs[32], twos[64], six[12];
+        for (int& byte : highs) byte = take(std::uint8_t{});
+        for (int& byte : twos) byte = take(std::uint8_t{});
         for (int& byte : six) byte = take(std::uint8_t{});
+        const double d = half_value(take(std::uint16_t{}));
+        for (int i = 0; i < 256; ++i) {
+          const int g = i / 16;
+          const int low = g < 8 ? six[g] % 16 : six[g - 8] / 16;
+          const int s = low + (six[8 + g % 4] >> (g / 4 * 2)) % 4 * 16;
+          const int q = (twos[i / 128 * 32 + i % 32] >> (i / 32 % 4 * 2) & 3) +
+                        (highs[i % 32] >> (i / 32)) % 2 * 4;
+          values.push_back(d * (s - 32) * (q - 4));
+        }
+        break;
+      }
+      case DType::q4_k:
+      case DType::q5_k: {
+        const double d = half_value(take(std::uint16_t{}));
+        const double m = half_value(take(std::uint16_t{}));
+        int six[12], highs[32] = {}, q[128];
+        for (int& byte : six) byte = take(std::uint8_t{});
+        for (int& byte : highs) {
+          if (tensor.dtype == DType::q5_k) byte = take(std::uint8_t{});
+        }
         for (int& byte : q) byte = take(std::uint8_t{});
         for (int i = 0; i < 256; ++i) {
           const int g = i / 32;
           const int s = g < 4 ? six[g] % 64 : six[g + 4] % 16 + six[g - 4] / 64 * 16;
           const int o = g < 4 ? six[g + 4] % 64 : six[g + 4] / 16 + six[g] / 64 * 16;
           const int byte = q[g / 2 * 32 + i % 32];
-          values.push_back(d * s * (g % 2 ? byte / 16 : byte % 16) - m * o);
+          const int high = (highs[i % 32] >> g) % 2 * 16;
+          values.push_back(d * s * ((g % 2 ? byte / 16 : byte % 16) + high) - m * o);
         }
         break;
       }

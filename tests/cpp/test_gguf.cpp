@@ -112,10 +112,13 @@ TEST(gguf_reads_every_tensor_type) {
   const std::string image = tiny_model().build();
   const GgufContents contents = parse(image);
   const auto& tensors = contents.tensors;
-  CHECK_EQ(tensors.size(), 8);
-  const DType types[] = {DType::f16,  DType::f32,  DType::q8_0, DType::q4_0,
-                         DType::q4_k, DType::q6_k, DType::bf16, DType::q4_1};
-  const std::size_t sizes[] = {512, 128, 64 * 34, 64 * 18, 6 * 144, 6 * 210, 2048, 640};
+  const DType types[] = {DType::f16,    DType::f32,  DType::q8_0, DType::q4_0, DType::q4_k,
+                         DType::q6_k,   DType::bf16, DType::q4_1, DType::q5_0, DType::q5_1,
+                         DType::iq4_nl, DType::q2_k, DType::q3_k, DType::q5_k, DType::iq4_xs};
+  const std::size_t sizes[] = {512,     128,     64 * 34, 64 * 18, 6 * 144, 6 * 210, 2048, 640,
+                               16 * 22, 16 * 24, 16 * 18, 84,      110,     176,     136};
+  CHECK_EQ(tensors.size(), std::size(kDTypes));
+  CHECK_EQ(tensors.size(), std::size(types));
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     CHECK(tensors[i].dtype == types[i]);
     CHECK_EQ(data_of(tensors[i], image), std::string(sizes[i], static_cast<char>(i + 1)));
@@ -287,27 +290,28 @@ TEST(gguf_refuses_bad_shapes) {
 // Of types that the engine cannot run, and of such as came after it was written.
 TEST(gguf_reads_tensors_of_other_types) {
   GgufBuilder builder;
-  builder.tensor({"a", {256, 2}, 13, std::string(2 * 176, '\1')});
+  builder.tensor({"a", {256, 2}, 16, std::string(2 * 66, '\1')});
   builder.tensor({"b", {5, 7}, 99, std::string(100, '\2')});
   builder.tensor({"c", {32}, tensor::q4_1, std::string(20, '\3')});
   builder.tensor({"d", {1}, 0xffffffff, std::string(10, '\4')});
   const std::string image = builder.build();
   const auto tensors = parse(image).tensors;
-  const std::string types[] = {"Q5_K", "99", "Q4_1", "4294967295"};
-  const std::size_t sizes[] = {352, 128, 20, 32};  // of unknown ones, with the padding
+  const std::string types[] = {"IQ2_XXS", "99", "Q4_1", "4294967295"};
+  const std::size_t sizes[] = {132, 128, 20, 32};  // of unknown ones, with the padding
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     CHECK_EQ(tensors[i].type, types[i]);
     CHECK_EQ(tensors[i].dtype.has_value(), i == 2);
     CHECK_EQ(tensors[i].n_bytes, sizes[i]);
     CHECK_EQ(static_cast<int>(data_of(tensors[i], image)[0]), static_cast<int>(i) + 1);
   }
-  CHECK_EQ(why_types_cannot_run(tensors),
-           "tensor 'a': type Q5_K, 99, 4294967295 cannot run here, expected F32, F16, BF16, Q8_0, "
-           "Q4_0, Q4_1, Q4_K, Q6_K; convert the original checkpoint with: sbd-engine convert DIR "
-           "--type q8_0");
+  CHECK_EQ(
+      why_types_cannot_run(tensors),
+      "tensor 'a': type IQ2_XXS, 99, 4294967295 cannot run here, expected F32, F16, BF16, Q8_0, "
+      "Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_XS; convert the "
+      "original checkpoint with: sbd-engine convert DIR --type q8_0");
   CHECK_EQ(why_types_cannot_run({tensors[2]}), "");
-  CHECK_THROWS_WITH(parse(GgufBuilder().tensor({"t", {100}, 13, std::string(100, '\0')})),
-                    "tensor 't': rows of 100 values, expected a multiple of 256 for Q5_K");
+  CHECK_THROWS_WITH(parse(GgufBuilder().tensor({"t", {100}, 16, std::string(100, '\0')})),
+                    "tensor 't': rows of 100 values, expected a multiple of 256 for IQ2_XXS");
   builder.u32("sbd.block_size", 4);  // tensors one after another, whatever they are
   CHECK_EQ(parse(builder).tensors.size(), 4);
 }
@@ -336,6 +340,7 @@ TEST(gguf_refuses_bad_offsets) {
 
 TEST(gguf_with_our_keys_has_exactly_its_length) {
   GgufBuilder builder = tiny_model();
+  builder.tensors.resize(8);
   CHECK_EQ(parse(builder).tensors.size(), 8);
   const std::string image = builder.build();
   builder.trailing = std::string(1, '\0');
@@ -375,7 +380,7 @@ TEST(gguf_file_reads_a_file) {
   const std::string image = tiny_model().build();
   const GgufFile file(folder.write("model.bin", image));
   const GgufContents contents = parse(image);
-  CHECK_EQ(file.tensors().size(), 8);
+  CHECK_EQ(file.tensors().size(), std::size(kDTypes));
   CHECK_EQ(file.data_begin(), contents.tensors[0].offset);
   CHECK_EQ(file.metadata().string("general.architecture"), "llama");
   CHECK(file.find("no such tensor") == nullptr);

@@ -9,6 +9,7 @@
 #include "complete_model.h"
 #include "engine.h"
 #include "format/gguf.h"
+#include "reference.h"
 
 namespace sbd {
 namespace {
@@ -81,11 +82,11 @@ void spoil_end(GgufTensor& tensor, bool nan) {
     case gguf_tensor::bf16:
       put(2, bytes_of(static_cast<std::uint16_t>(nan ? 0xffc0 : 0x7f80)));
       break;
-    case gguf_tensor::q8_0: put(34, half); break;
-    case gguf_tensor::q4_0: put(18, half); break;
-    case gguf_tensor::q4_1: put(nan ? 20 : 18, half); break;  // the scale; the minimum
-    case gguf_tensor::q4_k: put(nan ? 144 : 142, half); break;
-    case gguf_tensor::q6_k: put(2, half); break;
+    default: {  // the scale; the minimum where there is one
+      const DType type = *find_tensor_type(tensor.type)->dtype;
+      const auto places = halves_of(type);
+      put(bytes_per_block(type) - (nan ? places.front() : places.back()), half);
+    }
   }
 }
 
@@ -261,8 +262,8 @@ TEST(load_refuses_a_vector_of_another_type) {
 
 TEST(load_refuses_types_that_cannot_run) {
   GgufBuilder builder = model(kLlama);
-  builder.tensor({"later", {256}, 13, std::string(176, '\0')});
-  CHECK_THROWS_WITH(load(builder), "tensor 'later': type Q5_K cannot run here, expected F32");
+  builder.tensor({"later", {256}, 16, std::string(66, '\0')});
+  CHECK_THROWS_WITH(load(builder), "tensor 'later': type IQ2_XXS cannot run here, expected F32");
 }
 
 TEST(load_refuses_a_part_of_a_model) {

@@ -1,5 +1,5 @@
-"""Files with types that others write: Q4_1, Q4_K and Q6_K, which this engine only reads, and those
-that it cannot run.
+"""Files with types that others write: those that this engine only reads, and those that it cannot
+run.
 
 Any bytes with finite scales are a block. Their values are those of the gguf library's dequantizer,
 and logits those of the float64 reference on these values. Files of llama.cpp's own quantiser are in
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +31,26 @@ from .checkpoints import Array, read_model, state_of
 from .isas import ISAS
 
 Q4_1, Q4_K, Q6_K, Q8_0 = WeightType.Q4_1, WeightType.Q4_K, WeightType.Q6_K, WeightType.Q8_0
-MIXES = {
-    "q4_1": [Q4_1],
-    "q4_k": [Q4_K],
-    "q6_k": [Q6_K],
-    "mixed": [Q6_K, Q4_K, Q8_0, Q4_1, WeightType.F32],
+Q5_0, Q5_1, IQ4_NL = WeightType.Q5_0, WeightType.Q5_1, WeightType.IQ4_NL
+Q2_K, Q3_K, Q5_K, IQ4_XS = WeightType.Q2_K, WeightType.Q3_K, WeightType.Q5_K, WeightType.IQ4_XS
+# Only read. The minimum of one, where there is one, as a multiple of the scale that puts random
+# blocks' values around 0; it is added or subtracted, and follows the scale.
+FOREIGN: dict[WeightType, float | None] = {
+    Q4_1: -7.5,
+    Q5_0: None,
+    Q5_1: -15.5,
+    IQ4_NL: None,
+    Q2_K: 1.5,
+    Q3_K: None,
+    Q4_K: 7.5,
+    Q5_K: 15.5,
+    Q6_K: None,
+    IQ4_XS: None,
 }
-# Root mean square of random blocks' values where the half precision scale is 1. Q4_1 and Q4_K have
-# minima of a second number: 7.5 times the scale, added or subtracted, puts the values around 0.
-RMS = {Q4_1: 4.6, Q4_K: 258.0, Q6_K: 1366.0}
-MIN = {Q4_1: -7.5, Q4_K: 7.5}
+SCALE_AT = {Q2_K: 80, Q3_K: 108, Q6_K: 208}  # else a block's first bytes
+MIXES = {kind.name.lower(): [kind] for kind in FOREIGN}
+MIXES["mixed"] = [Q6_K, Q4_K, Q8_0, Q4_1, WeightType.F32]
+MIXES["fallbacks"] = [Q5_0, Q3_K, IQ4_NL, IQ4_XS, Q5_1, Q2_K, Q5_K]
 CONFIG: dict[str, Any] = {
     "vocab_size": 71,
     "hidden_size": 256,
@@ -53,20 +64,33 @@ CONFIG: dict[str, Any] = {
 }
 
 
+def with_scales(
+    rng: np.random.Generator, kind: WeightType, n: int, scales: Array
+) -> NDArray[np.uint8]:
+    """Blocks of random bytes, [n, bytes], but for the half precision scales."""
+    blocks = rng.integers(0, 256, (n, GGML_QUANT_SIZES[kind][1]), dtype=np.uint8)
+    at = SCALE_AT.get(kind, 0)
+    blocks[:, at : at + 2] = scales.astype(np.float16).view(np.uint8)
+    minimum = FOREIGN[kind]
+    if minimum is not None:
+        blocks[:, at + 2 : at + 4] = (minimum * scales).astype(np.float16).view(np.uint8)
+    return blocks
+
+
+@cache
+def rms_of_unit_blocks(kind: WeightType) -> float:
+    blocks = with_scales(np.random.default_rng(2), kind, 200, np.ones((200, 1)))
+    return float(np.sqrt(np.mean(np.square(dequantize(blocks, kind)))))
+
+
 def random_blocks(
     rng: np.random.Generator, kind: WeightType, rows: int, cols: int, rms: float
 ) -> NDArray[np.uint8]:
     """A matrix of random bytes as a file holds it, its half precision scales apart."""
-    values, size = GGML_QUANT_SIZES[kind]
-    blocks = rng.integers(0, 256, (rows * cols // values, size), dtype=np.uint8)
-    scales = rms / RMS[kind] * rng.uniform(0.5, 1.5, (len(blocks), 1))
+    n = rows * cols // GGML_QUANT_SIZES[kind][0]
+    scales = rms / rms_of_unit_blocks(kind) * rng.uniform(0.5, 1.5, (n, 1))
     scales *= rng.choice([-1, 1], scales.shape)
-    if kind in MIN:
-        blocks[:, 0:2] = scales.astype(np.float16).view(np.uint8)
-        blocks[:, 2:4] = (MIN[kind] * scales).astype(np.float16).view(np.uint8)
-    else:
-        blocks[:, 208:210] = scales.astype(np.float16).view(np.uint8)
-    return blocks.reshape(rows, -1)
+    return with_scales(rng, kind, n, scales).reshape(rows, -1)
 
 
 def write_model(path: Path, architecture: str, kinds: list[WeightType], tied: bool = False) -> Path:
@@ -91,7 +115,7 @@ def write_model(path: Path, architecture: str, kinds: list[WeightType], tied: bo
         kind = kinds[n_matrices % len(kinds)]
         n_matrices += 1
         rms = gain / np.sqrt(cols)
-        if kind in RMS:
+        if kind in FOREIGN:
             data: NDArray[Any] = random_blocks(rng, kind, rows, cols, rms)
         else:
             values = rng.standard_normal((rows, cols)) * rms
@@ -269,7 +293,7 @@ def test_a_row_of_no_whole_blocks_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("kind", [Q8_0, WeightType.Q4_0, Q4_1, Q4_K, Q6_K])
+@pytest.mark.parametrize("kind", [Q8_0, WeightType.Q4_0, *FOREIGN])
 def test_values_have_the_bits_of_the_library(kind: WeightType, tmp_path: Path) -> None:
     """An embedding that is not the head: each logit depends on every bit of its row."""
     quantised = write_model(tmp_path / "quantised.bin", "llama", [kind, WeightType.F32])
@@ -283,13 +307,31 @@ def test_values_have_the_bits_of_the_library(kind: WeightType, tmp_path: Path) -
         assert np.array_equal(one.forward(ids), other.forward(ids))
 
 
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_damaged_scale_is_one_line(kind: WeightType, tmp_path: Path) -> None:
+    """Of the last row's last block: its scale, or its minimum where there is one."""
+    path = write_model(tmp_path / "model.bin", "qwen3", [kind], tied=True)
+    tensor = next(t for t in GGUFReader(path).tensors if t.name == "blk.1.attn_k.weight")
+    at = tensor.data_offset + tensor.n_bytes - GGML_QUANT_SIZES[kind][1] + SCALE_AT.get(kind, 0)
+    image = path.read_bytes()
+    expected = r"tensor blk\.1\.attn_k\.weight: row 63 holds NaN or infinity: the file is damaged"
+    for place in (at,) if FOREIGN[kind] is None else (at, at + 2):
+        for bad in (np.nan, -np.inf):
+            path.write_bytes(image[:place] + np.float16(bad).tobytes() + image[place + 2 :])
+            with pytest.raises(SbdValueError, match=expected) as error:
+                Engine(path)
+            assert "\n" not in str(error.value)
+
+
 def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write_model(tmp_path / "model.bin", "qwen3", [Q6_K, Q4_K, Q4_1])
+    path = write_model(tmp_path / "model.bin", "qwen3", list(FOREIGN))
     assert main.run(["inspect", str(path), "--json"]) == 0
-    assert {"q4_1", "q4_k", "q6_k"} < set(json.loads(capsys.readouterr().out)["bytes_by_type"])
+    assert {kind.name.lower() for kind in FOREIGN} < set(
+        json.loads(capsys.readouterr().out)["bytes_by_type"]
+    )
 
 
-@pytest.mark.parametrize("name", ["q4_1", "q4_k", "q6_k"])
+@pytest.mark.parametrize("name", [kind.name.lower() for kind in FOREIGN])
 def test_bench(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = {**CONFIG, "model_type": "llama", "architectures": ["LlamaForCausalLM"]}
     config |= {"num_hidden_layers": 1, "max_position_embeddings": 64, "tie_word_embeddings": True}
@@ -298,7 +340,7 @@ def test_bench(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     arguments = ["--rows", "1", "--context", "16", "--repeats", "1", "--json"]
     assert main.run(["bench", "--config", str(path), "--type", name, *arguments]) == 0
     assert json.loads(capsys.readouterr().out)["results"][0]["ms_per_forward"] > 0
-    assert main.run(["bench", "--config", str(path), "--type", "q5_k"]) == 2
+    assert main.run(["bench", "--config", str(path), "--type", "iq2_xs"]) == 2
     assert "expected --type as one of f32" in capsys.readouterr().err
 
 
@@ -339,7 +381,7 @@ def test_inspect_lists_every_type(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert {t: tensor["bytes"] for t, tensor in listed.items()} == summary["bytes_by_type"]
 
 
-@pytest.mark.parametrize("number", [6, 13, 20, 36, 77, 2**32 - 1])
+@pytest.mark.parametrize("number", [16, 21, 29, 34, 39, 77, 2**32 - 1])
 def test_a_type_that_cannot_run(
     number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -353,8 +395,8 @@ def test_a_type_that_cannot_run(
     kind = WeightType(number).name if number in list(WeightType) else str(number)
     why = (
         f"tensor 'blk.1.attn_k.weight': type {kind} cannot run here, expected F32, F16, BF16, "
-        "Q8_0, Q4_0, Q4_1, Q4_K, Q6_K; convert the original checkpoint with: sbd-engine convert "
-        "DIR --type q8_0"
+        "Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_XS; convert the "
+        "original checkpoint with: sbd-engine convert DIR --type q8_0"
     )
     summary = json.loads(inspected(path, capsys, "--json", "--tensors"))
     assert summary["problem"] == why
@@ -369,7 +411,7 @@ def test_a_type_that_cannot_run(
 
 
 def test_inspect_says_all_that_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write_types(tmp_path / "types.bin", [13, 77, 13])
+    path = write_types(tmp_path / "types.bin", [16, 77, 16])
     problem = json.loads(inspected(path, capsys, "--json"))["problem"]
-    assert problem.startswith("tensor 'tensor 0': type Q5_K, 77 cannot run here")
+    assert problem.startswith("tensor 'tensor 0': type IQ2_XXS, 77 cannot run here")
     assert f"; {path}: key 'llama.block_count' is missing, expected an integer" in problem

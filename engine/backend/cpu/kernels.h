@@ -22,11 +22,7 @@ inline constexpr float kMinusInfinity = -1e30f;  // finite: differences with it 
 // holds a step of a strip. A panel is one stream of memory, read from end to end:
 //   f32, f16  [cols][2][16]
 //   bf16      [cols / 2][2][16][2]
-//   q8_0      [groups] of quants [2][8][16][4] as value + 128 and scales [2][16]
-//   q4_0      [groups] of quants [2][4][16][4], a group's steps 0-3 in low and 4-7 in high nibbles,
-//             and scales [2][16]
-//   q4_1      the same, then minima [2][16], negated: w = scale q - min, as in q4_k
-//   q4_k, q6_k  k_quants.h
+//   the quantised types: quant_layout.h
 struct PackedMatrix {
   DType dtype;
   int rows;           // output features

@@ -3,7 +3,7 @@
 // copy, compiled for instructions the machine lacks, for baseline code (test_tree.py looks).
 #include "backend/cpu/kernels.h"
 
-#include "backend/cpu/k_quants.h"
+#include "backend/cpu/quant_layout.h"
 
 namespace sbd::cpu::SBD_ISA {
 

@@ -104,99 +104,10 @@ struct BF16Format {
   }
 };
 
-// Quantised groups: sum of (u - offset) q = sum of u q - offset * sum of q, with unsigned weights
-// u; the second term starts the integer accumulator. Where groups have a minimum instead, it is
-// multiplied by the sum of the inputs, in float32.
-template <typename Quants, bool kHasMins = false>
-struct QuantFormat {
-  static constexpr int kScalesAt = 2 * Quants::kBytes;
-  static constexpr int kMinsAt = kScalesAt + 2 * 16 * 2;
-  static constexpr int kStepBytes = kMinsAt + (kHasMins ? 2 * 16 * 2 : 0);
-
-  template <int R, int P>
-  static inline void run(const LinearTask& t, const Tile& tile, PrefetchStream& stream,
-                         F (&sums)[R][P]) {
-    const Index groups = t.weight.cols / kGroupSize;
-    const QuantizedGroup* x = first_group(t, tile);
-    for (int g = tile.begin; g < tile.end; ++g, ++x) {
-      stream.step();
-      const std::uint8_t* group = tile.panel + static_cast<Index>(g) * kStepBytes;
-      I dots[R][P];
-      for (int r = 0; r < R; ++r) {
-        const I start = set1_int(kHasMins ? 0 : Quants::start(x[r * groups]));
-        for (int p = 0; p < P; ++p) dots[r][p] = start;
-      }
-      Quants::template multiply<R, P>(group + tile.strip * Quants::kBytes, x, groups, dots);
-      const std::uint8_t* scales = group + kScalesAt + tile.strip * 32;
-      for (int p = 0; p < P; ++p) {
-        const F w_scale = load_halves(scales + p * 32);
-        for (int r = 0; r < R; ++r) {
-          const F scale = mul(w_scale, set1(x[r * groups].scale));
-          sums[r][p] = fma(to_float(dots[r][p]), scale, sums[r][p]);
-        }
-      }
-      for (int p = 0; kHasMins && p < P; ++p) {
-        const F w_min = load_halves(group + kMinsAt + (tile.strip + p) * 32);
-        for (int r = 0; r < R; ++r) {
-          sums[r][p] = fma(w_min, set1(x[r * groups].minus_sum), sums[r][p]);
-        }
-      }
-    }
-  }
-};
-
-struct Q8Quants {
-  static constexpr int kBytes = 512;  // of one strip's group
-  static inline std::int32_t start(const QuantizedGroup& x) {
-    return kQ8Offset == 0 ? 0 : x.minus_128_sum;
-  }
-
-  template <int R, int P>
-  static inline void multiply(const std::uint8_t* weights, const QuantizedGroup* x, Index stride,
-                              I (&dots)[R][P]) {
-    for (int j = 0; j < 8; ++j) {
-      W w[P];
-      for (int p = 0; p < P; ++p) w[p] = q8_weights(load_weights(weights + p * kBytes + j * 64));
-      for (int r = 0; r < R; ++r) {
-        const I xr = set1_int(load_int(x[r * stride].quants + j * 4));
-        for (int p = 0; p < P; ++p) dots[r][p] = dot_q8(dots[r][p], w[p], xr);
-      }
-    }
-  }
-};
-
-struct Q4Quants {
-  static constexpr int kBytes = 256;
-  static inline std::int32_t start(const QuantizedGroup& x) { return x.minus_128_sum / 16; }
-
-  template <int R, int P>
-  static inline void multiply(const std::uint8_t* weights, const QuantizedGroup* x, Index stride,
-                              I (&dots)[R][P]) {
-    for (int j = 0; j < 4; ++j) {
-      W low[P], high[P];
-      for (int p = 0; p < P; ++p) {
-        const W w = load_weights(weights + p * kBytes + j * 64);
-        low[p] = low_nibbles(w);
-        high[p] = high_nibbles(w);
-      }
-      for (int r = 0; r < R; ++r) {
-        const I x_low = set1_int(load_int(x[r * stride].quants + j * 4));
-        const I x_high = set1_int(load_int(x[r * stride].quants + j * 4 + 16));
-        for (int p = 0; p < P; ++p) {
-          dots[r][p] = dot_bytes(dot_bytes(dots[r][p], low[p], x_low), high[p], x_high);
-        }
-      }
-    }
-  }
-};
+#include "backend/cpu/quant_format_inl.h"
 
 using F32Format = FloatFormat<F32Vector>;
 using F16Format = FloatFormat<F16Vector>;
-using Q8Format = QuantFormat<Q8Quants>;
-using Q4Format = QuantFormat<Q4Quants>;
-using Q4_1Format = QuantFormat<Q4Quants, true>;
-
-#include "backend/cpu/k_quants_inl.h"
 
 static inline F load_some(const float* p, int n) {
   if (n >= 16) return load(p);
@@ -314,10 +225,17 @@ static void linear(const LinearTask& t, int panel_begin, int panel_end) {
     case DType::f32: return linear_panels<F32Format>(t, panel_begin, panel_end);
     case DType::f16: return linear_panels<F16Format>(t, panel_begin, panel_end);
     case DType::bf16: return linear_panels<BF16Format>(t, panel_begin, panel_end);
-    case DType::q8_0: return linear_panels<Q8Format>(t, panel_begin, panel_end);
-    case DType::q4_0: return linear_panels<Q4Format>(t, panel_begin, panel_end);
-    case DType::q4_1: return linear_panels<Q4_1Format>(t, panel_begin, panel_end);
-    case DType::q4_k: return linear_panels<Q4KFormat>(t, panel_begin, panel_end);
-    case DType::q6_k: return linear_panels<Q6KFormat>(t, panel_begin, panel_end);
+    case DType::q8_0: return linear_panels<QuantFormat<DType::q8_0>>(t, panel_begin, panel_end);
+    case DType::q4_0: return linear_panels<QuantFormat<DType::q4_0>>(t, panel_begin, panel_end);
+    case DType::q4_1: return linear_panels<QuantFormat<DType::q4_1>>(t, panel_begin, panel_end);
+    case DType::q5_0: return linear_panels<QuantFormat<DType::q5_0>>(t, panel_begin, panel_end);
+    case DType::q5_1: return linear_panels<QuantFormat<DType::q5_1>>(t, panel_begin, panel_end);
+    case DType::iq4_nl: return linear_panels<QuantFormat<DType::iq4_nl>>(t, panel_begin, panel_end);
+    case DType::q2_k: return linear_panels<QuantFormat<DType::q2_k>>(t, panel_begin, panel_end);
+    case DType::q3_k: return linear_panels<QuantFormat<DType::q3_k>>(t, panel_begin, panel_end);
+    case DType::q4_k: return linear_panels<QuantFormat<DType::q4_k>>(t, panel_begin, panel_end);
+    case DType::q5_k: return linear_panels<QuantFormat<DType::q5_k>>(t, panel_begin, panel_end);
+    case DType::q6_k: return linear_panels<QuantFormat<DType::q6_k>>(t, panel_begin, panel_end);
+    case DType::iq4_xs: return linear_panels<QuantFormat<DType::iq4_xs>>(t, panel_begin, panel_end);
   }
 }

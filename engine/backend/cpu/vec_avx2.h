@@ -43,11 +43,6 @@ static inline __m256 load_eight_bf16(const std::uint16_t* p) {
 static inline F load_bf16(const std::uint16_t* p) {
   return {load_eight_bf16(p), load_eight_bf16(p + 8)};
 }
-static inline F load_bytes(const std::uint8_t* p) {
-  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)),
-          _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)))};
-}
 static inline F load_signed_bytes(const std::uint8_t* p) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
@@ -151,9 +146,30 @@ static inline W load_weights(const std::uint8_t* p) {
   const auto* q = reinterpret_cast<const __m256i*>(p);
   return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
 }
-static inline W low_sixes(W w) {
-  const __m256i mask = _mm256_set1_epi8(63);
+template <int kMask>
+static inline W masked(W w) {  // every byte
+  const __m256i mask = _mm256_set1_epi8(kMask);
   return {_mm256_and_si256(w.a, mask), _mm256_and_si256(w.b, mask)};
+}
+template <int kMask>
+static inline W with_bits(W w, W more) {  // w | masked(more)
+  const W bits = masked<kMask>(more);
+  return {_mm256_or_si256(w.a, bits.a), _mm256_or_si256(w.b, bits.b)};
+}
+// Bytes shifted; what bits come in from outside is not said.
+template <int kBits>
+static inline W shift_left(W w) {
+  return {_mm256_slli_epi16(w.a, kBits), _mm256_slli_epi16(w.b, kBits)};
+}
+template <int kBits>
+static inline W shift_right(W w) {
+  return {_mm256_srli_epi16(w.a, kBits), _mm256_srli_epi16(w.b, kBits)};
+}
+// Bytes below 16 as places of a table of 16.
+static inline W lookup(const std::uint8_t* table, W w) {
+  const __m256i t =
+      _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(table)));
+  return {_mm256_shuffle_epi8(t, w.a), _mm256_shuffle_epi8(t, w.b)};
 }
 // The top two bits of a, b and c, a's lowest.
 static inline __m256i top_bits_of_eight(__m256i a, __m256i b, __m256i c) {
@@ -165,15 +181,7 @@ static inline __m256i top_bits_of_eight(__m256i a, __m256i b, __m256i c) {
 static inline W top_bits(W a, W b, W c) {
   return {top_bits_of_eight(a.a, b.a, c.a), top_bits_of_eight(a.b, b.b, c.b)};
 }
-static inline W low_nibbles(W w) {
-  const __m256i mask = _mm256_set1_epi8(15);
-  return {_mm256_and_si256(w.a, mask), _mm256_and_si256(w.b, mask)};
-}
-static inline W high_nibbles(W w) {
-  const __m256i mask = _mm256_set1_epi8(15);
-  return {_mm256_and_si256(_mm256_srli_epi16(w.a, 4), mask),
-          _mm256_and_si256(_mm256_srli_epi16(w.b, 4), mask)};
-}
+static inline W high_nibbles(W w) { return masked<15>(shift_right<4>(w)); }
 #ifdef __AVXVNNI__
 // sum += unsigned weight bytes times signed activation bytes, four products a lane
 static inline I dot_bytes(I sum, W w, I x) {

@@ -31,10 +31,6 @@ static inline F load_bf16(const std::uint16_t* p) {
   const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
 }
-static inline F load_bytes(const std::uint8_t* p) {
-  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
-}
 static inline F load_signed_bytes(const std::uint8_t* p) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
@@ -99,18 +95,35 @@ static inline void store_int8(std::int8_t* p, F a) {
 }
 
 static inline W load_weights(const std::uint8_t* p) { return _mm512_loadu_si512(p); }
-static inline W low_sixes(W w) { return _mm512_and_si512(w, _mm512_set1_epi8(63)); }
+template <int kMask>
+static inline W masked(W w) {  // every byte
+  return _mm512_and_si512(w, _mm512_set1_epi8(kMask));
+}
+template <int kMask>
+static inline W with_bits(W w, W more) {  // w | masked(more)
+  constexpr int or_and = 0xf8;            // x | (y & z)
+  return _mm512_ternarylogic_epi64(w, more, _mm512_set1_epi8(kMask), or_and);
+}
+// Bytes shifted; what bits come in from outside is not said.
+template <int kBits>
+static inline W shift_left(W w) {
+  return _mm512_slli_epi16(w, kBits);
+}
+template <int kBits>
+static inline W shift_right(W w) {
+  return _mm512_srli_epi16(w, kBits);
+}
+// Bytes below 16 as places of a table of 16.
+static inline W lookup(const std::uint8_t* table, W w) {
+  const __m128i t = _mm_load_si128(reinterpret_cast<const __m128i*>(table));
+  return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(t), w);
+}
 // The top two bits of a, b and c, a's lowest.
 static inline W top_bits(W a, W b, W c) {
-  constexpr int or_and = 0xf8;  // x | (y & z)
-  W w = _mm512_and_si512(_mm512_srli_epi16(a, 6), _mm512_set1_epi8(3));
-  w = _mm512_ternarylogic_epi64(w, _mm512_srli_epi16(b, 4), _mm512_set1_epi8(12), or_and);
-  return _mm512_ternarylogic_epi64(w, _mm512_srli_epi16(c, 2), _mm512_set1_epi8(48), or_and);
+  const W w = with_bits<12>(masked<3>(shift_right<6>(a)), shift_right<4>(b));
+  return with_bits<48>(w, shift_right<2>(c));
 }
-static inline W low_nibbles(W w) { return _mm512_and_si512(w, _mm512_set1_epi8(15)); }
-static inline W high_nibbles(W w) {
-  return _mm512_and_si512(_mm512_srli_epi16(w, 4), _mm512_set1_epi8(15));
-}
+static inline W high_nibbles(W w) { return masked<15>(shift_right<4>(w)); }
 // sum += unsigned weight bytes times signed activation bytes, four products a lane
 static inline I dot_bytes(I sum, W w, I x) { return _mm512_dpbusd_epi32(sum, w, x); }
 // The same for q8_0 weights, stored as value + 128

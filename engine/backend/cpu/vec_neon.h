@@ -78,13 +78,6 @@ static inline F load_bf16(const std::uint16_t* p) {
   };
   return {quarter(0), quarter(1), quarter(2), quarter(3)};
 }
-static inline F load_bytes(const std::uint8_t* p) {
-  const uint8x16_t bytes = vld1q_u8(p);
-  const uint16x8_t low = vmovl_u8(vget_low_u8(bytes));
-  const uint16x8_t high = vmovl_high_u8(bytes);
-  return {vcvtq_f32_u32(vmovl_u16(vget_low_u16(low))), vcvtq_f32_u32(vmovl_high_u16(low)),
-          vcvtq_f32_u32(vmovl_u16(vget_low_u16(high))), vcvtq_f32_u32(vmovl_high_u16(high))};
-}
 static inline F load_signed_bytes(const std::uint8_t* p) {
   const int8x16_t bytes = vreinterpretq_s8_u8(vld1q_u8(p));
   const int16x8_t low = vmovl_s8(vget_low_s8(bytes));
@@ -200,8 +193,28 @@ static inline void store_int8(std::int8_t* p, F x) {
 static inline W load_weights(const std::uint8_t* p) {
   return {vld1q_u8(p), vld1q_u8(p + 16), vld1q_u8(p + 32), vld1q_u8(p + 48)};
 }
-static inline W low_sixes(W w) {
-  return each<W>([](auto v) { return vandq_u8(v, vdupq_n_u8(63)); }, w);
+template <int kMask>
+static inline W masked(W w) {  // every byte
+  return each<W>([](auto v) { return vandq_u8(v, vdupq_n_u8(kMask)); }, w);
+}
+template <int kMask>
+static inline W with_bits(W w, W more) {  // w | masked(more)
+  return each<W>([](auto v, auto m) { return vorrq_u8(v, vandq_u8(m, vdupq_n_u8(kMask))); }, w,
+                 more);
+}
+// Bytes shifted; what bits come in from outside is not said.
+template <int kBits>
+static inline W shift_left(W w) {
+  return each<W>([](auto v) { return vshlq_n_u8(v, kBits); }, w);
+}
+template <int kBits>
+static inline W shift_right(W w) {
+  return each<W>([](auto v) { return vshrq_n_u8(v, kBits); }, w);
+}
+// Bytes below 16 as places of a table of 16.
+static inline W lookup(const std::uint8_t* table, W w) {
+  const uint8x16_t t = vld1q_u8(table);
+  return each<W>([t](auto v) { return vqtbl1q_u8(t, v); }, w);
 }
 // The top two bits of a, b and c, a's lowest.
 static inline W top_bits(W a, W b, W c) {
@@ -210,12 +223,7 @@ static inline W top_bits(W a, W b, W c) {
   };
   return each<W>(pack, a, b, c);
 }
-static inline W low_nibbles(W w) {
-  return each<W>([](auto v) { return vandq_u8(v, vdupq_n_u8(15)); }, w);
-}
-static inline W high_nibbles(W w) {
-  return each<W>([](auto v) { return vshrq_n_u8(v, 4); }, w);
-}
+static inline W high_nibbles(W w) { return shift_right<4>(w); }
 // sum += unsigned weight bytes, 127 at most, times signed activation bytes, four products a lane
 static inline I dot_bytes(I sum, W w, I x) {
   const auto dot = [](auto s, auto p, auto q) {

@@ -80,9 +80,6 @@ static inline F load_half(const std::uint16_t* p) {
 static inline F load_bf16(const std::uint16_t* p) {
   return lanes([&](int i) { return bits<float>(std::uint32_t{p[i]} << 16); });
 }
-static inline F load_bytes(const std::uint8_t* p) {
-  return lanes([&](int i) { return static_cast<float>(p[i]); });
-}
 static inline F load_signed_bytes(const std::uint8_t* p) {
   return lanes([&](int i) { return static_cast<float>(static_cast<std::int8_t>(p[i])); });
 }
@@ -185,8 +182,30 @@ static inline W load_weights(const std::uint8_t* p) {
   __builtin_memcpy(w.v, p, sizeof(w.v));
   return w;
 }
-static inline W low_sixes(W w) {
-  for (auto& b : w.v) b &= 63;
+template <int kMask>
+static inline W masked(W w) {  // every byte
+  for (auto& b : w.v) b &= kMask;
+  return w;
+}
+template <int kMask>
+static inline W with_bits(W w, const W& more) {  // w | masked(more)
+  for (int i = 0; i < 64; ++i) w.v[i] = static_cast<std::uint8_t>(w.v[i] | (more.v[i] & kMask));
+  return w;
+}
+// Bytes shifted; what bits come in from outside is not said.
+template <int kBits>
+static inline W shift_left(W w) {
+  for (auto& b : w.v) b = static_cast<std::uint8_t>(b << kBits);
+  return w;
+}
+template <int kBits>
+static inline W shift_right(W w) {
+  for (auto& b : w.v) b = static_cast<std::uint8_t>(b >> kBits);
+  return w;
+}
+// Bytes below 16 as places of a table of 16.
+static inline W lookup(const std::uint8_t* table, W w) {
+  for (auto& b : w.v) b = table[b];
   return w;
 }
 // The top two bits of a, b and c, a's lowest.
@@ -196,14 +215,7 @@ static inline W top_bits(W a, const W& b, const W& c) {
   }
   return a;
 }
-static inline W low_nibbles(W w) {
-  for (auto& b : w.v) b &= 15;
-  return w;
-}
-static inline W high_nibbles(W w) {
-  for (auto& b : w.v) b = static_cast<std::uint8_t>(b >> 4);
-  return w;
-}
+static inline W high_nibbles(const W& w) { return shift_right<4>(w); }
 // sum += unsigned weight bytes times signed activation bytes, four products a lane
 static inline I dot_bytes(I sum, const W& w, const I& x) {
   for (int i = 0; i < 16; ++i) {

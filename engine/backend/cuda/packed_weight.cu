@@ -5,6 +5,7 @@
 
 #include "backend/cuda/formats.h"
 #include "core/error.h"
+#include "core/quant_blocks.h"
 
 namespace sbd::cuda {
 
@@ -74,47 +75,15 @@ __global__ void pack_halves(PackArgs a) {  // a thread: a value
   store_half(a, row, k, bits);
 }
 
-__device__ float half_at(const std::uint8_t* p) {
-  return half_to_float(static_cast<std::uint16_t>(bits_at(p, 2)));
-}
-
-// Value i of a block, as core/dtype.h says it is stored.
-__device__ float q4_1_value(const std::uint8_t* block, int i) {
-  const int byte = block[offsetof(BlockQ4_1, nibbles) + i % 16];
-  return half_at(block) * static_cast<float>(i < 16 ? byte & 15 : byte >> 4) +
-         half_at(block + offsetof(BlockQ4_1, min));
-}
-
-__device__ float q4_k_value(const std::uint8_t* block, int i) {
-  const std::uint8_t* six = block + offsetof(BlockQ4_K, six_bits);
-  const int g = i / kGroupSize;
-  const int scale = g < 4 ? six[g] & 63 : (six[g + 4] & 15) | six[g - 4] >> 6 << 4;
-  const int min = g < 4 ? six[g + 4] & 63 : six[g + 4] >> 4 | six[g] >> 6 << 4;
-  const int byte = block[offsetof(BlockQ4_K, nibbles) + g / 2 * kGroupSize + i % kGroupSize];
-  const int quant = g % 2 ? byte >> 4 : byte & 15;
-  return half_at(block) * static_cast<float>(scale * quant) -
-         half_at(block + offsetof(BlockQ4_K, min)) * static_cast<float>(min);
-}
-
-__device__ float q6_k_value(const std::uint8_t* block, int i) {
-  const int part = i / 128, j = i % 128;
-  const int low = block[offsetof(BlockQ6_K, lows) + part * 64 + j % 64] >> (j < 64 ? 0 : 4) & 15;
-  const int high = block[offsetof(BlockQ6_K, highs) + part * 32 + j % 32] >> (j / 32 * 2) & 3;
-  const auto scale =
-      static_cast<std::int8_t>(block[offsetof(BlockQ6_K, scales) + i / kSmallGroupSize]);
-  return half_at(block + offsetof(BlockQ6_K, scale)) *
-         static_cast<float>(scale * ((low | high << 4) - 32));
-}
-
-// Q4_1 and K-quants become halves: exact enough (2^-12), and several times the memory.
-template <DType kType, float (*kValue)(const std::uint8_t* block, int i)>
+// Exact enough (2^-12), and several times the memory. Blocks of the types lie on even addresses.
+template <DType kType>
 __global__ void pack_as_halves(PackArgs a) {  // a thread: a value
   const Index i = Index{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= a.n_threads) return;
   const int row = static_cast<int>(i / a.cols), k = static_cast<int>(i % a.cols);
   constexpr int kValues = values_per_block(kType);
-  constexpr int kBytes = bytes_per_block(kType);
-  const float value = kValue(a.source + i / kValues * kBytes, k % kValues);
+  const auto* blocks = reinterpret_cast<const typename QuantType<kType>::Block*>(a.source);
+  const float value = block_value<kType>(blocks[i / kValues], k % kValues);
   const std::uint32_t bits = to_halves(value, 0.0f) & 0xffffu;
   if (exponent_is_full(bits, 0x7c00u)) atomicMax(a.bad_row, a.first_row + row);
   store_half(a, row, k, bits);
@@ -159,26 +128,24 @@ __global__ void pack_quants(PackArgs a) {  // a thread: a group
   }
 }
 
+// Quantised types but two, of which a kernel reads the quants, become halves.
+DType stored_type(DType dtype) {
+  const bool quants = dtype == DType::q8_0 || dtype == DType::q4_0;
+  return values_per_block(dtype) > 1 && !quants ? DType::f16 : dtype;
+}
+
 void (*packer(DType dtype))(PackArgs) {
   switch (dtype) {
+    case DType::f32: return pack_f32;
     case DType::f16: return pack_halves<0x7c00u>;
     case DType::bf16: return pack_halves<0x7f80u>;
     case DType::q8_0: return pack_quants<Q8Format>;
     case DType::q4_0: return pack_quants<Q4Format>;
-    case DType::q4_1: return pack_as_halves<DType::q4_1, q4_1_value>;
-    case DType::q4_k: return pack_as_halves<DType::q4_k, q4_k_value>;
-    case DType::q6_k: return pack_as_halves<DType::q6_k, q6_k_value>;
-    default: return pack_f32;
+    default: break;
   }
-}
-
-DType stored_type(DType dtype) {
-  switch (dtype) {
-    case DType::q4_1:
-    case DType::q4_k:
-    case DType::q6_k: return DType::f16;
-    default: return dtype;
-  }
+  void (*kernel)(PackArgs) = nullptr;
+  with_quant_type(dtype, [&](auto type) { kernel = pack_as_halves<type()>; });
+  return kernel;
 }
 
 int blocks_for(Index n) { return static_cast<int>((n + kThreads - 1) / kThreads); }

@@ -7,8 +7,8 @@
 
 namespace sbd::cuda {
 
-// f16, bf16, q8_0 and q4_0 in stages [feature blocks][chunks] (formats.h); f32 row-major; q4_1 and
-// K-quants become f16.
+// f16, bf16, q8_0 and q4_0 in stages [feature blocks][chunks] (formats.h); f32 row-major; the other
+// quantised types become f16.
 class PackedWeight : public Weight {
  public:
   // The tensor's data may be the host's or the device's.
