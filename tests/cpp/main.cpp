@@ -1,6 +1,6 @@
-// Runs the tests whose name contains the argument (all without one). Exit code 1 on a failure or
-// where nothing matches, 2 where the CPU lacks what SBD_ISA names. What takes longer than a second
-// is told.
+// sbd_tests [NAME] [K/N]: runs the tests whose name contains NAME; of these the Kth of N parts. Exit
+// code 1 on a failure or where nothing matches, 2 where the CPU lacks what SBD_ISA names. What takes
+// longer than a second is told.
 #include <chrono>
 #include <cstdio>
 #include <exception>
@@ -23,13 +23,20 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "%s\n", error.what());
     return 2;
   }
+  int part = 0;
+  int parts = 1;
+  if (argc > 1 && std::sscanf(argv[argc - 1], "%d/%d", &part, &parts) == 2) {
+    --argc;
+  }
   const std::string_view filter = argc > 1 ? argv[1] : "";
+  int matching = 0;
   int run = 0;
   int failed = 0;
   for (const auto& test : sbd::test::tests()) {
     if (std::string_view(test.name).find(filter) == std::string_view::npos) {
       continue;
     }
+    if (parts < 1 || matching++ % parts != part % parts) continue;
     ++run;
     const int before = sbd::test::failed_checks;
     const auto start = std::chrono::steady_clock::now();
