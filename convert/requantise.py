@@ -139,7 +139,7 @@ def _kept_keys(
     reader: GGUFReader, warn: Callable[[str], None]
 ) -> Iterator[tuple[str, Value | Typed]]:
     for key, field in reader.fields.items():
-        if key.startswith("GGUF.") or key == "general.alignment":  # the writer has its own
+        if key.startswith("GGUF.") or key == "general.alignment":  # its own here
             continue
         kind, *inner = field.types
         if kind == GGUFValueType.ARRAY and inner[:1] in ([], [GGUFValueType.ARRAY]):

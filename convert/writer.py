@@ -20,7 +20,6 @@ from .quantize import stored_bytes
 from .replacing import replacing
 from .values import Typed, Value
 
-ALIGNMENT = 64
 Piece = Callable[[], NDArray[np.generic]]
 
 
@@ -86,7 +85,6 @@ def _write(path: Path, contents: OutputFile, on_bytes: Callable[[int], None]) ->
     architecture = metadata["general.architecture"]
     name = architecture.value if isinstance(architecture, Typed) else architecture
     writer = GGUFWriter(path, str(name))
-    writer.add_custom_alignment(ALIGNMENT)
     for key, value in metadata.items():
         if key != "general.architecture":
             typed = value if isinstance(value, Typed) else Typed(value, _value_type(value), None)

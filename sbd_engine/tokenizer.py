@@ -55,7 +55,7 @@ class Tokenizer:
         begins with it or `add_bos` is False (a chat template writes its own).
 
         Raises SbdLengthError where the text has many more than `fits` tokens, without encoding it
-        all: a megabyte takes one to three seconds and up to 400 MB.
+        all: a megabyte takes one to three seconds and up to 650 MB.
         """
         check_utf8("text", text)
         self._check_length(text, fits)
