@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Full counts of what .ci/run samples: an hour or more on two cores. After the README's commands.
-#   bash benchmarks/long.sh [files] [texts] [threads] [server] [grammars] [lossless]     all without an argument
+#   bash benchmarks/long.sh [files] [texts] [threads] [server] [grammars] [lossless] [ray]     all without an argument
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH=$PWD/.venv/bin:$PATH
@@ -40,14 +40,20 @@ lossless() {  # every question at every gamma
   SBD_EVERY_GAMMA=1 pytest -q -n 0 tests/python/test_lossless_demo.py
 }
 
+ray() {  # replicas that are killed and replaced under load, and batches, on a cluster here
+  pip install -q '.[ray,test]'
+  SBD_NO_SKIPS=1 pytest -q -s -n 0 tests/python/test_on_ray.py
+  python benchmarks/ray_replicas.py
+}
+
 if [[ $# -eq 0 ]]; then
-  set -- files texts threads server grammars lossless
+  set -- files texts threads server grammars lossless ray
 fi
 for part in "$@"; do
   case $part in
-    files | texts | threads | server | grammars | lossless) ;;
+    files | texts | threads | server | grammars | lossless | ray) ;;
     *)
-      echo "unknown part $part: expected files, texts, threads, server, grammars or lossless" >&2
+      echo "unknown part $part: expected files, texts, threads, server, grammars, lossless or ray" >&2
       exit 2
       ;;
   esac

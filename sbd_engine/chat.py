@@ -5,16 +5,28 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from .errors import SbdTypeError, SbdValueError, brief
-from .parameters import check_utf8, unknown
+from .parameters import check_utf8, named, unknown
 from .template_process import TemplateProcess
+from .text_file import read_text
 
 Message = Mapping[str, Any]
 # Names that a message's reasoning goes by: the first is what templates read.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _KINDS = (("unknown", "unk"), ("padding", "pad"), ("seperator", "sep"))  # as GGUF spells them
+
+
+def read_template(file: Path) -> str:
+    """A file's, in place of a model's own. Raises SbdValueError and SbdFileError."""
+    text = read_text(file)
+    if "{" not in text:  # it would be the name of one
+        raise SbdValueError(
+            f"{named('chat_template')} {file}: expected a Jinja template, got none in it"
+        )
+    return text
 
 
 class ChatTemplates:

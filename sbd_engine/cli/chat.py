@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..chat import read_template
 from ..errors import SbdValueError
 from . import generation, options
-from .prompt import read_template, template_argument
+from .prompt import template_argument
 
 if TYPE_CHECKING:
     from ..streams import Stream

@@ -9,17 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import SbdError, SbdValueError
+from ..errors import SbdValueError
 from . import experiment, generation, options
 from .options import print_json
 from .prompt import template_argument
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from ..engine import Engine
+    from ..evaluation.answers import Answers
     from ..evaluation.journal import Journal
-    from ..evaluation.questions import Question
 
 
 @generation.with_flags(max_tokens=256, blocks=False)
@@ -68,7 +66,7 @@ def generate(
     why it ended, and the options that it was made with. Sampled texts of one
     seed differ by their prompts' numbers, which are their sample_index.
     """
-    from ..evaluation.journal import Journal
+    from ..evaluation.answers import Answers
     from ..evaluation.questions import read_prompts
     from ..parameters import integer
 
@@ -77,119 +75,46 @@ def generate(
     batch = integer("--batch", batch, 1)
     questions = read_prompts(prompts)
     with generation.engine(context) as engine:
-        asked = generation.asked(context)
-        arguments = dict(map(template_argument, template_arg or ()))
-        calls = _calls(engine, questions, asked, arguments if chat else None)
+        template = dict(map(template_argument, template_arg or ())) if chat else None
+        answers = Answers.asked(
+            engine,
+            options.one_model(model, model_flag),
+            context.params["kv_dtype"],
+            questions,
+            generation.asked(context),
+            template,
+        )
         generation.check_engine(context, engine)
-        settings = _settings(context, engine, questions, asked, arguments)
-        with Journal(out, settings, lambda line: _fits(line, questions)) as journal:
+        with answers.journal(out) as journal:
             experiment.note_left_out(journal)
-            interrupted = _answer(engine, questions, calls, journal, batch, out is None)
+            interrupted = _answer(engine, answers, journal, batch, out is None)
             count = len(journal.lines)
     if interrupted:
         experiment.note_interruption(count, len(questions), out, "prompts")
     return 130 if interrupted else 0
 
 
-def _calls(
-    engine: Engine,
-    questions: Sequence[Question],
-    asked: dict[str, Any],
-    template: dict[str, Any] | None,
-) -> list[dict[str, Any]]:
-    """Engine.generate's arguments for each, checked before anything is written."""
-    from ..evaluation.answering import encoded
-
-    sampled = asked.get("temperature", 0) > 0
-    calls = []
-    for number, question in enumerate(questions):
-        call = {**asked, "sample_index": number} if sampled else {**asked}
-        try:
-            call["prompt"] = encoded(engine, question.prompt, template)
-            engine.check(**call)
-        except SbdError as error:
-            raise type(error)(f"{question.source}: {error}") from None
-        calls.append(call)
-    return calls
-
-
-def _settings(
-    context: typer.Context,
-    engine: Engine,
-    questions: Sequence[Question],
-    asked: dict[str, Any],
-    arguments: dict[str, Any],
-) -> dict[str, Any]:
-    """What must be equal for a run to go on from its answers. Threads, batch and whatever drafts
-    change none."""
-    from ..evaluation.answering import file_fingerprint
-    from ..evaluation.questions import questions_fingerprint
-    from ..json_values import finite
-    from ..model_file import model_file
-
-    flags = context.params
-    with model_file(options.one_model(flags["model"], flags["model_flag"])) as path:
-        content = file_fingerprint(path)
-    resolved: dict[str, Any] = finite(engine.resolve(**asked))
-    return {
-        "model": content,
-        "prompts": questions_fingerprint(questions),
-        "chat": flags["chat"],
-        "template_args": arguments,
-        "options": resolved,
-        "n_ctx": engine.n_ctx,
-        "kv_dtype": flags["kv_dtype"],
-    }
-
-
-def _fits(line: dict[str, Any], questions: Sequence[Question]) -> bool:
-    number = line.get("number")
-    if not isinstance(number, int) or not 0 <= number < len(questions):
-        return False
-    tokens = line.get("tokens")
-    return line.get("prompt") == questions[number].prompt and isinstance(tokens, list)
-
-
-def _answer(
-    engine: Engine,
-    questions: Sequence[Question],
-    calls: Sequence[dict[str, Any]],
-    journal: Journal,
-    batch: int,
-    printed: bool,
-) -> bool:
+def _answer(engine: Engine, answers: Answers, journal: Journal, batch: int, printed: bool) -> bool:
     """Answers what the journal lacks; True where Ctrl-C cut it off."""
-    from ..json_values import finite
     from .console import progress
 
-    done = {line["number"] for line in journal.lines}
-    left = [number for number in range(len(calls)) if number not in done]
+    left = answers.left(journal)
+    calls = [answers.calls[number] for number in left]
     started, new_tokens = time.perf_counter(), 0
     try:
         with (
-            progress("answers", len(calls)) as show,
-            closing(engine.generate_each([calls[n] for n in left], at_once=batch)) as answers,
+            progress("answers", len(answers.calls)) as show,
+            closing(engine.generate_each(calls, at_once=batch)) as completions,
         ):
-            show(len(done))
-            for index, completion in answers:
-                number = left[index]
-                question, call = questions[number], calls[number]
-                line = {"number": number, "prompt": question.prompt}
-                if question.family:
-                    line["family"] = question.family
-                in_force = engine.resolve(**{k: v for k, v in call.items() if k != "prompt"})
-                line |= {
-                    "prompt_ids": call["prompt"],
-                    "text": completion.text,
-                    "tokens": completion.tokens,
-                    "finish_reason": completion.finish_reason,
-                    "nfe": completion.stats.nfe,
-                    "options": finite(in_force),
-                }
+            show(len(journal.lines))
+            for index, done in completions:
+                line = answers.line(
+                    left[index], done.text, done.tokens, done.finish_reason, done.stats.nfe
+                )
                 journal.append(line)
                 if printed:
                     print_json(line)
-                new_tokens += len(completion.tokens)
+                new_tokens += len(done.tokens)
                 show(len(journal.lines))
     except KeyboardInterrupt:
         return True

@@ -16,6 +16,7 @@ import typer
 from .. import _core, parameters
 from ..errors import SbdValueError
 from ..json_values import finite
+from ..server.settings import Settings
 from ..sizes import parse_size
 from ..text_file import read_text
 
@@ -270,7 +271,7 @@ _ARGUMENTS = {
     *(field.name for field in fields(parameters.Parameters)),
     *parameters.CONSTRAINTS,
     *(option.name for option in _core.OPTIONS),
-    *("device", "n_threads", "n_ctx", "kv_dtype", "draft", "kv_budget"),
+    *(field.name for field in fields(Settings)),
 }
 
 

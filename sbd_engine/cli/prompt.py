@@ -58,14 +58,6 @@ def check_template_name(name: str) -> None:
         raise SbdValueError(f"expected names of what the chat template takes, got {name!r}")
 
 
-def read_template(file: Path) -> str:
-    """The text of --chat-template."""
-    text = read_text(file)
-    if "{" not in text:  # it would be the name of one
-        raise SbdValueError(f"--chat-template {file}: expected a Jinja template, got none in it")
-    return text
-
-
 def template_argument(text: str) -> tuple[str, Any]:
     """NAME=VALUE for a chat template: JSON where it is, else a string."""
     name, equals, value = text.partition("=")

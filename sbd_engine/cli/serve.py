@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..errors import SbdValueError
-from ..text_file import read_text
+from ..server.settings import KEY_VARIABLE, Settings
 from . import options
-from .prompt import read_template
 
-_SERVER, _KEY_VARIABLE = "Server", "SBD_API_KEY"
+_SERVER = "Server"
 
 
 def serve(
@@ -43,7 +41,7 @@ def serve(
     parallel: Annotated[
         int,
         typer.Option(help="Texts that are generated together.", min=1, rich_help_panel=_SERVER),
-    ] = 16,
+    ] = Settings.parallel,
     max_queue: Annotated[
         int,
         typer.Option(
@@ -51,18 +49,18 @@ def serve(
             min=0,
             rich_help_panel=_SERVER,
         ),
-    ] = 64,
+    ] = Settings.max_queue,
     timeout: Annotated[
         float,
         typer.Option(
             metavar="SECONDS", help="Of a request in all.", min=0.001, rich_help_panel=_SERVER
         ),
-    ] = 600.0,
+    ] = Settings.timeout,
     api_key_file: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help=f"Keys of clients, one a line; or one in the environment, as {_KEY_VARIABLE}.",
+            help=f"Keys of clients, one a line; or one in the environment, as {KEY_VARIABLE}.",
             rich_help_panel=_SERVER,
         ),
     ] = None,
@@ -88,36 +86,35 @@ def serve(
     """
     try:
         from ..server import listening
-        from ..server.app import Service
-        from ..server.edge import Limits
-        from ..server.gate import Gate
-        from ..server.model import Model
     except ModuleNotFoundError as error:
         raise SbdValueError(
             f"serve needs {error.name}, which is not installed: pip install 'sbd-engine[serve]'"
         ) from None
-    from ..engine import Engine
 
-    if alias is not None and not alias.strip():
-        raise SbdValueError("expected --alias as a name, got an empty one")
-    file = options.one_model(model, model_flag)
-    keys = _keys(api_key_file)
-    template = None if chat_template is None else read_template(chat_template)
-    budget = options.in_bytes(kv_budget)
+    settings = Settings(
+        model=options.one_model(model, model_flag),
+        alias=alias,
+        chat_template=chat_template,
+        parallel=parallel,
+        max_queue=max_queue,
+        timeout=timeout,
+        api_key_file=api_key_file,
+        cors_origin=cors_origin or (),
+        device=device,
+        n_threads=threads,
+        n_ctx=n_ctx,
+        kv_dtype=kv_dtype,
+        draft=draft,
+        kv_budget=kv_budget,
+    )
     _log_to_standard_error()
     listening.allow_files()
-    with (
-        listening.listen(host, port) as socket,
-        Engine(file, device, threads, n_ctx, kv_dtype, draft, budget) as engine,
-    ):
-        name = alias or ("demo" if file is None else file.stem)
-        served = Model(name, engine, Gate(parallel, max_queue), template)
-        if served.chat_template is None:
+    with listening.listen(host, port) as socket, settings.service() as service:
+        name = settings.name
+        if service.models[0].chat_template is None:
             options.note(f"{name} has no chat template: it completes texts, and refuses chats")
-        if not keys and host not in ("127.0.0.1", "::1", "localhost"):
+        if not settings.keys and host not in ("127.0.0.1", "::1", "localhost"):
             options.note("without --api-key-file whoever reaches this port may use it")
-        limits = Limits(request_seconds=timeout)
-        service = Service([served], limits, keys, cors_origin or ())
 
         def tell() -> None:
             log = logging.getLogger("sbd_engine.server")
@@ -125,20 +122,6 @@ def serve(
 
         listening.Server(service, tell).run([socket])
     return 0
-
-
-def _keys(file: Path | None) -> list[str]:
-    of_environment = os.environ.get(_KEY_VARIABLE)
-    if file is not None and of_environment is not None:
-        raise SbdValueError(f"expected keys from --api-key-file or {_KEY_VARIABLE}, got both")
-    if file is None:
-        source, text = _KEY_VARIABLE, of_environment
-    else:
-        source, text = str(file), read_text(file)
-    keys = [] if text is None else text.split()
-    if text is not None and not keys:
-        raise SbdValueError(f"{source}: expected a key, got none")
-    return keys
 
 
 def _log_to_standard_error() -> None:

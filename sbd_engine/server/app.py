@@ -51,6 +51,7 @@ class Service:
         keys: Sequence[str] = (),
         cors: Sequence[str] = (),
     ) -> None:
+        self.models = models
         self._models = {model.alias: model for model in models}
         self._limits = limits or Limits()
         self._metrics = metrics.Metrics()
