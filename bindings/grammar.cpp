@@ -4,20 +4,18 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cstring>
 #include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
-#include <thread>
 #include <utility>
 #include <vector>
 
-#include "core/at_fork.h"
 #include "core/error.h"
 #include "decode/choices.h"
 #include "decode/constraint.h"
+#include "gil.h"
 
 namespace py = pybind11;
 
@@ -57,44 +55,18 @@ class Reference {
   Object* held_;
 };
 
-// ---- calls ----
-
-std::atomic<bool> leaving{false};
-std::atomic<int> inside{0};
-
-// A thread that asks for the GIL while Python ends never comes back.
-class Visit {
- public:
-  Visit() {
-    ++inside;
-    if (leaving) {
-      --inside;
-      fail(ErrorKind::value, "Python is about to end");
-    }
-  }
-  ~Visit() { --inside; }
-  Visit(const Visit&) = delete;
-  Visit& operator=(const Visit&) = delete;
-};
+// ---- llguidance ----
 
 template <typename Fn>
 auto in_python(Fn&& fn) {
-  const Visit visit;
-  const py::gil_scoped_acquire gil;
-  try {
-    return fn();
-  } catch (const py::error_already_set& error) {
-    fail(ErrorKind::value, "llguidance: {}", py::str(error.value()).cast<std::string>());
-  }
+  return with_gil([&] {
+    try {
+      return fn();
+    } catch (const py::error_already_set& error) {
+      fail(ErrorKind::value, "llguidance: {}", py::str(error.value()).cast<std::string>());
+    }
+  });
 }
-
-void leave_python() {
-  leaving = true;
-  const py::gil_scoped_release released;
-  while (inside > 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
-}
-
-// ---- llguidance ----
 
 // The model's tokens as llguidance knows them. Its end of sequence is none of them: it stands for
 // all of the model's, where a text may end.
@@ -158,11 +130,7 @@ class LlguidanceConstraint final : public Constraint {
     });
   }
 
-  void in_one_go(const std::function<void()>& fn) override {
-    const Visit visit;
-    const py::gil_scoped_acquire gil;
-    fn();
-  }
+  void in_one_go(const std::function<void()>& fn) override { with_gil(fn); }
 
  private:
   struct Mask {
@@ -263,8 +231,6 @@ void bind_grammars(py::module_& module) {
   py::class_<Choices, Grammar, std::shared_ptr<Choices>>(module, "Choices")
       .def(py::init<std::vector<std::vector<TokenId>>, int, std::vector<TokenId>>(),
            py::arg("texts"), py::arg("vocab_size"), py::arg("eos_token_ids"));
-  py::module_::import("atexit").attr("register")(py::cpp_function(&leave_python));
-  static const AtFork at_fork([] {}, [] {}, [] { inside = 0; });
 }
 
 }  // namespace sbd

@@ -24,6 +24,7 @@
 #include "engine.h"
 #include "format/fingerprint.h"
 #include "format/gguf.h"
+#include "gil.h"
 #include "grammar.h"
 #include "loop.h"
 #include "metadata.h"
@@ -68,27 +69,11 @@ DType dtype_named(const std::string& wanted) {
   fail(ErrorKind::value, "unknown type \"{}\": expected one of {}", wanted, joined(dtype_names()));
 }
 
-// What fn() returns or throws, called without the GIL. Taken back in a destructor, it would be
-// std::terminate where Python ends a daemon thread that asks for it at exit.
-template <typename Fn>
-auto without_gil(Fn&& fn) {
-  std::optional<decltype(fn())> result;
-  std::exception_ptr thrown;
-  PyThreadState* state = PyEval_SaveThread();
-  try {
-    result = fn();
-  } catch (...) {
-    thrown = std::current_exception();
-  }
-  PyEval_RestoreThread(state);
-  if (thrown) std::rethrow_exception(thrown);
-  return std::move(*result);
-}
-
 // Python's signal handlers; they run in the main thread only.
 void check_signals() {
-  const py::gil_scoped_acquire gil;
-  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  with_gil([] {
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  });
 }
 
 using Bytes = std::optional<std::size_t>;
@@ -378,6 +363,7 @@ PYBIND11_MODULE(_core, module) {
     }
   });
 
+  watch_for_the_end_of_python();
   check_interrupt = check_signals;
 
   py::class_<Event>(module, "Event")

@@ -297,11 +297,12 @@ class TestInterrupts:
 
     def test_a_daemon_thread_may_generate_at_exit(self, model: Path) -> None:
         code = (
-            "import sys, threading, time; from sbd_engine import Engine\n"
+            "import gc, sys, threading, time; from sbd_engine import Engine\n"
             "engine = Engine(sys.argv[1], n_threads=2)\n"
             "work = lambda: engine.generate('a', max_tokens=100000, ignore_eos=True)\n"
             "for _ in range(3): threading.Thread(target=work, daemon=True).start()\n"
-            "time.sleep(0.05)"
+            "time.sleep(0.05)\n"
+            "gc.callbacks.append(lambda *_: time.sleep(0.02))"  # while Python ends: others may run
         )
         done = subprocess.run([sys.executable, "-c", code, model], capture_output=True, cwd="/")
         assert (done.returncode, done.stderr) == (0, b"")

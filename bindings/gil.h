@@ -1,0 +1,67 @@
+// The ways out of Python's lock, the GIL, and back in. Python unwinds the stack of a thread that
+// asks for the lock while Python ends, and destructors there would touch its objects without it. So
+// from the moment that Python is about to end nobody comes in but the thread that ends it.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <exception>
+#include <optional>
+#include <utility>
+
+#include "core/error.h"
+
+namespace sbd {
+
+// Once, when the module is imported.
+void watch_for_the_end_of_python();
+
+// A thread's way in: Python does not end while one lives.
+class Entry {
+ public:
+  Entry();
+  ~Entry();
+  Entry(const Entry&) = delete;
+  Entry& operator=(const Entry&) = delete;
+
+  bool may_enter() const { return may_enter_; }
+
+ private:
+  bool may_enter_;
+};
+
+[[noreturn]] void sleep_for_good();
+
+// What fn() returns or throws, called with the GIL.
+template <typename Fn>
+auto with_gil(Fn&& fn) {
+  const Entry entry;
+  SBD_CHECK(entry.may_enter(), "Python is about to end");
+  const pybind11::gil_scoped_acquire gil;
+  return fn();
+}
+
+// What fn() returns or throws, called without the GIL.
+template <typename Fn>
+auto without_gil(Fn&& fn) {
+  std::optional<decltype(fn())> result;
+  std::exception_ptr thrown;
+  PyThreadState* state = PyEval_SaveThread();
+  try {
+    result = fn();
+  } catch (...) {
+    thrown = std::current_exception();
+  }
+  {
+    std::optional<Entry> entry(std::in_place);
+    if (!entry->may_enter()) {
+      entry.reset();
+      sleep_for_good();
+    }
+    PyEval_RestoreThread(state);
+  }
+  if (thrown) std::rethrow_exception(thrown);
+  return std::move(*result);
+}
+
+}  // namespace sbd
