@@ -50,7 +50,7 @@ DOORS = {
     "engine/decode_defaults.": ["core/", "format/", "decode/", "decode_defaults.h"],
     "bindings/": [
         *("core/", "format/", "decode/", "decode_defaults.h", "engine.h", "loop.h", "metadata.h"),
-        *("grammar.h", "request.h"),
+        *("gil.h", "grammar.h", "request.h"),
     ],
 }
 # What no Python file of a folder may import.
