@@ -3,13 +3,13 @@
 //
 // Every case is a valid image (built in, and the given files, best below 64 KiB) with a few
 // mutations. It is read whole and, where that succeeds, loaded to generate a few tokens (stages.h).
-// It must end in success or in an sbd::Error of one line, within a second and within the memory
-// that the image justifies. --only repeats a single case. Meant to be built with AddressSanitizer
-// and UBSan.
+// It must end in success or in an sbd::Error of one line, within a second of the processor's and
+// within the memory that the image justifies. --only repeats a single case. Meant to be built with
+// AddressSanitizer and UBSan.
 #include <signal.h>
 
-#include <chrono>
 #include <cstdio>
+#include <ctime>
 #include <fstream>
 #include <set>
 #include <sstream>
@@ -38,6 +38,8 @@ std::string outline(std::string message) {
   return out;
 }
 
+constexpr unsigned kHangsAfter = 60;  // seconds
+
 std::uint64_t current_case = 0;
 
 void report_case() {
@@ -47,7 +49,7 @@ void report_case() {
 
 void on_alarm(int) {
   report_case();
-  std::fprintf(stderr, "no end within 10 s\n");
+  std::fprintf(stderr, "no end within %u s\n", kHangsAfter);
   std::_Exit(1);
 }
 
@@ -188,8 +190,8 @@ Result run_case(const std::string& image, const std::string& model) {
   std::optional<fuzz::Claims> claims;
   const std::size_t mapped_before = memory::mapped.live;
   memory::mapped.peak = mapped_before;
-  ::alarm(10);
-  const auto start = std::chrono::steady_clock::now();
+  ::alarm(kHangsAfter);
+  const std::clock_t start = std::clock();  // the processor's: others may keep it from us
   try {
     result.read_heap = within(fuzz::read_heap(size),
                               [&] { result.error = fuzz::read_stage(image, model, claims); });
@@ -201,10 +203,9 @@ Result run_case(const std::string& image, const std::string& model) {
   } catch (const std::exception& other) {
     result.problem = other.what();
   }
-  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+  result.seconds = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
   ::alarm(0);
 
-  result.seconds = elapsed.count();
   result.mapped = memory::mapped.peak - mapped_before;
   if (result.error.find('\n') != std::string::npos) {
     result.problem = "an error of several lines: " + result.error;
