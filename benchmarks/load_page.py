@@ -84,8 +84,8 @@ def sustained_line(report: dict[str, Any]) -> str:
 def docs_section(report: dict[str, Any]) -> str:
     return page(
         [
-            f"{report['model']}, {report['threads']} threads, {report['rounds']} rounds, "
-            f"{report['seconds']} s of arrivals each, seed {report['seed']}. "
+            f"{report['model']}, {report['threads']} threads, {report['seconds']} s of arrivals "
+            f"at each rate, rounds: {report['rounds']}, seed {report['seed']}. "
             f"{sustained_line(report)}",
             "![Good answers and times against requests a second](serving_load.png)",
             *tables(report),
@@ -100,9 +100,10 @@ def save_plot(report: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    arriving = report["seconds"] * report["rounds"]
     figure, (good, first, each) = pyplot.subplots(1, 3, figsize=(12.6, 4.0))
-    rates = sorted({line["rate"] for line in report["open"]})
-    good.plot(rates, rates, ":", color="#555555", label="asked")
+    came = {line["rate"]: line["requests"] / arriving for line in report["open"]}
+    good.plot(list(came), list(came.values()), ":", color="#555555", label="asked")
     for colour, (decoder, lines) in zip(_COLOURS, by_decoder(report).items(), strict=False):
         asked = [line["rate"] for line in lines]
         good.plot(asked, [line["good_per_s"] for line in lines], "o-", color=colour, label=decoder)
