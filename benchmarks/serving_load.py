@@ -25,7 +25,7 @@ from serving import installed_model
 
 from sbd_engine.convert.comma_list import ascending
 
-SHARES = (0.25, 0.5, 0.75, 0.9, 1.1, 1.5)  # of what clients that wait are answered
+SHARES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # of what clients that wait are answered
 LEAST_ASKED, EACH_ASKS = 24, 2  # requests of clients that wait: in all, and of each
 PATIENCE = 60.0
 
