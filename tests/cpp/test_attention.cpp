@@ -11,7 +11,7 @@ namespace {
 using namespace test;
 
 TEST(attention_of_every_head_shape) {
-  for (const int dim : {2, 8, 10, 16, 24, 64, 80, 128}) {
+  for (const int dim : {2, 8, 10, 16, 24, 32, 64, 80, 96, 128}) {
     for (const int group : {1, 2, 3, 5, 40}) {
       const int kv_heads = group == 40 ? 1 : 2;
       check_attention(cpu_devices(), {group * kv_heads, kv_heads, dim},
@@ -37,6 +37,7 @@ TEST(attention_of_many_rows) {
     check_attention(cpu_devices(), {2, 1, 24}, kv_end);
     check_attention(cpu_devices(), {8, 1, 16}, kv_end);
     check_attention(cpu_devices(), {3, 3, 8}, kv_end);
+    check_attention(cpu_devices(), {2, 1, 32}, kv_end);
   }
 }
 
@@ -65,12 +66,14 @@ TEST(attention_passes_on_what_is_not_finite) {
 
 TEST(attention_of_several_sequences_and_threads) {
   for (const cpu::Kernels* kernels : all_kernels()) {
-    std::vector<float> first;
-    for (const int n_threads : {1, 2, 3, 5}) {
-      CpuDevice device(kernels, n_threads);
-      const auto together = check_sequences(device, DType::f16);
-      if (first.empty()) first = together;
-      CHECK(same_bits(first.data(), together.data(), first.size()));
+    for (const DType dtype : {DType::f16, DType::q8_0}) {
+      std::vector<float> first;
+      for (const int n_threads : {1, 2, 3, 5}) {
+        CpuDevice device(kernels, n_threads);
+        const auto together = check_sequences(device, dtype);
+        if (first.empty()) first = together;
+        CHECK(same_bits(first.data(), together.data(), first.size()));
+      }
     }
   }
 }
@@ -101,10 +104,11 @@ TEST(attention_in_bf16_is_near_float64) {
 
 TEST(rotate_and_cache_norms_turns_and_stores) {
   for (const MakeDevice& make : cpu_devices()) {
-    for (const DType dtype : kCacheTypes) {
+    const auto device = make();
+    for (const DType dtype : device->cache_types(32)) {
       for (const bool interleaved : {false, true}) {
         for (const bool normed : {false, true}) {
-          check_rotate_and_cache(*make(), dtype, interleaved, normed);
+          check_rotate_and_cache(*device, dtype, interleaved, normed);
         }
       }
     }
@@ -115,8 +119,8 @@ TEST(rotate_and_cache_norms_turns_and_stores) {
 TEST(rotate_and_cache_leaves_other_layers) {
   for (const MakeDevice& make : cpu_devices()) {
     const auto device = make();
-    const HeadShape heads{2, 1, 24};
-    for (const DType dtype : kCacheTypes) {
+    for (const DType dtype : device->cache_types(32)) {
+      const HeadShape heads{2, 1, head_of(dtype, 24)};
       Random random(12);
       const FilledCache cache(*device, heads, 50, dtype, random);
       for (int position = 0; position < 50; ++position) {

@@ -32,7 +32,7 @@ static inline void multiply_tile(Source& source, const std::uint8_t* vectors, In
   for (int w = 0; w < n; ++w) {
     source.step();
     typename Products::Vector v[J];
-    for (int j = 0; j < J; ++j) v[j] = source.load(vectors + j * vector_stride);
+    for (int j = 0; j < J; ++j) v[j] = source.load(vectors, vector_stride, j);
     for (int q = 0; q < Q; ++q) {
       const auto word = Products::spread(words + q * query_stride);
       for (int j = 0; j < J; ++j) sums[q][j] = Products::multiply_add(sums[q][j], v[j], word);
@@ -66,8 +66,8 @@ static inline void convert_step(const std::uint8_t* elements, Index n, std::uint
 
 template <typename Products, DType kCache>
 struct AttentionWork {
-  static constexpr int kElement = kCache == DType::f32 ? 4 : 2;
   static constexpr bool kConverts = kCache != Products::kType;
+  static constexpr bool kGroups = kCache == DType::q8_0;
   using Cached = Converted<Products, kCache>;
 
   const AttentionTask& t;
@@ -105,10 +105,55 @@ struct AttentionWork {
     for (Index i = 0; i < Index{n_queries} * t.padded_dim; i += 16) store(out + i, zero());
   }
 
+  static Index bytes_of(Index n_values) {
+    constexpr Index kValues = values_per_block(kCache), kBytes = bytes_per_block(kCache);
+    return n_values / kValues * kBytes;
+  }
+  int n_groups() const { return t.head_dim / kGroupSize; }
+
+  // tile += keys of the vectors from `vector` on, times queries
+  template <typename Source, int Q, int J>
+  SBD_INLINE void multiply_keys(Source& source, const std::uint8_t* keys, int vector, int query,
+                                F (&tile)[Q][J]) const {
+    const std::uint8_t* words = queries + query * query_bytes;
+    if constexpr (Source::kGroups) {
+      const auto* group = reinterpret_cast<const CachedGroup*>(keys) + Index{vector} * n_groups();
+      for (int g = 0; g < n_groups(); ++g, ++group, words += kGroupSize * 4) {
+        GroupKeys<J> of_group(group, n_groups());
+        multiply_tile<Products>(of_group, reinterpret_cast<const std::uint8_t*>(group->quants),
+                                n_groups() * Index{sizeof(CachedGroup)}, 16, words, query_bytes,
+                                kGroupSize, tile);
+      }
+    } else {
+      const Index vector_bytes = Index{Source::kBytes} * key_words;
+      multiply_tile<Products>(source, keys + vector * vector_bytes, vector_bytes, Source::kBytes,
+                              words, query_bytes, key_words, tile);
+    }
+  }
+
+  // tile += dimensions of the vectors from `vector` on, of n keys, times probabilities
+  template <typename Source, int Q, int J>
+  SBD_INLINE void multiply_values(Source& source, const std::uint8_t* values, int vector, int query,
+                                  int n, F (&tile)[Q][J]) const {
+    const auto* words = reinterpret_cast<const std::uint8_t*>(scores + Index{query} * kKeysPerStep);
+    if constexpr (Source::kGroups) {
+      const auto* group = reinterpret_cast<const CachedGroup*>(values) + vector / 2;
+      for (int key = 0; key < n; key += 16, group += n_groups(), words += 16 * 4) {
+        GroupValues<J> of_group(group);
+        const auto* quants = reinterpret_cast<const std::uint8_t*>(group->quants);
+        multiply_tile<Products>(of_group, quants + vector % 2 * 16, sizeof(CachedGroup), kGroupSize,
+                                words, kKeysPerStep * 4, n - key < 16 ? n - key : 16, tile);
+      }
+    } else {
+      multiply_tile<Products>(source, values + vector * Source::kBytes, Source::kBytes,
+                              Index{Source::kBytes} * dim_vectors, words, kKeysPerStep * 4,
+                              words_of(n), tile);
+    }
+  }
+
   // scores[q] = queries[q] . keys
   template <int Q0, int J0, typename Source>
   void score(Source source, const std::uint8_t* keys, int key, int n_keys) const {
-    const Index vector_bytes = Index{Source::kBytes} * key_words;
     tiles<Q0, J0>(
         n_queries, 0, (n_keys + 15) / 16, [&]<int Q, int J>(int query, int vector) SBD_INLINE {
           if (seen(query, Q, key) <= vector * 16) return;
@@ -116,9 +161,7 @@ struct AttentionWork {
           for (auto& row : tile) {
             for (F& x : row) x = zero();
           }
-          multiply_tile<Products>(source, keys + vector * vector_bytes, vector_bytes,
-                                  Source::kBytes, queries + query * query_bytes, query_bytes,
-                                  key_words, tile);
+          multiply_keys(source, keys, vector, query, tile);
           for (int q = 0; q < Q; ++q) {
             for (int j = 0; j < J; ++j) {
               store(scores + Index{query + q} * kKeysPerStep + (vector + j) * 16, tile[q][j]);
@@ -198,11 +241,7 @@ struct AttentionWork {
           tile[q][j] = mul(load(o + Index{q} * t.padded_dim + j * 16), factor);
         }
       }
-      multiply_tile<Products>(
-          source, values + vector * Source::kBytes, Source::kBytes,
-          Index{Source::kBytes} * dim_vectors,
-          reinterpret_cast<const std::uint8_t*>(scores + Index{query} * kKeysPerStep),
-          kKeysPerStep * 4, words_of(n), tile);
+      multiply_values(source, values, vector, query, n, tile);
       for (int q = 0; q < Q; ++q) {
         for (int j = 0; j < J; ++j) store(o + Index{q} * t.padded_dim + j * 16, tile[q][j]);
       }
@@ -216,6 +255,44 @@ struct AttentionWork {
     const Index n_tiles = Index{(n_queries + kQueryTile - 1) / kQueryTile} *
                           ((n_vectors + kVectorTile - 1) / kVectorTile);
     return {next, bytes / (n_tiles * n_words) + 1};
+  }
+
+  // To `step`, in words
+  void convert_keys(const std::uint8_t* keys, int n_vectors) const {
+    if constexpr (kGroups) {
+      auto* to = reinterpret_cast<float*>(step);
+      const auto* group = reinterpret_cast<const CachedGroup*>(keys);
+      const auto* end = group + n_vectors * n_groups();
+      for (; group < end; ++group) {
+        const F scale = load_half(group->scales);
+        for (int d = 0; d < kGroupSize; ++d, to += 16) {
+          store(to, dequantized(group->quants + d * 16, scale));
+        }
+      }
+    } else {
+      convert_step<Products, kCache>(keys, Index{n_vectors} * 16 * t.head_dim, step);
+    }
+  }
+  void convert_values(const std::uint8_t* values, int n_words) const {
+    if constexpr (kGroups) {
+      auto* to = reinterpret_cast<float*>(step);
+      const auto* group = reinterpret_cast<const CachedGroup*>(values);
+      for (int key = 0; key < n_words; key += 16, to += Index{16} * t.padded_dim) {
+        for (int g = 0; g < n_groups(); ++g, ++group) {
+          float scales[16];
+          store(scales, load_half(group->scales));
+          for (int k = 0; k < 16; ++k) {
+            float* row = to + Index{k} * t.padded_dim + g * kGroupSize;
+            const F scale = set1(scales[k]);
+            store(row, dequantized(group->quants + k * kGroupSize, scale));
+            store(row + 16, dequantized(group->quants + k * kGroupSize + 16, scale));
+          }
+        }
+      }
+    } else {
+      convert_step<Products, kCache>(values, Index{n_words} * Products::kPerWord * t.padded_dim,
+                                     step);
+    }
   }
 
   // A step each vector of which serves one tile, as that holds all queries: there is no need of
@@ -238,9 +315,9 @@ struct AttentionWork {
     for (int key = t.key_begin; key < t.key_end; key += kKeysPerStep) {
       const int n_keys = t.key_end - key < kKeysPerStep ? t.key_end - key : kKeysPerStep;
       const auto* keys =
-          static_cast<const std::uint8_t*>(t.keys) + Index{key} * t.head_dim * kElement;
+          static_cast<const std::uint8_t*>(t.keys) + bytes_of(Index{key} * t.head_dim);
       const auto* values =
-          static_cast<const std::uint8_t*>(t.values) + Index{key} * t.padded_dim * kElement;
+          static_cast<const std::uint8_t*>(t.values) + bytes_of(Index{key} * t.padded_dim);
       if constexpr (kConverts) {
         if (n_keys == kKeysPerStep && n_queries <= kMoreQueries) {
           if (n_queries <= kQueryTile) {
@@ -253,23 +330,22 @@ struct AttentionWork {
       }
       const int key_vectors = (n_keys + 15) / 16;
       const int n_words = words_of(n_keys);
-      const Index step_bytes = Index{kKeysPerStep} * t.head_dim * kElement;
+      const Index step_bytes = bytes_of(Index{kKeysPerStep} * t.head_dim);
       const bool last = key + kKeysPerStep >= t.key_end;
       const auto to_values =
-          words(values, Index{n_keys} * t.padded_dim * kElement, key_vectors, key_words);
+          words(values, bytes_of(Index{n_keys} * t.padded_dim), key_vectors, key_words);
       const auto to_keys =
           words(last ? static_cast<const std::uint8_t*>(t.next_keys) : keys + step_bytes,
                 step_bytes, dim_vectors, n_words);
       if constexpr (kConverts) {
-        convert_step<Products, kCache>(keys, Index{key_vectors} * 16 * t.head_dim, step);
+        convert_keys(keys, key_vectors);
         keys = step;
       }
       score<kQueryTile, kVectorTile>(to_values, keys, key, n_keys);
       softmax(key);
       const bool odd = n_keys % Products::kPerWord != 0;
       if (kConverts || odd) {
-        convert_step<Products, kCache>(values, Index{n_words} * Products::kPerWord * t.padded_dim,
-                                       step);
+        convert_values(values, n_words);
         values = step;
         if (odd) {
           // Nobody sees the last pair's second key, and 0 times what lies there need not be 0.
@@ -286,6 +362,7 @@ static void attention(const AttentionTask& t) {
   switch (t.kv_dtype) {
     case DType::f16: return AttentionWork<ShortProducts, DType::f16>{t}.run();
     case DType::bf16: return AttentionWork<ShortProducts, DType::bf16>{t}.run();
+    case DType::q8_0: return AttentionWork<FloatProducts, DType::q8_0>{t}.run();
     default: return AttentionWork<FloatProducts, DType::f32>{t}.run();
   }
 }
