@@ -78,28 +78,56 @@ TEST(attention_of_several_sequences_and_threads) {
   }
 }
 
+// Of what the cache holds, or of what it was given; over the size of what is right.
+double attention_error(Device& device, DType dtype, const std::vector<int>& kv_end, bool as_given) {
+  Random random(11);
+  FilledCache cache(device, {4, 2, 128}, 700, dtype, random);
+  const auto q = random.floats(kv_end.size() * cache.q_size(), -1.5, 1.5);
+  const auto out = attend(device, {{&cache, kv_end}}, q);
+  if (as_given) cache.dtype = DType::f32;
+  const Expected exact = expected_attention(cache, kv_end, q, DType::f32, 0);
+  double errors = 0, squares = 0;
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    errors += (out[i] - exact.values[i]) * (out[i] - exact.values[i]);
+    squares += exact.values[i] * exact.values[i];
+  }
+  return std::sqrt(errors / squares);
+}
+
 // What rounding to bf16 costs where scores are about as large as a trained model's: no more than
 // the roundings of value and probability, 2^-9 / sqrt(3) each in root mean square, and that of the
 // scores, which is their size times as much.
 TEST(attention_in_bf16_is_near_float64) {
   for (const MakeDevice& make : cpu_devices()) {
     const auto device = make();
-    Random random(11);
-    const FilledCache cache(*device, {4, 2, 128}, 700, DType::f16, random);
-    const std::vector<int> kv_end = {1, 2, 30, 300, 600, 700};
-    const auto q = random.floats(kv_end.size() * cache.q_size(), -1.5, 1.5);
-    const Expected exact = expected_attention(cache, kv_end, q, DType::f32, 0);
-    const auto out = attend(*device, {{&cache, kv_end}}, q);
-    double errors = 0, squares = 0;
-    for (std::size_t i = 0; i < out.size(); ++i) {
-      errors += (out[i] - exact.values[i]) * (out[i] - exact.values[i]);
-      squares += exact.values[i] * exact.values[i];
-    }
-    const double error = std::sqrt(errors / squares);
+    const double error =
+        attention_error(*device, DType::f16, {1, 2, 30, 300, 600, 700}, /*as_given=*/false);
     const bool bf16 = device->multiplied(DType::f16) == DType::bf16;
     CHECK_IN(device->name() + ": " + std::to_string(error),
              error < (bf16 ? 4 * 0x1p-9 / std::sqrt(3.0) : 1e-6));
   }
+}
+
+// What 8 bits cost: values of 2 / sqrt(3) in root mean square are rounded to multiples of 2 / 127,
+// and scores of queries of 1.5 / sqrt(3) are off by about as much, of many keys independently.
+TEST(attention_in_q8_0_is_near_float64) {
+  for (const MakeDevice& make : cpu_devices()) {
+    const auto device = make();
+    const double of_values = 2.0 / 127 / std::sqrt(12.0) / (2 / std::sqrt(3.0));
+    const double of_scores = 2.0 / 127 / std::sqrt(12.0) * 1.5 / std::sqrt(3.0);
+    const double error = attention_error(*device, DType::q8_0, {300, 600, 700}, /*as_given=*/true);
+    CHECK_NEAR(error, std::hypot(of_values, of_scores), 1e-3);
+    CHECK(attention_error(*device, DType::q8_0, {300, 600, 700}, /*as_given=*/false) < 1e-6);
+  }
+}
+
+TEST(a_cache_in_q8_0_takes_17_bytes_where_f16_takes_32) {
+  const auto device = cpu_devices(1)[0]();
+  const auto bytes = [&](DType dtype) {
+    return device->backend().kv_bytes(3, {2, 1, 128}, 8192, dtype, 4096);
+  };
+  CHECK_EQ(bytes(DType::f16), std::size_t{3 * 2 * 4096 * 128 * 2});
+  CHECK_EQ(bytes(DType::q8_0), std::size_t{3 * 2 * 4096 * 128 / 32 * 34});
 }
 
 TEST(rotate_and_cache_norms_turns_and_stores) {

@@ -127,3 +127,20 @@ def test_what_a_cache_keeps_changes_nothing(case: Case) -> None:
             assert again.tokens == tokens, call
             found += again.stats.cached_tokens
         assert found > 100
+
+
+@pytest.mark.parametrize("decoder", ["sdar", "fast_dllm_v2", "llada", "dream"])
+def test_block_families_over_a_q8_0_cache(decoder: str, tmp_path: Path) -> None:
+    model = random_model(13, multiple_of_32=True, layers=2)
+    path = tmp_path / "model.bin"
+    settings = [f"sbd.decoders={decoder}", *([] if decoder == "dream" else ["sbd.block_size=32"])]
+    checkpoint = write_checkpoint(model, tmp_path / "checkpoint")
+    convert([checkpoint], path, type="f32", settings=settings, warn=lambda _: None)
+    calls = [{"prompt": model.prompt(n), "max_tokens": 40, "ignore_eos": True} for n in (5, 40, 90)]
+    with Engine(path, n_threads=1, kv_dtype="q8_0", prefix_cache=0) as engine:
+        alone = [engine.generate(**call).tokens for call in calls]
+    with Engine(path, n_threads=2, kv_dtype="q8_0") as engine:
+        assert [done.tokens for done in engine.generate_batch(calls)] == alone
+        again = [engine.generate(**call) for call in calls]
+    assert [done.tokens for done in again] == alone
+    assert again[2].stats.cached_tokens > 0

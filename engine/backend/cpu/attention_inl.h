@@ -119,7 +119,7 @@ struct AttentionWork {
     if constexpr (Source::kGroups) {
       const auto* group = reinterpret_cast<const CachedGroup*>(keys) + Index{vector} * n_groups();
       for (int g = 0; g < n_groups(); ++g, ++group, words += kGroupSize * 4) {
-        GroupKeys<J> of_group(group, n_groups());
+        GroupKeys<J> of_group(group, n_groups(), source.ahead);
         multiply_tile<Products>(of_group, reinterpret_cast<const std::uint8_t*>(group->quants),
                                 n_groups() * Index{sizeof(CachedGroup)}, 16, words, query_bytes,
                                 kGroupSize, tile);
@@ -139,7 +139,7 @@ struct AttentionWork {
     if constexpr (Source::kGroups) {
       const auto* group = reinterpret_cast<const CachedGroup*>(values) + vector / 2;
       for (int key = 0; key < n; key += 16, group += n_groups(), words += 16 * 4) {
-        GroupValues<J> of_group(group);
+        GroupValues<J> of_group(group, source.ahead);
         const auto* quants = reinterpret_cast<const std::uint8_t*>(group->quants);
         multiply_tile<Products>(of_group, quants + vector % 2 * 16, sizeof(CachedGroup), kGroupSize,
                                 words, kKeysPerStep * 4, n - key < 16 ? n - key : 16, tile);
@@ -301,7 +301,8 @@ struct AttentionWork {
   void converted_step(const std::uint8_t* keys, const std::uint8_t* values, int key) const {
     const bool last = key + 2 * kKeysPerStep > t.key_end;
     const auto ahead = [&](const std::uint8_t* here, int width, const void* next) {
-      return last ? static_cast<const std::uint8_t*>(next) - here : Index{kKeysPerStep} * 2 * width;
+      return last ? static_cast<const std::uint8_t*>(next) - here
+                  : bytes_of(Index{kKeysPerStep} * width);
     };
     score<Q, J>(Cached{ahead(keys, t.head_dim, t.next_keys)}, keys, key, kKeysPerStep);
     softmax(key);

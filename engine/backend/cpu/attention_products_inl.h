@@ -123,27 +123,32 @@ static inline F dequantized(const std::int8_t* quants, F scale) {
 // 32 dimensions of the keys of a group, or of J vectors of 16 keys
 template <int J>
 struct GroupKeys {
+  Index ahead;
   F scales[J];
-  GroupKeys(const CachedGroup* group, Index stride) {
+  GroupKeys(const CachedGroup* group, Index stride, Index bytes) : ahead(bytes) {
     for (int j = 0; j < J; ++j) scales[j] = load_half(group[j * stride].scales);
   }
   void step() {}
   F load(const std::uint8_t* p, Index stride, int j) const {
-    return dequantized(reinterpret_cast<const std::int8_t*>(p + j * stride), scales[j]);
+    p += j * stride;
+    prefetch(p + ahead);
+    return dequantized(reinterpret_cast<const std::int8_t*>(p), scales[j]);
   }
 };
 
 // The values of 16 keys in J vectors of dimensions, two of which share a group.
 template <int J>
 struct GroupValues {
+  Index ahead;
   float scales[(J + 1) / 2][kLanes];
   int key = -1;
-  explicit GroupValues(const CachedGroup* group) {
+  GroupValues(const CachedGroup* group, Index bytes) : ahead(bytes) {
     for (int j = 0; j < J; j += 2) store(scales[j / 2], load_half(group[j / 2].scales));
   }
   void step() { ++key; }
   F load(const std::uint8_t* p, Index stride, int j) const {
-    const auto* quants = reinterpret_cast<const std::int8_t*>(p + j / 2 * stride) + j % 2 * 16;
-    return dequantized(quants, set1(scales[j / 2][key]));
+    p += j / 2 * stride + j % 2 * 16;
+    prefetch(p + ahead);
+    return dequantized(reinterpret_cast<const std::int8_t*>(p), set1(scales[j / 2][key]));
   }
 };
