@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
@@ -120,18 +120,16 @@ def convert(
 
     by_name = {spec.name: spec.shape for spec in specs}
     types = types_of(by_name, mix, warn)
-    columns: Mapping[str, NDArray[np.float32]] = {}
-    if importance is not None:
-        counts = load_importance(Path(importance), by_name, mix, type)
-        columns = counts.columns
-        metadata.update(counts.keys)
+    file = None if importance is None else Path(importance)
+    counts = load_importance(file, by_name, mix, type)
+    metadata.update(counts.keys)
     tensors = [
         _output_tensor(
             spec,
             stored[spec.source],
             adapter.changes.get(spec.source),
             types[spec.name],
-            columns.get(spec.name),
+            counts.columns.get(spec.name),
         )
         for spec in specs
     ]

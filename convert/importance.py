@@ -32,15 +32,17 @@ SUMS, COUNTS = ".in_sum2", ".counts"
 class Importance:
     """Of each weight that it knows the mean square of what each column is multiplied by."""
 
-    path: Path
     columns: Mapping[str, NDArray[np.float32]]
     keys: Mapping[str, Value]  # that say in a model file what it was made with
 
 
 def load_importance(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], mix: Mix, type: str
+    path: Path | None, shapes: Mapping[str, tuple[int, ...]], mix: Mix, type: str
 ) -> Importance:
-    """That of a model with tensors of these shapes, which `mix` stores."""
+    """That of a model with tensors of these shapes, which `mix` stores; without a file it knows
+    none."""
+    if path is None:
+        return Importance({}, {})
     wanted = wanted_types(shapes, mix)
     searched = [name for name in shapes if stored_type(shapes[name], wanted[name]) in ENCODERS]
     if not searched:
@@ -64,7 +66,7 @@ def load_importance(
         chunks = int(reader.fields[Keys.IMatrix.CHUNK_COUNT].contents())
         keys["quantize.imatrix.chunks_count"] = chunks
     keys["quantize.imatrix.entries_count"] = len(columns)
-    return Importance(path, {name: columns[name] for name in known}, keys)
+    return Importance({name: columns[name] for name in known}, keys)
 
 
 def _read(path: Path) -> tuple[dict[str, NDArray[np.float32]], GGUFReader]:

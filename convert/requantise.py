@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -96,20 +96,17 @@ def requantise(
             f"{listed([tensor.name for tensor in twice])}; start from the checkpoint or a file in "
             "F16 or Q8_0, or give --allow-requantise"
         )
-    columns: Mapping[str, NDArray[np.float32]] = {}
-    keys: Mapping[str, Value] = {}
-    if importance is not None:
-        counts = load_importance(importance, shapes, mix, type)
-        columns, keys = counts.columns, counts.keys
+    counts = load_importance(importance, shapes, mix, type)
     for note in notes:
         warn(note)
     metadata = dict(_kept_keys(reader, warn))
     metadata["general.file_type"] = int(mix.file_type)
     metadata["general.quantization_version"] = GGML_QUANT_VERSION
-    metadata |= keys
+    metadata |= counts.keys
+    names = {tensor.name for tensor in changed}
     tensors = [
-        _changed(tensor, types[tensor.name], columns.get(tensor.name))
-        if tensor in changed
+        _changed(tensor, types[tensor.name], counts.columns.get(tensor.name))
+        if tensor.name in names
         else _copied(tensor)
         for tensor in stored
     ]

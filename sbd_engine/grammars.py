@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import _core
 from .continuing import continuing
 from .convert.guarded import GuardedTokenizer
-from .endless_rules import LITERAL, endless_rule
+from .endless_rules import LITERAL
 from .errors import SbdValueError, brief
 from .parameters import Constraint, named
-from .schema_checks import check_constants, check_ends, never_ends
+from .schema_checks import check_constants, check_ends, check_rules_end
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -144,9 +144,8 @@ class Grammars:
         _check(matcher, constraint)
         if schema is not None:
             check_ends(named(constraint.kind), schema)
-        rule = endless_rule(constraint.source) if constraint.kind == "grammar" else None
-        if rule is not None:
-            raise SbdValueError(never_ends(named(constraint.kind), rule, "start"))
+        if constraint.kind == "grammar":
+            check_rules_end(named(constraint.kind), constraint.source)
         if self._forces_too_much(described):
             raise SbdValueError(
                 f"{named(constraint.kind)} forces a text of more than {_MOST_FORCED} bytes, if it "

@@ -1,4 +1,4 @@
-"""What llguidance does not refuse of a JSON Schema, and cannot keep texts to."""
+"""What llguidance does not refuse of a JSON Schema or a grammar, and cannot keep texts to."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .endless import endless_part
+from .endless_rules import endless_rule
 from .errors import SbdValueError, brief
 
 _MOST_INTEGER = 1 << 53
@@ -14,14 +15,20 @@ _LEAST, _MOST, _DIGITS = 1e-6, 1e15, 15  # of numbers that are no integers
 
 def check_ends(name: str, schema: Any) -> None:
     """Raises SbdValueError where a part that texts may come to never does."""
-    part = endless_part(schema)
-    if part is not None:
-        raise SbdValueError(never_ends(name, part, whole="#"))
+    _check_part(name, endless_part(schema), whole="#")
 
 
-def never_ends(name: str, part: str, whole: str) -> str:
-    where = "" if part == whole else f" once it comes to {brief(part)}"
-    return f"{name} never ends{where}: what it needs there needs another of itself in it"
+def check_rules_end(name: str, grammar: str) -> None:
+    """The same of a Lark grammar's rules."""
+    _check_part(name, endless_rule(grammar), whole="start")
+
+
+def _check_part(name: str, endless: str | None, whole: str) -> None:
+    if endless is not None:
+        where = "" if endless == whole else f" once it comes to {brief(endless)}"
+        raise SbdValueError(
+            f"{name} never ends{where}: what it needs there needs another of itself in it"
+        )
 
 
 def check_constants(name: str, schema: Any) -> None:

@@ -1,6 +1,6 @@
-// sbd_tests [NAME] [K/N]: runs the tests whose name contains NAME; of these the Kth of N parts. Exit
-// code 1 on a failure or where nothing matches, 2 where the CPU lacks what SBD_ISA names. What takes
-// longer than a second is told.
+// sbd_tests [NAME] [K/N]: runs the tests whose name contains NAME; of these the Kth of N parts.
+// Exit code 1 on a failure or where nothing matches, 2 where the CPU lacks what SBD_ISA names. What
+// takes longer than a second is told.
 #include <chrono>
 #include <cstdio>
 #include <exception>

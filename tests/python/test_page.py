@@ -157,8 +157,9 @@ def test_a_block_fills_in(engine: Engine, served: Served, open_page: Callable[..
 
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Its texts take minutes."""
-    model = write_tiny_model(tmp_path_factory.mktemp("endless"), n_ctx=100_000)
+    """Its texts take minutes, at the pace of a model that people use: thousands of tokens a second
+    leave a browser on a busy machine no time for a click."""
+    model = write_tiny_model(tmp_path_factory.mktemp("endless"), n_ctx=100_000, layers=60)
     with Engine(model) as engine, serve(engine) as served:
         yield served
 

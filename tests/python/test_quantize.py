@@ -150,6 +150,7 @@ def test_rows_that_blocks_do_not_fill() -> None:
 
 def test_a_checkpoint_in_a_mix(tmp_path: Path) -> None:
     """The engine runs it; the name is taken in either case, and a wrong one is told."""
+    pytest.importorskip("transformers")
     shape = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
     checkpoint = write_checkpoint(tmp_path / "checkpoint", "qwen3", **shape)
     for name in ("f32", "q4_0", "Q4_K_M"):
@@ -169,6 +170,7 @@ def test_a_checkpoint_in_a_mix(tmp_path: Path) -> None:
 
 
 def test_rows_of_another_length_are_told(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
     from sbd_engine.convert import convert
 
     checkpoint = write_checkpoint(tmp_path / "checkpoint", "llama")
