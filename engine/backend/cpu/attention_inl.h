@@ -24,24 +24,6 @@ static inline F exp2(F x) {
   return scale_by_power(p, n);
 }
 
-// sums[q][j] += vector j of word w times word w of query q, over n words
-template <typename Products, typename Source, int Q, int J>
-static inline void multiply_tile(Source& source, const std::uint8_t* vectors, Index vector_stride,
-                                 Index word_stride, const std::uint8_t* words, Index query_stride,
-                                 int n, F (&sums)[Q][J]) {
-  for (int w = 0; w < n; ++w) {
-    source.step();
-    typename Products::Vector v[J];
-    for (int j = 0; j < J; ++j) v[j] = source.load(vectors, vector_stride, j);
-    for (int q = 0; q < Q; ++q) {
-      const auto word = Products::spread(words + q * query_stride);
-      for (int j = 0; j < J; ++j) sums[q][j] = Products::multiply_add(sums[q][j], v[j], word);
-    }
-    vectors += word_stride;
-    words += 4;
-  }
-}
-
 // Calls tile.operator()<Q, J>(query, vector) until all are covered.
 template <int Q, int J, typename Tile>
 static inline void query_tiles(int query, int n_queries, int vector, const Tile& tile) {
@@ -54,20 +36,9 @@ static inline void tiles(int n_queries, int vector, int n_vectors, const Tile& t
   if constexpr (J > 1) tiles<(Q < 8 ? 2 * Q : Q), J / 2>(n_queries, vector, n_vectors, tile);
 }
 
-// Elements [0, n) to words
-template <typename Products, DType kCache>
-static inline void convert_step(const std::uint8_t* elements, Index n, std::uint8_t* words) {
-  constexpr int kPerVector = 16 * Products::kPerWord;
-  const auto* in = reinterpret_cast<const std::uint16_t*>(elements);
-  for (Index i = 0; i < n; i += kPerVector, words += 64) {
-    Products::store_vector(words, Products::template load_cached<kCache>(in + i));
-  }
-}
-
 template <typename Products, DType kCache>
 struct AttentionWork {
   static constexpr bool kConverts = kCache != Products::kType;
-  static constexpr bool kGroups = kCache == DType::q8_0;
   using Cached = Converted<Products, kCache>;
 
   const AttentionTask& t;
@@ -105,50 +76,10 @@ struct AttentionWork {
     for (Index i = 0; i < Index{n_queries} * t.padded_dim; i += 16) store(out + i, zero());
   }
 
+  // bytes_of_values() here: of inline functions, which are shared, only constants may be used.
   static Index bytes_of(Index n_values) {
     constexpr Index kValues = values_per_block(kCache), kBytes = bytes_per_block(kCache);
     return n_values / kValues * kBytes;
-  }
-  int n_groups() const { return t.head_dim / kGroupSize; }
-
-  // tile += keys of the vectors from `vector` on, times queries
-  template <typename Source, int Q, int J>
-  SBD_INLINE void multiply_keys(Source& source, const std::uint8_t* keys, int vector, int query,
-                                F (&tile)[Q][J]) const {
-    const std::uint8_t* words = queries + query * query_bytes;
-    if constexpr (Source::kGroups) {
-      const auto* group = reinterpret_cast<const CachedGroup*>(keys) + Index{vector} * n_groups();
-      for (int g = 0; g < n_groups(); ++g, ++group, words += kGroupSize * 4) {
-        GroupKeys<J> of_group(group, n_groups(), source.ahead);
-        multiply_tile<Products>(of_group, reinterpret_cast<const std::uint8_t*>(group->quants),
-                                n_groups() * Index{sizeof(CachedGroup)}, 16, words, query_bytes,
-                                kGroupSize, tile);
-      }
-    } else {
-      const Index vector_bytes = Index{Source::kBytes} * key_words;
-      multiply_tile<Products>(source, keys + vector * vector_bytes, vector_bytes, Source::kBytes,
-                              words, query_bytes, key_words, tile);
-    }
-  }
-
-  // tile += dimensions of the vectors from `vector` on, of n keys, times probabilities
-  template <typename Source, int Q, int J>
-  SBD_INLINE void multiply_values(Source& source, const std::uint8_t* values, int vector, int query,
-                                  int n, F (&tile)[Q][J]) const {
-    const auto* words = reinterpret_cast<const std::uint8_t*>(scores + Index{query} * kKeysPerStep);
-    if constexpr (Source::kGroups) {
-      const auto* group = reinterpret_cast<const CachedGroup*>(values) + vector / 2;
-      for (int key = 0; key < n; key += 16, group += n_groups(), words += 16 * 4) {
-        GroupValues<J> of_group(group, source.ahead);
-        const auto* quants = reinterpret_cast<const std::uint8_t*>(group->quants);
-        multiply_tile<Products>(of_group, quants + vector % 2 * 16, sizeof(CachedGroup), kGroupSize,
-                                words, kKeysPerStep * 4, n - key < 16 ? n - key : 16, tile);
-      }
-    } else {
-      multiply_tile<Products>(source, values + vector * Source::kBytes, Source::kBytes,
-                              Index{Source::kBytes} * dim_vectors, words, kKeysPerStep * 4,
-                              words_of(n), tile);
-    }
   }
 
   // scores[q] = queries[q] . keys
@@ -161,7 +92,8 @@ struct AttentionWork {
           for (auto& row : tile) {
             for (F& x : row) x = zero();
           }
-          multiply_keys(source, keys, vector, query, tile);
+          multiply_keys<Products>(source, keys, vector, t.head_dim, queries + query * query_bytes,
+                                  tile);
           for (int q = 0; q < Q; ++q) {
             for (int j = 0; j < J; ++j) {
               store(scores + Index{query + q} * kKeysPerStep + (vector + j) * 16, tile[q][j]);
@@ -241,58 +173,19 @@ struct AttentionWork {
           tile[q][j] = mul(load(o + Index{q} * t.padded_dim + j * 16), factor);
         }
       }
-      multiply_values(source, values, vector, query, n, tile);
+      multiply_values<Products>(source, values, vector, t.padded_dim,
+                                scores + Index{query} * kKeysPerStep, n, tile);
       for (int q = 0; q < Q; ++q) {
         for (int j = 0; j < J; ++j) store(o + Index{q} * t.padded_dim + j * 16, tile[q][j]);
       }
     });
   }
 
-  static int words_of(int n) { return (n + Products::kPerWord - 1) / Products::kPerWord; }
-
   // Prefetches `bytes` from `next` over the words of all tiles.
   Words<Products> words(const std::uint8_t* next, Index bytes, int n_vectors, int n_words) const {
     const Index n_tiles = Index{(n_queries + kQueryTile - 1) / kQueryTile} *
                           ((n_vectors + kVectorTile - 1) / kVectorTile);
     return {next, bytes / (n_tiles * n_words) + 1};
-  }
-
-  // To `step`, in words
-  void convert_keys(const std::uint8_t* keys, int n_vectors) const {
-    if constexpr (kGroups) {
-      auto* to = reinterpret_cast<float*>(step);
-      const auto* group = reinterpret_cast<const CachedGroup*>(keys);
-      const auto* end = group + n_vectors * n_groups();
-      for (; group < end; ++group) {
-        const F scale = load_half(group->scales);
-        for (int d = 0; d < kGroupSize; ++d, to += 16) {
-          store(to, dequantized(group->quants + d * 16, scale));
-        }
-      }
-    } else {
-      convert_step<Products, kCache>(keys, Index{n_vectors} * 16 * t.head_dim, step);
-    }
-  }
-  void convert_values(const std::uint8_t* values, int n_words) const {
-    if constexpr (kGroups) {
-      auto* to = reinterpret_cast<float*>(step);
-      const auto* group = reinterpret_cast<const CachedGroup*>(values);
-      for (int key = 0; key < n_words; key += 16, to += Index{16} * t.padded_dim) {
-        for (int g = 0; g < n_groups(); ++g, ++group) {
-          float scales[16];
-          store(scales, load_half(group->scales));
-          for (int k = 0; k < 16; ++k) {
-            float* row = to + Index{k} * t.padded_dim + g * kGroupSize;
-            const F scale = set1(scales[k]);
-            store(row, dequantized(group->quants + k * kGroupSize, scale));
-            store(row + 16, dequantized(group->quants + k * kGroupSize + 16, scale));
-          }
-        }
-      }
-    } else {
-      convert_step<Products, kCache>(values, Index{n_words} * Products::kPerWord * t.padded_dim,
-                                     step);
-    }
   }
 
   // A step each vector of which serves one tile, as that holds all queries: there is no need of
@@ -330,7 +223,7 @@ struct AttentionWork {
         }
       }
       const int key_vectors = (n_keys + 15) / 16;
-      const int n_words = words_of(n_keys);
+      const int n_words = words_of<Products>(n_keys);
       const Index step_bytes = bytes_of(Index{kKeysPerStep} * t.head_dim);
       const bool last = key + kKeysPerStep >= t.key_end;
       const auto to_values =
@@ -339,14 +232,14 @@ struct AttentionWork {
           words(last ? static_cast<const std::uint8_t*>(t.next_keys) : keys + step_bytes,
                 step_bytes, dim_vectors, n_words);
       if constexpr (kConverts) {
-        convert_keys(keys, key_vectors);
+        convert_keys<Products, kCache>(keys, key_vectors, t.head_dim, step);
         keys = step;
       }
       score<kQueryTile, kVectorTile>(to_values, keys, key, n_keys);
       softmax(key);
       const bool odd = n_keys % Products::kPerWord != 0;
       if (kConverts || odd) {
-        convert_values(values, n_words);
+        convert_values<Products, kCache>(values, n_words, t.padded_dim, step);
         values = step;
         if (odd) {
           // Nobody sees the last pair's second key, and 0 times what lies there need not be 0.

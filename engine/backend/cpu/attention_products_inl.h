@@ -1,5 +1,5 @@
 // What attention multiplies, a vector by one word of a query: floats, or pairs of bf16 where the
-// CPU has their dots; and where the vectors come from.
+// CPU has their dots.
 
 static constexpr int kKeyVectors = kKeysPerStep / 16;
 
@@ -81,74 +81,3 @@ using ShortProducts = Bf16Products;
 #else
 using ShortProducts = FloatProducts;
 #endif
-
-// Where vectors come from. Words: a cache that holds what is multiplied, or scratch; what the next
-// product reads is prefetched in even portions, one at each word.
-template <typename Products>
-struct Words {
-  static constexpr bool kGroups = false;
-  static constexpr int kBytes = 64;  // of a vector
-  const std::uint8_t* next;
-  Index portion;
-  void step() {
-    prefetch(next);
-    next += portion;
-  }
-  static typename Products::Vector load(const std::uint8_t* p, Index stride, int j) {
-    return Products::load_vector(p + j * stride);
-  }
-};
-
-// A cache of another type, two bytes an element, converted on the way; what is needed a step later
-// is prefetched.
-template <typename Products, DType kCache>
-struct Converted {
-  static constexpr bool kGroups = kCache == DType::q8_0;
-  static constexpr int kBytes = 32 * Products::kPerWord;
-  Index ahead;  // bytes from this step to the next one
-  void step() {}
-  typename Products::Vector load(const std::uint8_t* p, Index stride, int j) const {
-    p += j * stride;
-    prefetch(p + ahead);
-    return Products::template load_cached<kCache>(reinterpret_cast<const std::uint16_t*>(p));
-  }
-};
-
-// What a Q8_0 cache holds is scale * quant, which float32 has exactly: it is the same number
-// wherever it is computed.
-static inline F dequantized(const std::int8_t* quants, F scale) {
-  return mul(load_signed_bytes(reinterpret_cast<const std::uint8_t*>(quants)), scale);
-}
-
-// 32 dimensions of the keys of a group, or of J vectors of 16 keys
-template <int J>
-struct GroupKeys {
-  Index ahead;
-  F scales[J];
-  GroupKeys(const CachedGroup* group, Index stride, Index bytes) : ahead(bytes) {
-    for (int j = 0; j < J; ++j) scales[j] = load_half(group[j * stride].scales);
-  }
-  void step() {}
-  F load(const std::uint8_t* p, Index stride, int j) const {
-    p += j * stride;
-    prefetch(p + ahead);
-    return dequantized(reinterpret_cast<const std::int8_t*>(p), scales[j]);
-  }
-};
-
-// The values of 16 keys in J vectors of dimensions, two of which share a group.
-template <int J>
-struct GroupValues {
-  Index ahead;
-  float scales[(J + 1) / 2][kLanes];
-  int key = -1;
-  GroupValues(const CachedGroup* group, Index bytes) : ahead(bytes) {
-    for (int j = 0; j < J; j += 2) store(scales[j / 2], load_half(group[j / 2].scales));
-  }
-  void step() { ++key; }
-  F load(const std::uint8_t* p, Index stride, int j) const {
-    p += j / 2 * stride + j % 2 * 16;
-    prefetch(p + ahead);
-    return dequantized(reinterpret_cast<const std::int8_t*>(p), set1(scales[j / 2][key]));
-  }
-};
