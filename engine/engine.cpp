@@ -56,10 +56,16 @@ std::unique_ptr<Backend> make_backend(const EngineOptions& options) {
             "`device` \"{}\": expected auto, cpu, cuda or cuda:N", options.device);
   SBD_CHECK(options.n_threads >= 0 && options.n_threads <= kMaxThreads,
             "`n_threads` must be between 1 and {}, got {}", kMaxThreads, options.n_threads);
-  SBD_CHECK(values_per_block(options.kv_dtype) == 1, "`kv_dtype` {}: expected f16, bf16 or f32",
-            name(options.kv_dtype));
+  const DType kv_dtype = options.kv_dtype;
+  const bool floats = values_per_block(kv_dtype) == 1;
+  SBD_CHECK(floats || kv_dtype == DType::q8_0, "`kv_dtype` {}: expected f16, bf16, f32 or q8_0",
+            name(kv_dtype));
+  const bool takes_gpu = options.device == "auto" && cuda::why_unavailable().empty();
+  SBD_CHECK(floats || !(gpu || takes_gpu),
+            "`kv_dtype` {}: a GPU holds f16, bf16 or f32, `device` cpu this one too",
+            name(kv_dtype));
   if (gpu) return cuda::make_backend(*gpu);
-  if (options.device == "auto" && cuda::why_unavailable().empty()) {
+  if (takes_gpu) {
     notice(
         "device auto takes the GPU, on which the CUDA backend is unproven: its tests have passed "
         "in software only; device cpu does without");
@@ -195,6 +201,10 @@ void Engine::configure(const Metadata& metadata, const ModelConfig& config, int 
   defaults_ = read_decode_defaults(metadata_, config_);
   defaults_.drafts = std::make_shared<DraftHistory>();
   n_ctx_ = choose_n_ctx(config_, n_ctx);
+  SBD_CHECK(config_.head_dim % values_per_block(kv_dtype_) == 0,
+            "`kv_dtype` {}: expected a model whose heads have a multiple of {} values, this one's "
+            "have {}: use f16",
+            name(kv_dtype_), values_per_block(kv_dtype_), config_.head_dim);
   limit_block_size();
 }
 

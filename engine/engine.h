@@ -30,7 +30,7 @@ struct EngineOptions {
   std::string device = "auto";                      // "auto", "cpu", "cuda", "cuda:N"
   int n_threads = 0;                                // 0: one per core this process may use
   int n_ctx = 0;                                    // 0: the model's
-  DType kv_dtype = DType::f16;                      // f16, bf16 or f32
+  DType kv_dtype = DType::f16;                      // f16, bf16, f32 or q8_0
   std::optional<std::filesystem::path> draft = {};  // an adapter for decoders that draft
   // Bytes of all KV caches. None: most of what is free once the model is loaded.
   std::optional<std::size_t> kv_budget = {};

@@ -84,7 +84,7 @@ def engine_options(
         "device": device,
         "n_threads": 0 if n_threads is None else integer(named("n_threads"), n_threads, 1),
         "n_ctx": 0 if n_ctx is None else integer(named("n_ctx"), n_ctx, 1),
-        "kv_dtype": one_of(named("kv_dtype"), kv_dtype, ("f16", "bf16", "f32")),
+        "kv_dtype": one_of(named("kv_dtype"), kv_dtype, ("f16", "bf16", "f32", "q8_0")),
         "kv_budget": kv_budget,
         "prefix_cache": prefix_cache,
     }
@@ -95,9 +95,10 @@ class Engine:
 
     path: a model file; None is the embedded demo model. device: "auto" (a GPU where one can be
     used), "cpu", "cuda" or "cuda:N". n_threads: of the CPU; None is one per available core. n_ctx:
-    positions of the KV cache of each sequence; None is the model's. kv_dtype: "f16", "bf16" or
-    "f32". draft: a file with an adapter that drafts for this model; its text stays the same, and
-    "auto" is a decoder that drafts. draft_lora is another name of it.
+    positions of the KV cache of each sequence; None is the model's. kv_dtype: "f16", "bf16",
+    "f32" or, on the CPU for heads of a multiple of 32 values, "q8_0", half of f16's bytes.
+    draft: a file with an adapter that drafts for this model; its text stays the same, and "auto"
+    is a decoder that drafts. draft_lora is another name of it.
 
     kv_budget: bytes that the KV caches of all sequences may take; None is nine tenths of the
     memory that is free once the model is loaded. What a text will likely come to need, by those

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 # What a weight's type multiplies with: the integers of quantised groups, else itself.
 _OPERANDS = {"f32": "f32_gflop_s", "f16": "f16_gflop_s", "bf16": "bf16_gflop_s"}
 
+_KV_BYTES = {"f32": 64, "bf16": 32, "f16": 32, "q8_0": 17}  # of 16 values in a cache
+
 
 class Work(NamedTuple):
     """Of one model."""
@@ -46,7 +48,7 @@ def work(
     return Work(
         weight_bytes,
         operations,
-        kv_bytes=2 * layers * config["num_key_value_heads"] * dim * (4 if kv_dtype == "f32" else 2),
+        kv_bytes=2 * layers * config["num_key_value_heads"] * dim * _KV_BYTES[kv_dtype] // 16,
         attention=2 * 2 * layers * config["num_attention_heads"] * dim,
         kv_dtype=kv_dtype,
     )
@@ -65,7 +67,7 @@ def floor_ms(
     f32, bf16 = machine["f32_gflop_s"], machine["bf16_gflop_s"]
     read = bytes_read(work, context, sequences) / machine["read_gb_s"]
     matmul = sum(rows * n / machine[peak] for peak, n in work.operations.items())
-    products = f32 if work.kv_dtype == "f32" else max(f32, bf16)
+    products = max(f32, bf16) if work.kv_dtype in ("f16", "bf16") else f32
     attention = rows * (context + rows) * work.attention / products
     return float(max(read, sequences * (matmul + attention))) / 1e6
 

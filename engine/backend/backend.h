@@ -128,7 +128,7 @@ inline void check_finite(std::span<const RowStats> stats) {
   for (const RowStats& row : stats) {
     SBD_CHECK(!std::isnan(row.entropy),
               "the model computed logits that are NaN or infinite: its weights are damaged, or its "
-              "values exceed an F16 KV cache (then kv_dtype bf16 or f32 helps)");
+              "values exceed an F16 or Q8_0 KV cache (then kv_dtype bf16 or f32 helps)");
   }
 }
 

@@ -178,6 +178,11 @@ constexpr std::size_t bytes_per_block(DType type) {
   return 0;
 }
 
+// What n values take that fill whole blocks.
+constexpr std::ptrdiff_t bytes_of_values(DType type, std::ptrdiff_t n) {
+  return n / values_per_block(type) * static_cast<std::ptrdiff_t>(bytes_per_block(type));
+}
+
 constexpr std::string_view name(DType type) {
   switch (type) {
     case DType::f32: return "f32";

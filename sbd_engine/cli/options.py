@@ -179,7 +179,7 @@ KvBudget = Annotated[
         rich_help_panel="Engine",
     ),
 ]
-KvDtype = Annotated[str, typer.Option(help="f16, bf16 or f32.", rich_help_panel="Engine")]
+KvDtype = Annotated[str, typer.Option(help="f16, bf16, f32 or q8_0.", rich_help_panel="Engine")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 Debug = Annotated[
     bool, typer.Option("--debug", help="Show tracebacks of errors.", callback=_set_debug)

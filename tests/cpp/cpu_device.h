@@ -22,19 +22,32 @@ class CpuDevice : public Device {
   double stored(const KvStorage& storage, const HeadShape& heads, int layer, bool value, int head,
                 int position, int d) override {
     const auto& kv = static_cast<const cpu::CpuKv&>(storage);
+    const std::uint8_t* base = value ? kv.values(layer, head) : kv.keys(layer, head);
+    if (kv.dtype() == DType::q8_0) {
+      const int lane = position % 16, of_group = d % 32;
+      const cpu::CachedGroup& group = reinterpret_cast<const cpu::CachedGroup*>(
+          base)[position / 16 * (heads.head_dim / 32) + d / 32];
+      return half_value(group.scales[lane]) *
+             group.quants[value ? lane * 32 + of_group : of_group * 16 + lane];
+    }
     const int u = kv.interleave();
     CHECK_EQ(u, kv.dtype() == DType::f32 ? 1 : kernels_->short_interleave);
     const int at =
         value ? (position / u * kv.padded_dim() + d) * u + position % u
               : (position / 16 * (heads.head_dim / u) + d / u) * 16 * u + position % 16 * u + d % u;
-    const std::uint8_t* base = value ? kv.values(layer, head) : kv.keys(layer, head);
     if (kv.dtype() == DType::f32) return reinterpret_cast<const float*>(base)[at];
     const std::uint16_t bits = reinterpret_cast<const std::uint16_t*>(base)[at];
     return kv.dtype() == DType::f16 ? half_value(bits) : bf16_value(bits);
   }
 
+  std::vector<DType> cache_types(int head_dim) const override {
+    std::vector<DType> types = Device::cache_types(head_dim);
+    if (head_dim % 32 == 0) types.push_back(DType::q8_0);
+    return types;
+  }
   DType multiplied(DType cache) const override {
-    return cache != DType::f32 && kernels_->short_interleave == 2 ? DType::bf16 : DType::f32;
+    const bool is_short = cache == DType::f16 || cache == DType::bf16;
+    return is_short && kernels_->short_interleave == 2 ? DType::bf16 : DType::f32;
   }
   double exp_error() const override { return 4e-7; }
   // Float32 alone: 2e-6. Activations are rounded eleven times on the way: to bf16 by about 2^-9 in
@@ -46,6 +59,7 @@ class CpuDevice : public Device {
     if (weights == DType::bf16 || cache == DType::bf16 || multiplied(cache) == DType::bf16) {
       return 3e-2;
     }
+    if (cache == DType::q8_0) return 3e-2;  // keys and values as the activations of int8 weights
     return cache == DType::f32 ? 1e-5 : 3e-3;
   }
 

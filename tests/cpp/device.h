@@ -20,6 +20,10 @@ class Device {
   virtual double stored(const KvStorage& kv, const HeadShape& heads, int layer, bool value,
                         int head, int position, int d) = 0;
 
+  // Types of caches of heads of this size.
+  virtual std::vector<DType> cache_types(int /*head_dim*/) const {
+    return {DType::f32, DType::f16, DType::bf16};
+  }
   // The type that attention rounds what it multiplies to; F32: only what the cache rounded.
   virtual DType multiplied(DType cache) const = 0;
   // Of attention's probabilities before they are rounded, as a share of them.

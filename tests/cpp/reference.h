@@ -43,9 +43,27 @@ inline constexpr DType kCacheTypes[] = {DType::f32, DType::f16, DType::bf16};
 inline double rounded_to(DType dtype, double x) {
   return dtype == DType::f16 ? rounded_to_half(x) : dtype == DType::bf16 ? rounded_to_bf16(x) : x;
 }
-// What that is off by at most, as a share of it.
+// Q8_0's, of 32 neighbours: quants by the scale as float32 has it, of which a half is kept.
+inline std::vector<double> rounded_to(DType dtype, const std::vector<float>& x) {
+  std::vector<double> result(x.size());
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    if (dtype != DType::q8_0) {
+      result[i] = rounded_to(dtype, static_cast<double>(x[i]));
+      continue;
+    }
+    float top = 0;
+    for (std::size_t j = i / 32 * 32; j < i / 32 * 32 + 32; ++j)
+      top = std::max(top, std::abs(x[j]));
+    result[i] = rounded_to_half(top / 127.0f) * std::nearbyint(x[i] * (127.0f / top));
+  }
+  return result;
+}
+// What that is off by at most, as a share of it; in Q8_0 of the largest of its group.
 inline double rounding(DType dtype) {
-  return dtype == DType::f16 ? 0x1p-11 : dtype == DType::bf16 ? 0x1p-8 : 0;
+  return dtype == DType::q8_0   ? 0.5 / 127 + 0x1p-11
+         : dtype == DType::f16  ? 0x1p-11
+         : dtype == DType::bf16 ? 0x1p-8
+                                : 0;
 }
 
 // The value of stored bits: sign, exponent, mantissa.

@@ -11,7 +11,7 @@ namespace {
 using namespace test;
 
 TEST(attention_of_every_head_shape) {
-  for (const int dim : {2, 8, 10, 16, 24, 64, 80, 128}) {
+  for (const int dim : {2, 8, 10, 16, 24, 32, 64, 80, 96, 128}) {
     for (const int group : {1, 2, 3, 5, 40}) {
       const int kv_heads = group == 40 ? 1 : 2;
       check_attention(cpu_devices(), {group * kv_heads, kv_heads, dim},
@@ -37,6 +37,7 @@ TEST(attention_of_many_rows) {
     check_attention(cpu_devices(), {2, 1, 24}, kv_end);
     check_attention(cpu_devices(), {8, 1, 16}, kv_end);
     check_attention(cpu_devices(), {3, 3, 8}, kv_end);
+    check_attention(cpu_devices(), {2, 1, 32}, kv_end);
   }
 }
 
@@ -65,14 +66,32 @@ TEST(attention_passes_on_what_is_not_finite) {
 
 TEST(attention_of_several_sequences_and_threads) {
   for (const cpu::Kernels* kernels : all_kernels()) {
-    std::vector<float> first;
-    for (const int n_threads : {1, 2, 3, 5}) {
-      CpuDevice device(kernels, n_threads);
-      const auto together = check_sequences(device, DType::f16);
-      if (first.empty()) first = together;
-      CHECK(same_bits(first.data(), together.data(), first.size()));
+    for (const DType dtype : {DType::f16, DType::q8_0}) {
+      std::vector<float> first;
+      for (const int n_threads : {1, 2, 3, 5}) {
+        CpuDevice device(kernels, n_threads);
+        const auto together = check_sequences(device, dtype);
+        if (first.empty()) first = together;
+        CHECK(same_bits(first.data(), together.data(), first.size()));
+      }
     }
   }
+}
+
+// Of what the cache holds, or of what it was given; over the size of what is right.
+double attention_error(Device& device, DType dtype, const std::vector<int>& kv_end, bool as_given) {
+  Random random(11);
+  FilledCache cache(device, {4, 2, 128}, 700, dtype, random);
+  const auto q = random.floats(kv_end.size() * cache.q_size(), -1.5, 1.5);
+  const auto out = attend(device, {{&cache, kv_end}}, q);
+  if (as_given) cache.dtype = DType::f32;
+  const Expected exact = expected_attention(cache, kv_end, q, DType::f32, 0);
+  double errors = 0, squares = 0;
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    errors += (out[i] - exact.values[i]) * (out[i] - exact.values[i]);
+    squares += exact.values[i] * exact.values[i];
+  }
+  return std::sqrt(errors / squares);
 }
 
 // What rounding to bf16 costs where scores are about as large as a trained model's: no more than
@@ -81,30 +100,43 @@ TEST(attention_of_several_sequences_and_threads) {
 TEST(attention_in_bf16_is_near_float64) {
   for (const MakeDevice& make : cpu_devices()) {
     const auto device = make();
-    Random random(11);
-    const FilledCache cache(*device, {4, 2, 128}, 700, DType::f16, random);
-    const std::vector<int> kv_end = {1, 2, 30, 300, 600, 700};
-    const auto q = random.floats(kv_end.size() * cache.q_size(), -1.5, 1.5);
-    const Expected exact = expected_attention(cache, kv_end, q, DType::f32, 0);
-    const auto out = attend(*device, {{&cache, kv_end}}, q);
-    double errors = 0, squares = 0;
-    for (std::size_t i = 0; i < out.size(); ++i) {
-      errors += (out[i] - exact.values[i]) * (out[i] - exact.values[i]);
-      squares += exact.values[i] * exact.values[i];
-    }
-    const double error = std::sqrt(errors / squares);
+    const double error =
+        attention_error(*device, DType::f16, {1, 2, 30, 300, 600, 700}, /*as_given=*/false);
     const bool bf16 = device->multiplied(DType::f16) == DType::bf16;
     CHECK_IN(device->name() + ": " + std::to_string(error),
              error < (bf16 ? 4 * 0x1p-9 / std::sqrt(3.0) : 1e-6));
   }
 }
 
+// What 8 bits cost: values of 2 / sqrt(3) in root mean square are rounded to multiples of 2 / 127,
+// and scores of queries of 1.5 / sqrt(3) are off by about as much, of many keys independently.
+TEST(attention_in_q8_0_is_near_float64) {
+  for (const MakeDevice& make : cpu_devices()) {
+    const auto device = make();
+    const double of_values = 2.0 / 127 / std::sqrt(12.0) / (2 / std::sqrt(3.0));
+    const double of_scores = 2.0 / 127 / std::sqrt(12.0) * 1.5 / std::sqrt(3.0);
+    const double error = attention_error(*device, DType::q8_0, {300, 600, 700}, /*as_given=*/true);
+    CHECK_NEAR(error, std::hypot(of_values, of_scores), 1e-3);
+    CHECK(attention_error(*device, DType::q8_0, {300, 600, 700}, /*as_given=*/false) < 1e-6);
+  }
+}
+
+TEST(a_cache_in_q8_0_takes_17_bytes_where_f16_takes_32) {
+  const auto device = cpu_devices(1)[0]();
+  const auto bytes = [&](DType dtype) {
+    return device->backend().kv_bytes(3, {2, 1, 128}, 8192, dtype, 4096);
+  };
+  CHECK_EQ(bytes(DType::f16), std::size_t{3 * 2 * 4096 * 128 * 2});
+  CHECK_EQ(bytes(DType::q8_0), std::size_t{3 * 2 * 4096 * 128 / 32 * 34});
+}
+
 TEST(rotate_and_cache_norms_turns_and_stores) {
   for (const MakeDevice& make : cpu_devices()) {
-    for (const DType dtype : kCacheTypes) {
+    const auto device = make();
+    for (const DType dtype : device->cache_types(32)) {
       for (const bool interleaved : {false, true}) {
         for (const bool normed : {false, true}) {
-          check_rotate_and_cache(*make(), dtype, interleaved, normed);
+          check_rotate_and_cache(*device, dtype, interleaved, normed);
         }
       }
     }
@@ -115,8 +147,8 @@ TEST(rotate_and_cache_norms_turns_and_stores) {
 TEST(rotate_and_cache_leaves_other_layers) {
   for (const MakeDevice& make : cpu_devices()) {
     const auto device = make();
-    const HeadShape heads{2, 1, 24};
-    for (const DType dtype : kCacheTypes) {
+    for (const DType dtype : device->cache_types(32)) {
+      const HeadShape heads{2, 1, head_of(dtype, 24)};
       Random random(12);
       const FilledCache cache(*device, heads, 50, dtype, random);
       for (int position = 0; position < 50; ++position) {

@@ -76,7 +76,7 @@ inline void check_agrees_with_float64(const std::vector<MakeDevice>& devices,
       for (const MakeDevice& make : devices) {
         const auto device = make();
         Transformer model(config, source, device->backend());
-        for (const DType kv_dtype : kCacheTypes) {
+        for (const DType kv_dtype : device->cache_types(config.head_dim)) {
           KvCache kv = model.make_kv(40, kv_dtype);
           const auto logits = model.forward_logits(
               {{{&kv,
@@ -308,8 +308,9 @@ inline void check_overflow_of_the_cache(const std::vector<MakeDevice>& devices,
         const auto device = make();
         Transformer model(config, source, device->backend());
         KvCache half = model.make_kv(10, DType::f16);
-        CHECK_THROWS_WITH(model.forward({{{&half, {{segment(random_tokens(8, 1))}}}}}),
-                          "values exceed an F16 KV cache (then kv_dtype bf16 or f32 helps)");
+        CHECK_THROWS_WITH(
+            model.forward({{{&half, {{segment(random_tokens(8, 1))}}}}}),
+            "values exceed an F16 or Q8_0 KV cache (then kv_dtype bf16 or f32 helps)");
         for (const DType wide : {DType::f32, DType::bf16}) {
           KvCache kv = model.make_kv(10, wide);
           CHECK_EQ(model.forward({{{&kv, {{segment(random_tokens(8, 1))}}}}}).size(), 8u);

@@ -103,6 +103,28 @@ def test_f16_cache_is_close_and_the_default(tmp_path: Path) -> None:
     assert 1e-6 < error < 1e-2  # keys and values are rounded to 11 bits, and only they
 
 
+@pytest.mark.parametrize("seed", [1, 2, 10])  # whose heads have 32 values
+def test_q8_0_cache_is_near(seed: int, isa: str, tmp_path: Path) -> None:
+    """Keys and values are rounded to 8 bits of their group's maximum, and only they."""
+    model = random_model(seed, multiple_of_32=True)
+    ids = model.prompt(120)
+    with open_engine(converted(model, tmp_path), kv_dtype="q8_0") as engine:
+        for block in (0, 16):
+            expected = model.reference().forward(
+                ids, with_block(120, block) if block else causal(120)
+            )
+            error = engine.forward(ids, block) - expected
+            typical = np.sqrt(np.mean(error**2) / np.mean(expected**2))
+            assert 1e-4 < typical < TYPICAL["q8_0"]
+
+
+def test_q8_0_cache_holds_whole_groups(tmp_path: Path) -> None:
+    path = converted(random_model(3), tmp_path)
+    said = "`kv_dtype` q8_0: expected a model whose heads have a multiple of 32 values, this one's"
+    with pytest.raises(SbdValueError, match=said):
+        Engine(path, kv_dtype="q8_0")
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_sbd_tokens_and_nfe(seed: int, tmp_path: Path) -> None:
     """5 gammas x 3 block sizes, max_tokens no multiple of a block. Prompts of 1 to 200 tokens stand

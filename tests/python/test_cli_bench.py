@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from python.command import check_error, run, run_here
 
+from sbd_engine.roofline import work
+
 
 class TestBench:
     def test_config(self, model: Path) -> None:
@@ -98,3 +100,10 @@ class TestBench:
         for content, complaint in (("{", "JSON"), ("[]", "no JSON object"), ("{}", "model_type")):
             config.write_text(content)
             check_error(run_here(capsys, "bench", "--config", config), complaint)
+
+
+def test_bytes_of_a_position_by_the_type_of_the_cache() -> None:
+    config = {"num_hidden_layers": 3, "num_key_value_heads": 2, "num_attention_heads": 4}
+    config["head_dim"] = 64
+    for kv_dtype, of_32 in (("f32", 128), ("f16", 64), ("bf16", 64), ("q8_0", 34)):
+        assert work([], config, kv_dtype).kv_bytes == 3 * 2 * 2 * 2 * of_32

@@ -42,6 +42,10 @@ class TestBadInput:
                 'unknown --unmask "all": expected one of entropy_bounded',
             ),
             (["-p", "x", "--kv-dtype", "f64"], "unknown --kv-dtype"),
+            (
+                ["-p", "x", "--kv-dtype", "q8_0", "--device", "cuda"],
+                "--kv-dtype q8_0: a GPU holds f16, bf16 or f32, --device cpu this one too",
+            ),
             (["-p", "x", "--seed", -1], "expected --seed >= 0, got -1"),
             (["-p", "x", "--stop", ""], "expected --stop "),
             (["-p", "x", "--json", "--show-blocks"], "got both"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -12,20 +12,32 @@ from reference.random_model import RandomModel, random_model, write_checkpoint
 from sbd_engine import Engine
 from sbd_engine.convert import convert
 
-TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
+# Of weights and cache
+TYPES = (
+    *(("f32", "f16"), ("f16", "f16"), ("bf16", "f16"), ("q8_0", "f16"), ("q4_0", "f16")),
+    *(("f32", "q8_0"), ("q8_0", "q8_0")),
+)
 
 
-@pytest.fixture(scope="module", params=TYPES)
-def model_file(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[RandomModel, Path]:
+class Case(NamedTuple):
+    model: RandomModel
+    path: Path
+    kv_dtype: str
+
+    def engine(self, **options: Any) -> Engine:
+        return Engine(self.path, kv_dtype=self.kv_dtype, **options)
+
+
+@pytest.fixture(scope="module", params=TYPES, ids="-".join)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     model = random_model(7, multiple_of_32=True, layers=3)
     folder = tmp_path_factory.mktemp("determinism")
     path = folder / "model.bin"
     checkpoint = write_checkpoint(model, folder / "checkpoint")
     settings = ["sbd.dmtd.layers=1,1,1", "sbd.seed_slot=1", "sbd.decoders=nemotron,sbd,ntp"]
-    convert([checkpoint], path, type=request.param, settings=settings, warn=lambda _: None)
-    return model, path
+    dtype, kv_dtype = request.param
+    convert([checkpoint], path, type=dtype, settings=settings, warn=lambda _: None)
+    return Case(model, path, kv_dtype)
 
 
 def requests(model: RandomModel) -> list[dict[str, Any]]:
@@ -64,14 +76,14 @@ def requests(model: RandomModel) -> list[dict[str, Any]]:
     ]
 
 
-def test_threads_batches_and_streams_change_nothing(model_file: tuple[RandomModel, Path]) -> None:
-    model, path = model_file
+def test_threads_batches_and_streams_change_nothing(case: Case) -> None:
+    model = case.model
     calls = requests(model)
-    with Engine(path, n_threads=1) as engine:
+    with case.engine(n_threads=1) as engine:
         alone = [engine.generate(**{"max_tokens": 64, **call}) for call in calls]
         logits = engine.forward(model.prompt(90), block=16)
     for n_threads in (1, 2, 3):
-        with Engine(path, n_threads=n_threads) as engine:
+        with case.engine(n_threads=n_threads) as engine:
             assert np.array_equal(engine.forward(model.prompt(90), block=16), logits)
             batch = engine.generate_batch([{"max_tokens": 64, **call} for call in calls])
             for one, together, call in zip(alone, batch, calls, strict=True):
@@ -84,9 +96,9 @@ def test_threads_batches_and_streams_change_nothing(model_file: tuple[RandomMode
     assert len({tuple(one.tokens) for one in alone}) == len(alone)
 
 
-def test_seeds(model_file: tuple[RandomModel, Path]) -> None:
-    model, path = model_file
-    with Engine(path) as engine:
+def test_seeds(case: Case) -> None:
+    model = case.model
+    with case.engine() as engine:
 
         def draw(**options: Any) -> list[int]:
             return engine.generate(
@@ -98,3 +110,37 @@ def test_seeds(model_file: tuple[RandomModel, Path]) -> None:
             texts = {tuple(draw(seed=seed, decoder=decoder)) for seed in range(8)}
             assert len(texts) == 8
             assert model.mask_id not in {token for text in texts for token in text}
+
+
+def test_what_a_cache_keeps_changes_nothing(case: Case) -> None:
+    """Texts behind what others left, cancelled ones among them."""
+    calls = [{"max_tokens": 64, **call} for call in requests(case.model)]
+    with case.engine(prefix_cache=0) as engine:
+        alone = [engine.generate(**call).tokens for call in calls]
+    with case.engine(prefix_cache=1 << 22) as engine:
+        found = 0
+        for call, tokens in zip(calls, alone, strict=True):
+            stream = engine.stream(**call)
+            next(iter(stream))
+            stream.close()
+            again = engine.generate(**call)
+            assert again.tokens == tokens, call
+            found += again.stats.cached_tokens
+        assert found > 100
+
+
+@pytest.mark.parametrize("decoder", ["sdar", "fast_dllm_v2", "llada", "dream"])
+def test_block_families_over_a_q8_0_cache(decoder: str, tmp_path: Path) -> None:
+    model = random_model(13, multiple_of_32=True, layers=2)
+    path = tmp_path / "model.bin"
+    settings = [f"sbd.decoders={decoder}", *([] if decoder == "dream" else ["sbd.block_size=32"])]
+    checkpoint = write_checkpoint(model, tmp_path / "checkpoint")
+    convert([checkpoint], path, type="f32", settings=settings, warn=lambda _: None)
+    calls = [{"prompt": model.prompt(n), "max_tokens": 40, "ignore_eos": True} for n in (5, 40, 90)]
+    with Engine(path, n_threads=1, kv_dtype="q8_0", prefix_cache=0) as engine:
+        alone = [engine.generate(**call).tokens for call in calls]
+    with Engine(path, n_threads=2, kv_dtype="q8_0") as engine:
+        assert [done.tokens for done in engine.generate_batch(calls)] == alone
+        again = [engine.generate(**call) for call in calls]
+    assert [done.tokens for done in again] == alone
+    assert again[2].stats.cached_tokens > 0

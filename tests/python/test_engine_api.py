@@ -267,7 +267,7 @@ class TestBadInput:
             ({"n_threads": "2"}, TypeError, "n_threads"),
             ({"n_ctx": 0}, ValueError, "`n_ctx` >= 1"),
             ({"n_ctx": 10**6}, ValueError, "n_ctx"),
-            ({"kv_dtype": "q8_0"}, ValueError, "f16, bf16, f32"),
+            ({"kv_dtype": "q4_0"}, ValueError, "unknown `kv_dtype` 'q4_0'.*q8_0"),
         ],
     )
     def test_engine_options(

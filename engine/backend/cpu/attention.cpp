@@ -52,6 +52,22 @@ void store_kv(DType dtype, std::uint8_t* base, Index at, int width, int stride, 
   }
 }
 
+// A head's keys or values at one position of a Q8_0 cache
+void store_quantized(CachedGroup* groups, int position, bool is_key, const float* x, int n,
+                     const Kernels& kernels) {
+  const int lane = position % kLanes;
+  for (int i = 0; i < n; i += kGroupSize, ++groups) {
+    QuantizedGroup group;
+    kernels.quantize(x + i, kGroupSize, &group);
+    kernels.to_half(&group.scale, 1, groups->scales + lane);
+    if (is_key) {
+      scatter<1>(group.quants, kGroupSize, groups->quants + lane, kLanes);
+    } else {
+      std::memcpy(groups->quants + lane * kGroupSize, group.quants, kGroupSize);
+    }
+  }
+}
+
 }  // namespace
 
 void CpuBackend::rotate_and_cache(int layer, const HeadShape& heads, const float* q_norm,
@@ -85,6 +101,16 @@ void CpuBackend::rotate_and_cache(int layer, const HeadShape& heads, const float
         turn(k + at, k_norm);
 
         const Index position = rows_.positions[static_cast<std::size_t>(row)];
+        if (kv.dtype() == DType::q8_0) {
+          const Index at_group = position / kLanes * (dim / kGroupSize);
+          const auto store = [&](std::uint8_t* base, bool is_key, const float* x) {
+            store_quantized(reinterpret_cast<CachedGroup*>(base) + at_group,
+                            static_cast<int>(position), is_key, x, heads.head_dim, kernels_);
+          };
+          store(kv.keys(layer, head), true, k + at);
+          store(kv.values(layer, head), false, v + at);
+          continue;
+        }
         const Index key_at = position / kLanes * dim * kLanes + position % kLanes * u;
         const Index value_at = position / u * kv.padded_dim() * u + position % u;
         store_kv(kv.dtype(), kv.keys(layer, head), key_at, u, kLanes * u, k + at, heads.head_dim,
@@ -166,10 +192,11 @@ void CpuBackend::attend(int layer, const HeadShape& heads, const float* q, float
   const auto prefetch_behind = [&](int split, AttentionTask& t) {
     split = std::min(split + 1, static_cast<int>(split_tiles_.size()) - 1);
     const QueryTile& next = query_tiles_[split_tiles_[split]];
-    const Index first = Index{split - next.first_split} * kKeysPerSplit *
-                        static_cast<Index>(bytes_per_block(next.kv->dtype()));
-    t.next_keys = next.kv->keys(layer, next.kv_head) + first * dim;
-    t.next_values = next.kv->values(layer, next.kv_head) + first * next.kv->padded_dim();
+    const Index first = Index{split - next.first_split} * kKeysPerSplit;
+    const DType dtype = next.kv->dtype();
+    t.next_keys = next.kv->keys(layer, next.kv_head) + bytes_of_values(dtype, first * dim);
+    t.next_values = next.kv->values(layer, next.kv_head) +
+                    bytes_of_values(dtype, first * next.kv->padded_dim());
   };
   bool any_split = false;
   for (const QueryTile& tile : query_tiles_) any_split |= tile.key_end > kKeysPerSplit;

@@ -24,24 +24,6 @@ static inline F exp2(F x) {
   return scale_by_power(p, n);
 }
 
-// sums[q][j] += vector j of word w times word w of query q, over n words
-template <typename Products, typename Source, int Q, int J>
-static inline void multiply_tile(Source& source, const std::uint8_t* vectors, Index vector_stride,
-                                 Index word_stride, const std::uint8_t* words, Index query_stride,
-                                 int n, F (&sums)[Q][J]) {
-  for (int w = 0; w < n; ++w) {
-    source.step();
-    typename Products::Vector v[J];
-    for (int j = 0; j < J; ++j) v[j] = source.load(vectors + j * vector_stride);
-    for (int q = 0; q < Q; ++q) {
-      const auto word = Products::spread(words + q * query_stride);
-      for (int j = 0; j < J; ++j) sums[q][j] = Products::multiply_add(sums[q][j], v[j], word);
-    }
-    vectors += word_stride;
-    words += 4;
-  }
-}
-
 // Calls tile.operator()<Q, J>(query, vector) until all are covered.
 template <int Q, int J, typename Tile>
 static inline void query_tiles(int query, int n_queries, int vector, const Tile& tile) {
@@ -54,19 +36,8 @@ static inline void tiles(int n_queries, int vector, int n_vectors, const Tile& t
   if constexpr (J > 1) tiles<(Q < 8 ? 2 * Q : Q), J / 2>(n_queries, vector, n_vectors, tile);
 }
 
-// Elements [0, n) to words
-template <typename Products, DType kCache>
-static inline void convert_step(const std::uint8_t* elements, Index n, std::uint8_t* words) {
-  constexpr int kPerVector = 16 * Products::kPerWord;
-  const auto* in = reinterpret_cast<const std::uint16_t*>(elements);
-  for (Index i = 0; i < n; i += kPerVector, words += 64) {
-    Products::store_vector(words, Products::template load_cached<kCache>(in + i));
-  }
-}
-
 template <typename Products, DType kCache>
 struct AttentionWork {
-  static constexpr int kElement = kCache == DType::f32 ? 4 : 2;
   static constexpr bool kConverts = kCache != Products::kType;
   using Cached = Converted<Products, kCache>;
 
@@ -105,10 +76,15 @@ struct AttentionWork {
     for (Index i = 0; i < Index{n_queries} * t.padded_dim; i += 16) store(out + i, zero());
   }
 
+  // bytes_of_values() here: of inline functions, which are shared, only constants may be used.
+  static Index bytes_of(Index n_values) {
+    constexpr Index kValues = values_per_block(kCache), kBytes = bytes_per_block(kCache);
+    return n_values / kValues * kBytes;
+  }
+
   // scores[q] = queries[q] . keys
   template <int Q0, int J0, typename Source>
   void score(Source source, const std::uint8_t* keys, int key, int n_keys) const {
-    const Index vector_bytes = Index{Source::kBytes} * key_words;
     tiles<Q0, J0>(
         n_queries, 0, (n_keys + 15) / 16, [&]<int Q, int J>(int query, int vector) SBD_INLINE {
           if (seen(query, Q, key) <= vector * 16) return;
@@ -116,9 +92,8 @@ struct AttentionWork {
           for (auto& row : tile) {
             for (F& x : row) x = zero();
           }
-          multiply_tile<Products>(source, keys + vector * vector_bytes, vector_bytes,
-                                  Source::kBytes, queries + query * query_bytes, query_bytes,
-                                  key_words, tile);
+          multiply_keys<Products>(source, keys, vector, t.head_dim, queries + query * query_bytes,
+                                  tile);
           for (int q = 0; q < Q; ++q) {
             for (int j = 0; j < J; ++j) {
               store(scores + Index{query + q} * kKeysPerStep + (vector + j) * 16, tile[q][j]);
@@ -198,18 +173,13 @@ struct AttentionWork {
           tile[q][j] = mul(load(o + Index{q} * t.padded_dim + j * 16), factor);
         }
       }
-      multiply_tile<Products>(
-          source, values + vector * Source::kBytes, Source::kBytes,
-          Index{Source::kBytes} * dim_vectors,
-          reinterpret_cast<const std::uint8_t*>(scores + Index{query} * kKeysPerStep),
-          kKeysPerStep * 4, words_of(n), tile);
+      multiply_values<Products>(source, values, vector, t.padded_dim,
+                                scores + Index{query} * kKeysPerStep, n, tile);
       for (int q = 0; q < Q; ++q) {
         for (int j = 0; j < J; ++j) store(o + Index{q} * t.padded_dim + j * 16, tile[q][j]);
       }
     });
   }
-
-  static int words_of(int n) { return (n + Products::kPerWord - 1) / Products::kPerWord; }
 
   // Prefetches `bytes` from `next` over the words of all tiles.
   Words<Products> words(const std::uint8_t* next, Index bytes, int n_vectors, int n_words) const {
@@ -224,7 +194,8 @@ struct AttentionWork {
   void converted_step(const std::uint8_t* keys, const std::uint8_t* values, int key) const {
     const bool last = key + 2 * kKeysPerStep > t.key_end;
     const auto ahead = [&](const std::uint8_t* here, int width, const void* next) {
-      return last ? static_cast<const std::uint8_t*>(next) - here : Index{kKeysPerStep} * 2 * width;
+      return last ? static_cast<const std::uint8_t*>(next) - here
+                  : bytes_of(Index{kKeysPerStep} * width);
     };
     score<Q, J>(Cached{ahead(keys, t.head_dim, t.next_keys)}, keys, key, kKeysPerStep);
     softmax(key);
@@ -238,9 +209,9 @@ struct AttentionWork {
     for (int key = t.key_begin; key < t.key_end; key += kKeysPerStep) {
       const int n_keys = t.key_end - key < kKeysPerStep ? t.key_end - key : kKeysPerStep;
       const auto* keys =
-          static_cast<const std::uint8_t*>(t.keys) + Index{key} * t.head_dim * kElement;
+          static_cast<const std::uint8_t*>(t.keys) + bytes_of(Index{key} * t.head_dim);
       const auto* values =
-          static_cast<const std::uint8_t*>(t.values) + Index{key} * t.padded_dim * kElement;
+          static_cast<const std::uint8_t*>(t.values) + bytes_of(Index{key} * t.padded_dim);
       if constexpr (kConverts) {
         if (n_keys == kKeysPerStep && n_queries <= kMoreQueries) {
           if (n_queries <= kQueryTile) {
@@ -252,24 +223,23 @@ struct AttentionWork {
         }
       }
       const int key_vectors = (n_keys + 15) / 16;
-      const int n_words = words_of(n_keys);
-      const Index step_bytes = Index{kKeysPerStep} * t.head_dim * kElement;
+      const int n_words = words_of<Products>(n_keys);
+      const Index step_bytes = bytes_of(Index{kKeysPerStep} * t.head_dim);
       const bool last = key + kKeysPerStep >= t.key_end;
       const auto to_values =
-          words(values, Index{n_keys} * t.padded_dim * kElement, key_vectors, key_words);
+          words(values, bytes_of(Index{n_keys} * t.padded_dim), key_vectors, key_words);
       const auto to_keys =
           words(last ? static_cast<const std::uint8_t*>(t.next_keys) : keys + step_bytes,
                 step_bytes, dim_vectors, n_words);
       if constexpr (kConverts) {
-        convert_step<Products, kCache>(keys, Index{key_vectors} * 16 * t.head_dim, step);
+        convert_keys<Products, kCache>(keys, key_vectors, t.head_dim, step);
         keys = step;
       }
       score<kQueryTile, kVectorTile>(to_values, keys, key, n_keys);
       softmax(key);
       const bool odd = n_keys % Products::kPerWord != 0;
       if (kConverts || odd) {
-        convert_step<Products, kCache>(values, Index{n_words} * Products::kPerWord * t.padded_dim,
-                                       step);
+        convert_values<Products, kCache>(values, n_words, t.padded_dim, step);
         values = step;
         if (odd) {
           // Nobody sees the last pair's second key, and 0 times what lies there need not be 0.
@@ -286,6 +256,7 @@ static void attention(const AttentionTask& t) {
   switch (t.kv_dtype) {
     case DType::f16: return AttentionWork<ShortProducts, DType::f16>{t}.run();
     case DType::bf16: return AttentionWork<ShortProducts, DType::bf16>{t}.run();
+    case DType::q8_0: return AttentionWork<FloatProducts, DType::q8_0>{t}.run();
     default: return AttentionWork<FloatProducts, DType::f32>{t}.run();
   }
 }

@@ -1,5 +1,5 @@
 // What attention multiplies, a vector by one word of a query: floats, or pairs of bf16 where the
-// CPU has their dots; and where the vectors come from.
+// CPU has their dots.
 
 static constexpr int kKeyVectors = kKeysPerStep / 16;
 
@@ -81,30 +81,3 @@ using ShortProducts = Bf16Products;
 #else
 using ShortProducts = FloatProducts;
 #endif
-
-// Where vectors come from. Words: a cache that holds what is multiplied, or scratch; what the next
-// product reads is prefetched in even portions, one at each word.
-template <typename Products>
-struct Words {
-  static constexpr int kBytes = 64;  // of a vector
-  const std::uint8_t* next;
-  Index portion;
-  void step() {
-    prefetch(next);
-    next += portion;
-  }
-  static typename Products::Vector load(const std::uint8_t* p) { return Products::load_vector(p); }
-};
-
-// A cache of another type, two bytes an element, converted on the way; what is needed a step later
-// is prefetched.
-template <typename Products, DType kCache>
-struct Converted {
-  static constexpr int kBytes = 32 * Products::kPerWord;
-  Index ahead;  // bytes from this step to the next one
-  void step() {}
-  typename Products::Vector load(const std::uint8_t* p) const {
-    prefetch(p + ahead);
-    return Products::template load_cached<kCache>(reinterpret_cast<const std::uint16_t*>(p));
-  }
-};

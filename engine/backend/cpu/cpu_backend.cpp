@@ -19,8 +19,8 @@ struct PositionBytes {
   Index key;
   Index value;
   PositionBytes(const HeadShape& heads, DType dtype)
-      : key(heads.head_dim * static_cast<Index>(bytes_per_block(dtype))),
-        value(round_up(heads.head_dim, kLanes) * static_cast<Index>(bytes_per_block(dtype))) {}
+      : key(bytes_of_values(dtype, heads.head_dim)),
+        value(bytes_of_values(dtype, round_up(heads.head_dim, kLanes))) {}
 };
 
 }  // namespace
@@ -113,7 +113,8 @@ Buffer CpuBackend::upload(std::span<const float> values) {
 
 std::unique_ptr<KvStorage> CpuBackend::allocate_kv(int n_layers, const HeadShape& heads, int n_ctx,
                                                    DType dtype) {
-  const int interleave = dtype == DType::f32 ? 1 : kernels_.short_interleave;
+  const bool is_short = dtype == DType::f16 || dtype == DType::bf16;
+  const int interleave = is_short ? kernels_.short_interleave : 1;
   return std::make_unique<CpuKv>(n_layers, heads, n_ctx, dtype, interleave);
 }
 

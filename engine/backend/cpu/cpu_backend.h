@@ -19,7 +19,7 @@ T* grown(std::vector<T>& buffer, Index n) {
 
 // Per layer and key-value head: keys [n_ctx / 16][head_dim / u][16][u], then values
 // [n_ctx / u][padded_dim][u]. u, the interleave, is 1, or 2 where the kernels multiply bf16 in
-// pairs.
+// pairs. In Q8_0 both are CachedGroups [n_ctx / 16][head_dim / 32].
 class CpuKv : public KvStorage {
  public:
   CpuKv(int n_layers, const HeadShape& heads, int n_ctx, DType dtype, int interleave);

@@ -61,9 +61,18 @@ struct LinearTask {
   float scale = 1;           // of the products
 };
 
+// 32 dimensions of 16 positions in a Q8_0 cache, as BlockQ8_0 has those of one. A position has a
+// scale of its own in each group: what others hold is nothing to it.
+struct CachedGroup {
+  std::uint16_t scales[kLanes];             // IEEE halves
+  std::int8_t quants[kGroupSize * kLanes];  // of keys [32][16 positions], of values [16][32]
+};
+static_assert(sizeof(CachedGroup) == kLanes * sizeof(BlockQ8_0));
+
 // Queries of one key-value head in rows of one sequence against the keys [key_begin, key_end); a
 // row sees those below its kv_end. Keys and values have u elements side by side in a lane, u being
-// 1 for F32 and Kernels::short_interleave for F16 and BF16.
+// 1 for F32 and Kernels::short_interleave for F16 and BF16; Q8_0's are CachedGroups
+// [n_ctx / 16][head_dim / 32].
 struct AttentionTask {
   const float* queries;  // [n_rows][group][head_dim], rows row_stride apart
   const int* kv_end;     // [n_rows]

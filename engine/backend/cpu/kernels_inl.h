@@ -19,6 +19,8 @@ namespace {
 
 #include "backend/cpu/attention_products_inl.h"
 
+#include "backend/cpu/attention_cache_inl.h"
+
 #include "backend/cpu/attention_inl.h"
 
 #include "backend/cpu/peaks_inl.h"

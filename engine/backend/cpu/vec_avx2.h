@@ -44,9 +44,11 @@ static inline F load_bf16(const std::uint16_t* p) {
   return {load_eight_bf16(p), load_eight_bf16(p + 8)};
 }
 static inline F load_signed_bytes(const std::uint8_t* p) {
-  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
-          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+  const auto eight = [](const std::uint8_t* q) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(q));
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+  };
+  return {eight(p), eight(p + 8)};
 }
 static inline void store_half(std::uint16_t* p, F x) {
   auto* q = reinterpret_cast<__m128i*>(p);
