@@ -158,9 +158,10 @@ def test_a_block_fills_in(engine: Engine, served: Served, open_page: Callable[..
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """Its texts take minutes, at the pace of a model that people use: thousands of tokens a second
-    leave a browser on a busy machine no time for a click."""
+    leave a browser on a busy machine no time for a click. One thread, as several wait for each
+    other in every layer while a busy machine runs none."""
     model = write_tiny_model(tmp_path_factory.mktemp("endless"), n_ctx=100_000, layers=60)
-    with Engine(model) as engine, serve(engine) as served:
+    with Engine(model, n_threads=1) as engine, serve(engine) as served:
         yield served
 
 
@@ -204,6 +205,24 @@ def test_another_answer(engine: Engine, served: Served, open_page: Callable[...,
     second = wait_for_answer(page).inner_text()
     assert letters(second) == letters(expected(engine, user(HELLO), seed=4, **options).text)
     assert page.locator(".turn").count() == 1
+
+
+def test_before_the_models_are_known(served: Served, open_page: Callable[..., Any]) -> None:
+    page = open_page(served)
+    asked = []
+
+    def hold(route: Any) -> None:
+        asked.append(route)
+
+    page.route("**/v1/models", hold)
+    page.reload()
+    page.get_by_role("button", name="Options").click()
+    page.locator("#options [name=max_tokens]").fill("4")
+    ask(page, HELLO)
+    asked.pop().continue_()
+    wait_for_answer(page)
+    assert "4 tokens" in page.locator(".turn .figures").inner_text()
+    assert page.locator("#options").is_visible()
 
 
 def test_errors(served: Served, open_page: Callable[..., Any]) -> None:
