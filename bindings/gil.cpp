@@ -27,12 +27,17 @@ Entry::Entry() {
   ++entering;
   const std::thread::id thread = ending;
   may_enter_ = thread == std::thread::id() || thread == std::this_thread::get_id();
+  if (!may_enter_) --entering;
 }
 
-Entry::~Entry() { --entering; }
+Entry::~Entry() {
+  if (may_enter_) --entering;
+}
 
-void sleep_for_good() {
-  while (true) std::this_thread::sleep_for(std::chrono::hours(1));
+Release::~Release() {
+  const Entry entry;
+  while (!entry.may_enter()) std::this_thread::sleep_for(std::chrono::hours(1));
+  PyEval_RestoreThread(state_);
 }
 
 void watch_for_the_end_of_python() {

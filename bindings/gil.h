@@ -5,10 +5,6 @@
 
 #include <pybind11/pybind11.h>
 
-#include <exception>
-#include <optional>
-#include <utility>
-
 #include "core/error.h"
 
 namespace sbd {
@@ -16,7 +12,7 @@ namespace sbd {
 // Once, when the module is imported.
 void watch_for_the_end_of_python();
 
-// A thread's way in: Python does not end while one lives.
+// A thread's way in: Python does not end while one lives that may enter.
 class Entry {
  public:
   Entry();
@@ -30,7 +26,18 @@ class Entry {
   bool may_enter_;
 };
 
-[[noreturn]] void sleep_for_good();
+// Without the GIL while it lives. Where Python has begun to end meanwhile, its thread sleeps until
+// the process is over.
+class Release {
+ public:
+  Release() : state_(PyEval_SaveThread()) {}
+  ~Release();
+  Release(const Release&) = delete;
+  Release& operator=(const Release&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
 
 // What fn() returns or throws, called with the GIL.
 template <typename Fn>
@@ -44,24 +51,8 @@ auto with_gil(Fn&& fn) {
 // What fn() returns or throws, called without the GIL.
 template <typename Fn>
 auto without_gil(Fn&& fn) {
-  std::optional<decltype(fn())> result;
-  std::exception_ptr thrown;
-  PyThreadState* state = PyEval_SaveThread();
-  try {
-    result = fn();
-  } catch (...) {
-    thrown = std::current_exception();
-  }
-  {
-    std::optional<Entry> entry(std::in_place);
-    if (!entry->may_enter()) {
-      entry.reset();
-      sleep_for_good();
-    }
-    PyEval_RestoreThread(state);
-  }
-  if (thrown) std::rethrow_exception(thrown);
-  return std::move(*result);
+  const Release release;
+  return fn();
 }
 
 }  // namespace sbd

@@ -166,10 +166,7 @@ py::object next_event(Inbox& inbox, bool wait) {
       return next;
     }
     if (!wait || !inbox.expects()) return py::none();
-    without_gil([&] {
-      inbox.wait();
-      return true;
-    });
+    without_gil([&] { inbox.wait(); });
     drop_python_objects();
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
   }
@@ -252,10 +249,7 @@ py::dict peaks(Loop& loop) {
 }
 
 void close_engine(Loop& loop) {
-  without_gil([&] {
-    loop.close();
-    return true;
-  });
+  without_gil([&] { loop.close(); });
 }
 
 py::dict profile_forward(Loop& loop, int rows, int context) {
