@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from ..errors import SbdValueError
 from . import options
 from .options import one_line
 
@@ -31,7 +30,6 @@ def importance(
     import numpy.typing as npt
 
     from .. import _core
-    from ..convert.errors import ConvertError
     from ..convert.importance import write_importance
     from ..convert.writer import check_output
     from ..engine import Engine
@@ -39,10 +37,7 @@ def importance(
     from .console import progress
     from .perplexity import WINDOW, windows_of
 
-    try:
-        check_output(output, [model, text], "one of the files to read")
-    except ConvertError as error:
-        raise SbdValueError(str(error)) from None
+    check_output(output, [model, text], "one of the files to read")
     with Engine(model, "cpu", threads, n_ctx, prefix_cache=0) as engine:
         windows = windows_of(engine.tokenizer, read_text(text), min(n_ctx or WINDOW, engine.n_ctx))
         sums: dict[str, tuple[int, npt.NDArray[np.float64]]] = {}
@@ -53,16 +48,13 @@ def importance(
                     sums[name] = before + rows, so_far + squares
                 show(done)
     architecture = str(_core.read_gguf(model)["metadata"]["general.architecture"])
-    try:
-        write_importance(
-            output,
-            sums,
-            architecture=architecture,
-            datasets=[text.name],
-            chunks=len(windows),
-            chunk_size=len(windows[0]),
-        )
-    except ConvertError as error:
-        raise SbdValueError(str(error)) from None
+    write_importance(
+        output,
+        sums,
+        architecture=architecture,
+        datasets=[text.name],
+        chunks=len(windows),
+        chunk_size=len(windows[0]),
+    )
     tokens = sum(map(len, windows))
     print(one_line(f"{output}: {len(sums)} weights, {tokens} tokens in {len(windows)} windows"))

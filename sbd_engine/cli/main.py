@@ -52,6 +52,7 @@ def run(arguments: list[str]) -> int:
         _let_go()
         return 0
     except Exception as error:
+        from ..convert.errors import ConvertError
         from ..errors import SbdError
         from . import options
 
@@ -59,7 +60,7 @@ def run(arguments: list[str]) -> int:
             raise
         if isinstance(error, OSError) and (problem := _let_go()):
             return _fail(f"standard output cannot be written: {problem}", 2)
-        if isinstance(error, (SbdError, OSError)):
+        if isinstance(error, (SbdError, ConvertError, OSError)):
             return _fail(options.in_flags(_text(error)), 2)
         return _fail(f"unexpected {type(error).__name__}: {error}; --debug shows where", 1)
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import SbdFileError, SbdValueError
+from ..errors import SbdFileError
 from . import options
 from .options import one_line
 
@@ -39,7 +39,6 @@ def requantise(
     Q8_0 are refused, unless asked for.
     """
     from .. import _core
-    from ..convert.errors import ConvertError
     from ..convert.requantise import requantise as write
     from ..model_file import existing
     from .console import progress
@@ -60,19 +59,16 @@ def requantise(
             done += count
             show(done)
 
-        try:
-            written = write(
-                model,
-                output,
-                type=type,
-                importance=importance,
-                allow_requantise=allow_requantise,
-                warn=options.note,
-                on_start=on_start,
-                on_bytes=on_bytes,
-            )
-        except ConvertError as error:
-            raise SbdValueError(str(error)) from None
+        written = write(
+            model,
+            output,
+            type=type,
+            importance=importance,
+            allow_requantise=allow_requantise,
+            warn=options.note,
+            on_start=on_start,
+            on_bytes=on_bytes,
+        )
     print(
         one_line(
             f"{output}: {written.n_changed} of {written.n_tensors} tensors made {written.type}, "

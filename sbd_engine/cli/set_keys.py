@@ -33,14 +33,10 @@ def set_keys(
     The tensors are copied as they are. The file is replaced as a whole, and
     only by one that the engine can run; what has it open keeps the old one.
     """
-    from ..convert.errors import ConvertError
     from ..convert.settings import full_key, parse_settings
     from ..key_editor import edit_keys
 
-    try:
-        values = parse_settings(settings or [], option="")
-    except ConvertError as error:
-        raise SbdValueError(str(error)) from None
+    values = parse_settings(settings or [], option="")
     removed = [full_key(name) for name in unset or []]
     if not values and not removed:
         raise SbdValueError("set: expected KEY=VALUE or --unset KEY, got neither")
