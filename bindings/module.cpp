@@ -469,7 +469,8 @@ PYBIND11_MODULE(_core, module) {
       .def(py::init<std::shared_ptr<Loop>, bool>(), py::arg("engine"), py::arg("driven") = false)
       .def("add", &Inbox::add, py::arg("request"))
       .def("cancel", &Inbox::cancel, py::arg("id"))
-      .def("next", &next_event, py::arg("wait") = true);
+      .def("next", &next_event, py::arg("wait") = true)
+      .def_property_readonly("bell", &Inbox::bell);
 
   py::list options;
   for (const Option& option : all_options()) {

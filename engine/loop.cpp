@@ -223,19 +223,16 @@ void Loop::deliver(std::list<Event>& events) {
     end(sequence, std::move(one.front()));
     return;
   }
-  Inbox& inbox = *sequence->second.inbox;
-  inbox.events_.splice(inbox.events_.end(), one);
-  inbox.arrived_->notify_all();
+  sequence->second.inbox->arrive(one);
 }
 
 void Loop::end(Sequences::iterator sequence, Event last) {
   auto node = sequences_.extract(sequence);
   auto& [inbox, room] = node.mapped();
   room.front() = std::move(last);
-  inbox->events_.splice(inbox->events_.end(), room);
   --inbox->n_sequences_;
   n_driven_ -= inbox->driven_;
-  inbox->arrived_->notify_all();
+  inbox->arrive(room);
   const bool came_no_further = arriving_.erase(node.key()) > 0;
   if (!came_no_further)
     leaving_.insert(std::move(node));  // where the engine has not done so itself
@@ -275,7 +272,8 @@ void Loop::in_child() {
 Inbox::Inbox(std::shared_ptr<Loop> loop, bool driven)
     : loop_(std::move(loop)),
       driven_(driven),
-      arrived_(std::make_unique<std::condition_variable>()) {
+      arrived_(std::make_unique<std::condition_variable>()),
+      bell_(driven ? std::make_unique<Bell>() : nullptr) {
   const Loop::Lock lock(loop_->mutex_);
   loop_->inboxes_.insert(this);
 }
@@ -338,9 +336,18 @@ bool Inbox::expects() const {
   return !events_.empty() || n_sequences_ > 0;
 }
 
+void Inbox::arrive(std::list<Event>& event) {
+  events_.splice(events_.end(), event);
+  arrived_->notify_all();
+  if (bell_) bell_->ring();
+}
+
 std::optional<Event> Inbox::take() {
   const Loop::Lock lock(loop_->mutex_);
-  if (events_.empty()) return std::nullopt;
+  if (events_.empty()) {
+    if (bell_) bell_->hush();
+    return std::nullopt;
+  }
   std::optional<Event> event = std::move(events_.front());
   events_.pop_front();
   return event;

@@ -17,6 +17,7 @@
 #include <thread>
 
 #include "core/at_fork.h"
+#include "core/bell.h"
 #include "engine.h"
 #include "request.h"
 
@@ -131,7 +132,8 @@ class Loop {
 
 class Inbox {
  public:
-  // driven: who waits for it never runs a forward, and so is there for an event at any moment.
+  // driven: who waits for it never runs a forward, and so is there for an event at any moment. It
+  // has a bell.
   explicit Inbox(std::shared_ptr<Loop> loop, bool driven = false);
   ~Inbox();  // its sequences are removed
   Inbox(const Inbox&) = delete;
@@ -150,9 +152,15 @@ class Inbox {
   bool expects() const;
   // The oldest event, in the order that they happened.
   std::optional<Event> take();
+  // A descriptor that is readable from an event on until take() has found none; -1: it is not
+  // driven.
+  int bell() const { return bell_ ? bell_->descriptor() : -1; }
 
  private:
   friend class Loop;
+
+  // The only one of the events.
+  void arrive(std::list<Event>& event);
 
   const std::shared_ptr<Loop> loop_;
   const bool driven_;
@@ -160,6 +168,7 @@ class Inbox {
   int n_sequences_ = 0;  // that have not had their last event
   int n_sleeping_ = 0;   // threads in wait()
   std::unique_ptr<std::condition_variable> arrived_;
+  std::unique_ptr<Bell> bell_;
 };
 
 }  // namespace sbd

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import os
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from . import _core
 from .choosing import choice_probabilities
 from .completion import Completion, Scores, Usage
 from .errors import SbdError, SbdGrammarError, SbdTypeError, SbdValueError, brief
 from .grammars import Grammars
+from .mailbox import Mailbox
 from .model_file import ModelPath, existing, model_file
 from .parameters import (
     MAX_BEST,
@@ -31,7 +33,7 @@ from .parameters import (
 )
 from .session import Session
 from .sizes import shown
-from .streams import AsyncStream, Courier, Prepared, Stream
+from .streams import AsyncStream, Delivered, Prepared, Stream
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -141,7 +143,7 @@ class Engine:
         with model_file(path) as file:
             self._name = file.name
             self._core = _core.Engine(file, **options, draft=adapter)
-        self._courier = Courier(self._core)
+        self._mailboxes = WeakValueDictionary[asyncio.AbstractEventLoop, Mailbox]()
         self._tokenizer_if_any()  # loaded now, so that the first call does not wait for it
 
     # ---- what the model is ----
@@ -290,7 +292,16 @@ class Engine:
         loop, `aclose()`, and cancelling the task that reads it free the sequence at once."""
         called = time.perf_counter()
         prepared = self._prepare({"prompt": prompt, **options})
-        return AsyncStream(self._courier_here(), prepared, called)
+        return AsyncStream(self._mailbox_here(), prepared, called)
+
+    def deliver(
+        self, take: Callable[[_core.Event], None], prompt: Prompt, **options: Unpack[Options]
+    ) -> Delivered:
+        """Like `astream` for many texts in one event loop: what happens to the text is given to
+        `take` as it comes, and is a Chunk once the result's `absorb` was called with it."""
+        called = time.perf_counter()
+        prepared = self._prepare({"prompt": prompt, **options})
+        return Delivered(self._mailbox_here(), prepared, called, take)
 
     def check(self, prompt: Prompt, **options: Unpack[Options]) -> None:
         """Raises what `generate` would before it starts."""
@@ -481,10 +492,12 @@ class Engine:
             return self.tokenizer.encode(text, fits=self.n_ctx)
         return token_ids(text, self.model_config["vocab_size"])
 
-    def _courier_here(self) -> Courier:
-        if self._courier.process != os.getpid():  # its thread is not in a forked child
-            self._courier = Courier(self._core)
-        return self._courier
+    def _mailbox_here(self) -> Mailbox:
+        loop = asyncio.get_running_loop()
+        mailbox = self._mailboxes.get(loop)
+        if mailbox is None:
+            mailbox = self._mailboxes[loop] = Mailbox(self._core)
+        return mailbox
 
     def _tokenizer_if_any(self) -> Tokenizer | None:
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
@@ -13,10 +12,9 @@ from typing import NamedTuple
 from . import _core
 from .completion import Chunk, Completion
 from .errors import SbdError, SbdValueError
+from .mailbox import Mailbox
 from .session import Session
 from .tokenizer import Tokenizer
-
-_PATIENCE = 0.01  # seconds, until there may be memory again
 
 
 class Prepared(NamedTuple):
@@ -137,19 +135,52 @@ class Stream(_Generation, Iterator[Chunk]):
         self.close()
 
 
-class AsyncStream(_Generation, AsyncIterator[Chunk]):
+class _Posted(_Generation):
+    """One whose events are given to `take` in the event loop that made it. Dropped, it ends, unless
+    `take` holds it."""
+
+    def __init__(
+        self,
+        mailbox: Mailbox,
+        prepared: Prepared,
+        called: float,
+        take: Callable[[_core.Event], None],
+    ) -> None:
+        super().__init__(mailbox.inbox, prepared, called)
+        self._absorbed: _core.Event | None = None
+        self._sequence = mailbox.add(prepared.request, take)
+
+    def _absorb(self, event: _core.Event) -> Chunk | None:
+        if self._ended or event is self._absorbed:  # which is handed out again for want of memory
+            return None
+        self._absorbed = event
+        return super()._absorb(event)
+
+    def __del__(self) -> None:
+        self._inbox.cancel(self._sequence)
+
+
+class Delivered(_Posted):
+    """A generation that gives its events away, for whoever reads many. Made by Engine.deliver."""
+
+    def absorb(self, event: _core.Event) -> Chunk | None:
+        """What the event adds, if anything, each in the order they came; nothing behind the chunk
+        that has a finish_reason. Raises SbdError."""
+        return self._absorb(event)
+
+    def cancel(self) -> None:
+        """Ends it; its last event is still to come."""
+        self._inbox.cancel(self._sequence)
+
+
+class AsyncStream(_Posted, AsyncIterator[Chunk]):
     """Like Stream, for `async for` in the event loop that made it. Made by Engine.astream."""
 
-    def __init__(self, courier: Courier, prepared: Prepared, called: float) -> None:
-        super().__init__(courier.inbox, prepared, called)
+    def __init__(self, mailbox: Mailbox, prepared: Prepared, called: float) -> None:
         self._events: asyncio.Queue[_core.Event | None] = asyncio.Queue()  # None: it has ended
         self._waiting = 0  # readers
         self._taken = asyncio.Event()  # one of them has what it waited for
-        loop = asyncio.get_running_loop()
-        put = _once(self._events.put_nowait)  # not self: a stream that is dropped ends
-        self._sequence = courier.add(
-            prepared.request, lambda event: loop.call_soon_threadsafe(put, event)
-        )
+        super().__init__(mailbox, prepared, called, self._events.put_nowait)
 
     async def __anext__(self) -> Chunk:
         self._check_process()
@@ -191,74 +222,3 @@ class AsyncStream(_Generation, AsyncIterator[Chunk]):
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
-
-    def __del__(self) -> None:
-        self._inbox.cancel(self._sequence)
-
-
-def _once(put: Callable[[_core.Event], None]) -> Callable[[_core.Event], None]:
-    """`put` without what it had just before: a courier who lacks memory hands it over again."""
-    before: _core.Event | None = None
-
-    def put_new(event: _core.Event) -> None:
-        nonlocal before
-        if event is not before:
-            put(event)
-            before = event
-
-    return put_new
-
-
-class Courier:
-    """Takes the events of async streams to their event loops, in a thread that lives as long as
-    there are such streams."""
-
-    def __init__(self, core: _core.Engine) -> None:
-        self.process = os.getpid()
-        self.inbox = _core.Inbox(core, driven=True)
-        self._lock = threading.Lock()
-        self._readers: dict[int, Callable[[_core.Event], object]] = {}
-        self._running = False
-
-    def add(self, request: _core.Request, deliver: Callable[[_core.Event], object]) -> int:
-        with self._lock:
-            if not self._running:  # first: should it fail, nothing has been added
-                threading.Thread(target=self._run, name="sbd-engine courier", daemon=True).start()
-                self._running = True
-            sequence = self.inbox.add(request)
-            try:
-                self._readers[sequence] = deliver
-            except MemoryError:
-                self.inbox.cancel(sequence)
-                raise
-        return sequence
-
-    def _run(self) -> None:
-        event: _core.Event | None = None  # in hand
-        while True:
-            try:
-                event = event or self.inbox.next()
-                if event:
-                    self._hand_over(event)
-                    event = None
-                elif self._is_over():
-                    return
-            except MemoryError:  # nothing is lost: what is in hand stays there
-                time.sleep(_PATIENCE)
-
-    def _is_over(self) -> bool:
-        with self._lock:
-            self._running = bool(self._readers)
-            return not self._running
-
-    def _hand_over(self, event: _core.Event) -> None:
-        with self._lock:
-            deliver = self._readers.get(event.id)
-        try:
-            if deliver:
-                deliver(event)
-        except RuntimeError:  # its event loop is closed
-            self.inbox.cancel(event.id)
-        if event.last:
-            with self._lock:
-                self._readers.pop(event.id, None)

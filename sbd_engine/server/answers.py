@@ -20,6 +20,8 @@ from .gate import Entry
 from .texts import Added, Began, Ended, Event, Task, run
 
 _DONE = b"data: [DONE]\n\n"
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_encode = _JSON.encode
 
 
 class Answer:
@@ -55,9 +57,8 @@ class Answer:
 
     async def stream(self, options: StreamOptions, entry: Entry) -> AsyncGenerator[bytes, None]:
         """Lines of the stream. What fails before the first of them is raised."""
-        head = self._head
-        if self._kind == "chat.completion":
-            head = {**head, "object": "chat.completion.chunk"}
+        kind = {"chat.completion": "chat.completion.chunk"}.get(self._kind, self._kind)
+        head = _encode({**self._head, "object": kind})[:-1]  # the same in each line
         blocks = None
         if options.sbd_blocks:
             blocks = [BlockEvents(index, self._task) for index in range(self._task.n_texts)]
@@ -67,14 +68,15 @@ class Answer:
                 async for event in events:
                     for told in self._told(event, blocks[event.index] if blocks else None):
                         begun = True
-                        yield _line({**head, **told})
+                        yield _line(f"{head},{_encode(told)[1:]}")
             if options.include_usage:
-                yield _line({**head, "choices": [], "usage": self.usage()})
+                usage = _encode({"choices": [], "usage": self.usage()})
+                yield _line(f"{head},{usage[1:]}")
             yield _DONE
         except (ApiError, SbdError) as error:
             if not begun:
                 raise
-            yield _line(failed(error).body())
+            yield _line(_encode(failed(error).body()))
 
     def usage(self) -> Json:
         """Of what has ended so far. Samples of one prompt share it."""
@@ -132,6 +134,5 @@ def version() -> str:
     return str(__version__)
 
 
-def _line(values: Json) -> bytes:
-    text = json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return b"data: " + text.encode() + b"\n\n"
+def _line(text: str) -> bytes:
+    return f"data: {text}\n\n".encode()

@@ -43,9 +43,11 @@ class Limits:
 
 @dataclass
 class Visit:
-    """A request, as endpoints know it: figures go to its line in the log."""
+    """A request, as endpoints know it: figures go to its line in the log. send: past everything
+    between an endpoint and here."""
 
     id: str
+    send: Send
     began: float = field(default_factory=perf_counter)
     figures: dict[str, Any] = field(default_factory=dict)
 
@@ -73,9 +75,9 @@ class Edge:
             return
         headers = dict(scope["headers"])
         asked_id = headers.get(b"x-request-id", b"").decode("latin-1")
-        visit = Visit(asked_id if _ID.fullmatch(asked_id) else secrets.token_hex(12))
-        scope["visit"] = visit
-        answer = _Answer(send, visit)
+        id = asked_id if _ID.fullmatch(asked_id) else secrets.token_hex(12)
+        answer = _Answer(send, id)
+        scope["visit"] = visit = Visit(id, answer.send)
         try:
             try:
                 self._check(scope["path"], headers)
@@ -183,8 +185,8 @@ class Edge:
 class _Answer:
     """What goes out. left: its client did before its end."""
 
-    def __init__(self, send: Send, visit: Visit) -> None:
-        self._send, self._visit = send, visit
+    def __init__(self, send: Send, id: str) -> None:
+        self._send, self._id = send, id
         self.status: int | None = None
         self.complete = self.left = False
 
@@ -195,7 +197,7 @@ class _Answer:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            own = (b"x-request-id", self._visit.id.encode())
+            own = (b"x-request-id", self._id.encode())
             message["headers"] = [*message.get("headers", ()), own]
         await self._send(message)
         if message["type"] == "http.response.body" and not message.get("more_body"):

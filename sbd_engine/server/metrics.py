@@ -12,7 +12,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from ..completion import Chunk
-from ..streams import AsyncStream
+from ..streams import Delivered
 from .model import Model
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -143,7 +143,7 @@ class Seen:
         self._called, self._last = called, 0.0
         self._between = metrics.between.labels(model)
         self.outcome = "cancelled"
-        self.stream: AsyncStream | None = None
+        self.generation: Delivered | None = None
 
     def add(self, chunk: Chunk) -> None:
         if chunk.finish_reason:
@@ -164,9 +164,9 @@ class Seen:
         metrics.whole.labels(model).observe(perf_counter() - self._called)
         if self.outcome in ("stop", "length"):
             metrics.vllm_success.labels(model, self.outcome).inc()
-        if self.stream is None:
+        if self.generation is None:
             return
-        completion = self.stream.completion
+        completion = self.generation.completion
         metrics.tokens.labels(model).inc(len(completion.tokens))
         metrics.nfe.labels(model).inc(completion.stats.nfe)
         if completion.stats.nfe:

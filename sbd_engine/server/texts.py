@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..completion import Chunk, Completion, Scores
 from ..errors import SbdError
@@ -17,6 +16,9 @@ from .gate import Entry
 from .metrics import Watch
 from .model import Model
 from .tools import Tools
+
+if TYPE_CHECKING:
+    from .. import _core
 
 
 @dataclass(frozen=True)
@@ -108,58 +110,91 @@ class Task:
         return refused(error, self.param, {constraint.argument: constraint.field})
 
 
+class Happening(NamedTuple):
+    """What the engine did, not yet read."""
+
+    text: Text
+    event: _core.Event
+
+
 async def run(task: Task, entry: Entry) -> AsyncGenerator[Event, None]:
     """What happens to the request's texts, in the order that it does, each one's from Began to
     Ended. Closing it frees their sequences. Raises ApiError and SbdError."""
-    events: asyncio.Queue[Event | Exception] = asyncio.Queue()
+    happened: asyncio.Queue[Happening | Event | Exception] = asyncio.Queue()
     late = ApiError(504, f"the request took more than its {task.seconds:g} s", code="timeout")
-    timer = asyncio.get_running_loop().call_later(task.seconds, events.put_nowait, late)
-    texts = [
-        asyncio.create_task(_generate(task, index, entry, events)) for index in range(task.n_texts)
+    timer = asyncio.get_running_loop().call_later(task.seconds, happened.put_nowait, late)
+    turns = [
+        asyncio.create_task(Text(task, index, happened.put_nowait).take_turn(entry))
+        for index in range(task.n_texts)
     ]
     try:
-        left = len(texts)
+        left = task.n_texts
         while left:
-            event = await events.get()
-            if isinstance(event, Exception):
-                raise event
-            yield event
-            left -= isinstance(event, Ended)
+            what = await happened.get()
+            if isinstance(what, Exception):
+                raise what
+            for event in what.text.read(what.event) if isinstance(what, Happening) else (what,):
+                yield event
+                left -= isinstance(event, Ended)
+            if not happened.empty():  # others have their turn, and the client may be gone
+                await asyncio.sleep(0)
     finally:
         timer.cancel()
-        for text in texts:
-            text.cancel()
-        await asyncio.gather(*texts, return_exceptions=True)
+        for turn in turns:
+            turn.cancel()
+        await asyncio.gather(*turns, return_exceptions=True)
 
 
-async def _generate(
-    task: Task,
-    index: int,
-    entry: Entry,
-    events: asyncio.Queue[Event | Exception],
-) -> None:
-    model, asked = task.model, task.asked
-    arguments = task.arguments(index)
-    called = perf_counter()
-    async with entry.slot():
-        with task.watch.text(called) as seen:
-            try:
-                scores = None
-                if asked.echo and asked.best is not None:
-                    ids = arguments["prompt"]
-                    scores = await asyncio.to_thread(model.engine.score, ids, asked.best)
-                if arguments["max_tokens"] == 0:
-                    seen.outcome = "length"
-                    events.put_nowait(Began(index, scores))
-                    events.put_nowait(Ended(index, None))
-                    return
-                async with aclosing(model.engine.astream(**arguments)) as stream:
-                    seen.stream = stream
-                    events.put_nowait(Began(index, scores))
-                    async for chunk in stream:
-                        seen.add(chunk)
-                        events.put_nowait(Added(index, chunk))
-                    events.put_nowait(Ended(index, stream.completion))
-            except Exception as error:
-                seen.outcome = "error"
-                events.put_nowait(error)
+class Text:
+    """One of a request's texts; what happens to it is given to `put`."""
+
+    def __init__(
+        self, task: Task, index: int, put: Callable[[Happening | Event | Exception], None]
+    ) -> None:
+        self._task, self._index, self._put = task, index, put
+        self._over = asyncio.Event()
+
+    async def take_turn(self, entry: Entry) -> None:
+        """Waits for a slot, and has it until the last of its events was read."""
+        called = perf_counter()
+        async with entry.slot():
+            with self._task.watch.text(called) as self._seen:
+                try:
+                    await self._generate()
+                except Exception as error:
+                    self._seen.outcome = "error"
+                    self._put(error)
+
+    def read(self, event: _core.Event) -> Iterator[Event]:
+        generation = self._generation
+        try:
+            chunk = generation.absorb(event)
+        except Exception:
+            self._seen.outcome = "error"
+            raise
+        if chunk is None:
+            return
+        self._seen.add(chunk)
+        yield Added(self._index, chunk)
+        if chunk.finish_reason:
+            self._over.set()
+            yield Ended(self._index, generation.completion)
+
+    async def _generate(self) -> None:
+        engine, asked, index = self._task.model.engine, self._task.asked, self._index
+        arguments = self._task.arguments(index)
+        scores = None
+        if asked.echo and asked.best is not None:
+            scores = await asyncio.to_thread(engine.score, arguments["prompt"], asked.best)
+        if arguments["max_tokens"] == 0:
+            self._seen.outcome = "length"
+            self._put(Began(index, scores))
+            self._put(Ended(index, None))
+            return
+        self._generation = engine.deliver(lambda e: self._put(Happening(self, e)), **arguments)
+        self._seen.generation = self._generation
+        self._put(Began(index, scores))
+        try:
+            await self._over.wait()
+        finally:
+            self._generation.cancel()

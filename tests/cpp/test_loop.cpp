@@ -1,5 +1,7 @@
 // The engine from many threads: who waits is told at once how its sequence ended, whatever the
 // others do. Texts do not depend on company, so each is compared with what the engine alone says.
+#include <poll.h>
+
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -147,6 +149,30 @@ TEST(loop_inbox_of_several_sequences) {
   CHECK_EQ(endings[first].tokens, alone(loop_request(9)));
   CHECK_EQ(endings[second].tokens, alone(loop_request(4, "sbd", 3)));
   CHECK_EQ(loop->n_sequences(), 0);
+}
+
+TEST(loop_bell_rings_until_nothing_is_found) {
+  const auto loop = make_loop();
+  Inbox inbox(loop, /*driven=*/true), quiet(loop);
+  CHECK_EQ(quiet.bell(), -1);
+  const auto rings = [&](int ms) {
+    pollfd bell{.fd = inbox.bell(), .events = POLLIN, .revents = 0};
+    return ::poll(&bell, 1, ms) == 1;
+  };
+  CHECK(!rings(0));
+  for (const bool cancelled : {false, true}) {
+    const SequenceId id = inbox.add(loop_request(3));
+    if (cancelled) inbox.cancel(id);
+    int n_last = 0;
+    while (n_last == 0) {
+      CHECK(rings(10'000));
+      while (const auto event = inbox.take()) {
+        CHECK(rings(0));  // more may be there
+        n_last += event->last();
+      }
+    }
+    CHECK(!rings(0));
+  }
 }
 
 TEST(loop_cancel_ends_at_once_who_waits) {

@@ -6,6 +6,7 @@ import http.client
 import json
 import logging
 import re
+import select
 import socket
 import threading
 import time
@@ -193,6 +194,18 @@ class TestBodies:
         head, _, body = answer.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 400 ")
         assert json.loads(body)["error"]["type"] == "invalid_request_error"
+
+    @pytest.mark.parametrize("piece", [b"a", b"a: b\r\n"], ids=["a name", "many"])
+    def test_a_head_without_end(self, piece: bytes, tiny: Served) -> None:
+        with socket.create_connection(("127.0.0.1", tiny.port), timeout=20) as caller:
+            caller.sendall(b"GET /health HTTP/1.1\r\n")
+            for _ in range(100):
+                caller.sendall(piece * (20_000 // len(piece)))
+                if select.select([caller], [], [], 0.05)[0]:
+                    break
+            head, _, body = caller.recv(4096).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 ")
+        assert "head of at most 65536 bytes" in json.loads(body)["error"]["message"]
 
     def test_a_thousand_connections(self, tiny: Served) -> None:
         listening.allow_files()

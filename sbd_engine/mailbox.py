@@ -1,0 +1,55 @@
+"""The way of the core's events into an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+
+from . import _core
+
+Take = Callable[[_core.Event], object]
+
+
+class Mailbox:
+    """Hands the events of texts to whoever takes them, all in the event loop where it was made.
+
+    While there are such texts the event loop holds it, and nothing else need: when that closes, the
+    texts end.
+    """
+
+    def __init__(self, core: _core.Engine) -> None:
+        self.inbox = _core.Inbox(core, driven=True)
+        self._takers: dict[int, Take] = {}
+        self._in_hand: _core.Event | None = None
+
+    def add(self, request: _core.Request, take: Take) -> int:
+        """Starts a text: `take` is called with each of its events. Should it lack memory, it is
+        called with that one again."""
+        loop = asyncio.get_running_loop()
+        sequence = self.inbox.add(request)
+        try:
+            if not self._takers:
+                loop.add_reader(self.inbox.bell, self._hand_out)
+            self._takers[sequence] = take
+        except BaseException:
+            self.inbox.cancel(sequence)
+            raise
+        return sequence
+
+    def _hand_out(self) -> None:
+        """All that there is. What there was no memory for stays, and the bell rings on."""
+        with suppress(MemoryError):
+            while event := self._in_hand or self.inbox.next(wait=False):
+                self._in_hand = event
+                if take := self._takers.get(event.id):
+                    take(event)
+                if event.last:
+                    self._takers.pop(event.id, None)
+                self._in_hand = None
+            if not self._takers:
+                asyncio.get_running_loop().remove_reader(self.inbox.bell)
+
+    def __del__(self) -> None:
+        for sequence in self._takers:
+            self.inbox.cancel(sequence)
