@@ -11,9 +11,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,7 @@ async def ask(port: int, body: dict[str, Any], answer: Answer, begin: float) -> 
     body = {"temperature": 0, **body, "stream": True, "stream_options": {"include_usage": True}}
     data = json.dumps(body).encode()
     answer.sent = time.perf_counter() - begin
+    came: list[tuple[float, bytes]] = []
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
     except OSError:
@@ -60,25 +63,34 @@ async def ask(port: int, body: dict[str, Any], answer: Answer, begin: float) -> 
             b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
             b"content-length: %d\r\n\r\n%s" % (len(data), data)
         )
-        answer.status = int((await reader.readline()).split()[1])
-        last = b""
-        async for line in reader:
-            if line.startswith(b"data: {"):
-                answer.chunks.append(time.perf_counter() - begin)
-                last = line
-            elif line.startswith(b"data: [DONE]"):
-                answer.whole = True
-    except (OSError, IndexError):  # it broke off
+        # Read later, as a client that does more takes its time from the server.
+        while piece := await reader.read(1 << 16):
+            came.append((time.perf_counter() - begin, piece))
+    except OSError:  # it broke off
         return answer
     finally:
         writer.close()
-    if answer.whole:
-        usage = json.loads(last.removeprefix(b"data: "))["usage"]
-        answer.tokens, answer.nfe = usage["completion_tokens"], usage["nfe"]
-        del answer.chunks[-1]  # the usage
-    elif answer.status not in (200, *REFUSALS):
+        _read(came, answer)
+    if not answer.whole and answer.status not in (0, 200, *REFUSALS):
         raise RuntimeError(f"the server answers {answer.status} to {data[:200]!r}")
     return answer
+
+
+def _read(came: Sequence[tuple[float, bytes]], answer: Answer) -> None:
+    """A stream that came in pieces, each when it did."""
+    whole = b"".join(piece for _, piece in came)
+    if (status := re.match(rb"HTTP/1.1 (\d+) ", whole)) is None:
+        return
+    answer.status = int(status[1])
+    ends = list(accumulate(len(piece) for _, piece in came))
+    begins = [found.start() for found in re.finditer(rb"^data: \{", whole, re.MULTILINE)]
+    answer.chunks += [came[bisect_right(ends, begin)][0] for begin in begins]
+    answer.whole = re.search(rb"^data: \[DONE\]", whole, re.MULTILINE) is not None
+    if answer.whole:
+        line = whole[begins[-1] :].partition(b"\n")[0]
+        usage = json.loads(line.removeprefix(b"data: "))["usage"]
+        answer.tokens, answer.nfe = usage["completion_tokens"], usage["nfe"]
+        del answer.chunks[-1]  # the usage
 
 
 def crowd(port: int, bodies: Sequence[dict[str, Any]], clients: int | None = None) -> list[Answer]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from time import perf_counter
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -20,6 +21,7 @@ _SECONDS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0),
     *(100.0, 250.0),
 )
+_TIMES = 100  # noted together: a chunk waits for its own
 _PER_FORWARD = (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 12, 16, 24, 32)
 
 
@@ -140,8 +142,8 @@ class Seen:
 
     def __init__(self, metrics: Metrics, model: str, called: float) -> None:
         self._metrics, self._model = metrics, model
-        self._called, self._last = called, 0.0
-        self._between = metrics.between.labels(model)
+        self._called = called
+        self._times: list[float] = []  # of chunks; the gaps between them are not noted yet
         self.outcome = "cancelled"
         self.generation: Delivered | None = None
 
@@ -150,16 +152,22 @@ class Seen:
             self.outcome = chunk.finish_reason
         if not chunk.tokens:
             return
-        now = perf_counter()
-        if self._last:
-            self._between.observe(now - self._last)
-        else:
+        if not self._times:
             for first in (self._metrics.first, self._metrics.vllm_first):
-                first.labels(self._model).observe(now - self._called)
-        self._last = now
+                first.labels(self._model).observe(perf_counter() - self._called)
+        self._times.append(perf_counter())
+        if len(self._times) > _TIMES:
+            self._note_times()
+
+    def _note_times(self) -> None:
+        between = self._metrics.between.labels(self._model)
+        for before, after in pairwise(self._times):
+            between.observe(after - before)
+        del self._times[:-1]
 
     def close(self) -> None:
         metrics, model = self._metrics, self._model
+        self._note_times()
         metrics.texts.labels(model, self.outcome).inc()
         metrics.whole.labels(model).observe(perf_counter() - self._called)
         if self.outcome in ("stop", "length"):
