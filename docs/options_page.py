@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from sbd_engine import _core
-from sbd_engine.cli.app import app
+from sbd_engine.cli.app import parser_of
 from sbd_engine.parameters import Options
 
 PAGE = Path(__file__).with_name("options.md")
@@ -64,7 +64,7 @@ def page() -> str:
 
 
 def _flags(command: str) -> Iterable[Any]:
-    group: Any = typer.main.get_command(app)
+    group: Any = typer.main.get_command(parser_of())
     return (flag for flag in group.commands[command].params if flag.param_type_name == "option")
 
 

@@ -13,6 +13,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 HAS_NVCC = shutil.which("nvcc") is not None
 
+pytestmark = pytest.mark.xdist_group("build")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all tests: CMake's look at the compilers takes 10 s, and is kept."""
+    return tmp_path_factory.mktemp("build")
+
 
 def configure(folder: Path, wanted: str, gpus: str | None) -> subprocess.CompletedProcess[str]:
     """CMake's answer on a machine with these GPUs; None: without NVIDIA's tools."""
@@ -38,21 +46,21 @@ def configure(folder: Path, wanted: str, gpus: str | None) -> subprocess.Complet
         ("99.0\\n", "for 90-virtual" if HAS_NVCC else "left out, no nvcc"),
     ],
 )
-def test_auto(gpus: str | None, expected: str, tmp_path: Path) -> None:
-    done = configure(tmp_path, "AUTO", gpus)
+def test_auto(gpus: str | None, expected: str, folder: Path) -> None:
+    done = configure(folder, "AUTO", gpus)
     assert done.returncode == 0, done.stderr
     assert f"CUDA backend: {expected}" in done.stdout
 
 
-def test_on_is_for_all_and_off_for_none(tmp_path: Path) -> None:
-    done = configure(tmp_path, "ON", None)
+def test_on_is_for_all_and_off_for_none(folder: Path) -> None:
+    done = configure(folder, "ON", None)
     if HAS_NVCC:
         assert done.returncode == 0, done.stderr
         assert "CUDA backend: for 80-real;86-real;89-real;90-real" in done.stdout
         assert "90-virtual\n" in done.stdout
     else:
         assert "SBD_CUDA is ON, but no nvcc was found" in done.stderr
-    assert "CUDA" not in configure(tmp_path, "OFF", "9.0").stdout
-    done = configure(tmp_path, "yes", None)
+    assert "CUDA" not in configure(folder, "OFF", "9.0").stdout
+    done = configure(folder, "yes", None)
     assert done.returncode != 0
     assert "SBD_CUDA is yes: expected ON, OFF or AUTO" in done.stderr

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from dataclasses import fields
 from inspect import signature
 from pathlib import Path
@@ -191,6 +192,19 @@ class TestRun:
         assert "note: " in done.stderr.decode()
         asked = run("run", plain_model, "-p", PROMPT, "--max-tokens", 4, "--decoder", "ntp")
         assert "note: " not in asked.stderr.decode()
+
+    def test_it_imports_what_it_needs(self, model: Path) -> None:
+        """numpy alone would take 0.2 s, and the other commands as much."""
+        code = (
+            "import sys; from sbd_engine.cli.main import run; run(sys.argv[1:]);"
+            "print({'numpy', 'sbd_engine.cli.sweep', 'sbd_engine.cli.run'} & {*sys.modules})"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, "run", model, "-p", PROMPT, "--max-tokens", "1"],
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.splitlines()[-1] == "{'sbd_engine.cli.run'}"
 
     def test_stdout_that_closes_early_is_no_error(self, model: Path) -> None:
         command = [COMMAND, "run", model, "-p", PROMPT, "--max-tokens", "400", "--ignore-eos"]

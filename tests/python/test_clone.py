@@ -67,6 +67,7 @@ def test_every_way_to_start(way: str, clone: Path) -> None:
 def test_all_of_it_is_the_installed_package(clone: Path) -> None:
     code = (
         "import sys, sbd_engine.cli.app, sbd_engine; from sbd_engine import Engine, SbdError\n"
+        "sbd_engine.cli.app.parser_of()\n"
         "print({m.__file__.split('sbd_engine')[0] for n, m in sys.modules.items() "
         "if n.split('.')[0] == 'sbd_engine'})"
     )

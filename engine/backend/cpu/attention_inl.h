@@ -252,12 +252,21 @@ struct AttentionWork {
   }
 };
 
+template <typename Products, DType kCache>
+static void attention_of(const AttentionTask& t) {
+  if constexpr (is_own(Products::kOperands)) {
+    AttentionWork<Products, kCache>{t}.run();
+  } else {
+    SBD_BASE::kernels.attention(t);
+  }
+}
+
 static void attention(const AttentionTask& t) {
   switch (t.kv_dtype) {
-    case DType::f16: return AttentionWork<ShortProducts, DType::f16>{t}.run();
-    case DType::bf16: return AttentionWork<ShortProducts, DType::bf16>{t}.run();
-    case DType::q8_0: return AttentionWork<FloatProducts, DType::q8_0>{t}.run();
-    default: return AttentionWork<FloatProducts, DType::f32>{t}.run();
+    case DType::f16: return attention_of<ShortProducts, DType::f16>(t);
+    case DType::bf16: return attention_of<ShortProducts, DType::bf16>(t);
+    case DType::q8_0: return attention_of<FloatProducts, DType::q8_0>(t);
+    default: return attention_of<FloatProducts, DType::f32>(t);
   }
 }
 

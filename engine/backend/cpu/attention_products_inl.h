@@ -4,6 +4,7 @@
 static constexpr int kKeyVectors = kKeysPerStep / 16;
 
 struct FloatProducts {
+  static constexpr Operands kOperands = Operands::floats;
   static constexpr DType kType = DType::f32;
   static constexpr int kPerWord = 1;
   using Vector = F;
@@ -35,6 +36,7 @@ struct FloatProducts {
 
 #ifdef __AVX512BF16__
 struct Bf16Products {
+  static constexpr Operands kOperands = Operands::bf16;
   static constexpr DType kType = DType::bf16;
   static constexpr int kPerWord = 2;
   using Vector = W;

@@ -1,6 +1,9 @@
 // The kernel table of one instruction set: a unit defines SBD_ISA, includes its vec_*.h and then
 // this. No inline function of a standard header may be used here: the linker could pick this unit's
 // copy, compiled for instructions the machine lacks, for baseline code (test_tree.py looks).
+//
+// A unit that has one dot instruction more than another, SBD_BASE, compiles no more than what uses
+// it, products of SBD_OWN: the rest would be the same code again.
 #include "backend/cpu/kernels.h"
 
 #include "backend/cpu/quant_layout.h"
@@ -12,6 +15,14 @@ namespace sbd::cpu::SBD_ISA {
 
 // Internal linkage for all that follows, templates included.
 namespace {
+
+enum class Operands { floats, bf16, bytes };
+#ifdef SBD_BASE
+static constexpr bool is_own(Operands operands) { return operands == Operands::SBD_OWN; }
+#else
+#define SBD_BASE SBD_ISA
+static constexpr bool is_own(Operands) { return true; }
+#endif
 
 #include "backend/cpu/linear_inl.h"
 

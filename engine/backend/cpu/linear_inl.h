@@ -45,6 +45,7 @@ static inline int lowest(int a, int b) { return a < b ? a : b; }
 // panel takes.
 template <typename Vector>
 struct FloatFormat {
+  static constexpr Operands kOperands = Operands::floats;
   static constexpr int kStepBytes = kStep * 2 * Vector::kBytes;
 
   template <int R, int P>
@@ -81,6 +82,7 @@ struct F16Vector {
 };
 
 struct BF16Format {
+  static constexpr Operands kOperands = Operands::bf16;
   static constexpr int kStepBytes = kStep * 64;
 
   template <int R, int P>
@@ -212,11 +214,15 @@ static void linear_panel(const LinearTask& t, int panel, const std::uint8_t* nex
 
 template <typename Format>
 static void linear_panels(const LinearTask& t, int panel_begin, int panel_end) {
-  float* out = t.out;
-  for (int panel = panel_begin; panel < panel_end; ++panel, out += kPanel) {
-    const std::uint8_t* next =
-        panel + 1 < panel_end ? t.weight.data + (panel + 1) * t.weight.panel_bytes : t.next;
-    linear_panel<Format>(t, panel, next, out);
+  if constexpr (is_own(Format::kOperands)) {
+    float* out = t.out;
+    for (int panel = panel_begin; panel < panel_end; ++panel, out += kPanel) {
+      const std::uint8_t* next =
+          panel + 1 < panel_end ? t.weight.data + (panel + 1) * t.weight.panel_bytes : t.next;
+      linear_panel<Format>(t, panel, next, out);
+    }
+  } else {
+    SBD_BASE::kernels.linear(t, panel_begin, panel_end);
   }
 }
 

@@ -96,6 +96,7 @@ template <DType kType>
 struct QuantFormat {
   using Type = QuantType<kType>;
   using Layout = QuantLayout<kType>;
+  static constexpr Operands kOperands = Operands::bytes;
   static constexpr int kStepBytes = Layout::kBlock / Layout::kBlockSteps;
   static constexpr bool kAsQ8 = Type::kBits == 8 || Type::kHasLevels;
 
