@@ -100,7 +100,8 @@ def one_round(core: _core.Engine, seed: int) -> dict[str, Any]:
         now = time.perf_counter()
         since += 1
         arrived = {event.id: event for event in events}
-        if decoding in arrived and arrived[decoding].committed:
+        committed = decoding in arrived and arrived[decoding].read()[0]
+        if committed:
             if came is not None:
                 times["beside" if reading else "alone"].append(1e3 * (now - came))
                 most_forwards = max(most_forwards, since if reading else 0)
@@ -121,7 +122,7 @@ def forwards(inbox: _core.Inbox) -> Iterator[list[_core.Event]]:
         while event := inbox.next(wait=False):
             events.append(event)
         for each in events:
-            each.raise_error()
+            each.read()  # raises what failed
         yield events
 
 

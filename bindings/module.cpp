@@ -152,8 +152,15 @@ std::optional<std::string_view> kind(const Event& event) {
   return name_of(kForwardKinds, *event.events.kind);
 }
 
-void raise_error(const Event& event) {
+// All of it at once: each reader takes all, behind a forward that has left no cache warm for many
+// calls.
+py::tuple read_event(const Event& event) {
   if (event.error) std::rethrow_exception(event.error);
+  const Events& events = event.events;
+  return py::make_tuple(events.committed, revealed(event), finished(event), scores(event),
+                        py::make_tuple(event.prompt_rows, event.cached_tokens),
+                        py::make_tuple(events.accepted, events.guesses, kind(event)),
+                        events.ran_thinking);
 }
 
 // The next event, or None where none will come. Signal handlers run before one is taken, and so is
@@ -362,19 +369,8 @@ PYBIND11_MODULE(_core, module) {
 
   py::class_<Event>(module, "Event")
       .def_readonly("id", &Event::id)
-      .def_property_readonly("committed", [](const Event& event) { return event.events.committed; })
-      .def_property_readonly("revealed", &revealed)
-      .def_property_readonly("finished", &finished)
-      .def_property_readonly("scores", &scores)
-      .def_readonly("prompt_rows", &Event::prompt_rows)
-      .def_readonly("cached_tokens", &Event::cached_tokens)
-      .def_property_readonly("accepted", [](const Event& event) { return event.events.accepted; })
-      .def_property_readonly("guesses", [](const Event& event) { return event.events.guesses; })
-      .def_property_readonly("kind", &kind)
-      .def_property_readonly("ran_thinking",
-                             [](const Event& event) { return event.events.ran_thinking; })
       .def_property_readonly("last", &Event::last)
-      .def("raise_error", &raise_error);
+      .def("read", &read_event);
 
   py::class_<Option>(module, "Option")
       .def_readonly("name", &Option::name)

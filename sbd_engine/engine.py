@@ -365,10 +365,10 @@ class Engine:
                     continue
                 index, session = running[event.id]
                 try:
-                    event.raise_error()
+                    chunk = session.absorb(event)
                 except SbdGrammarError as error:  # all other errors are every text's
                     raise _of_batch(index, error) from None
-                if session.absorb(event).finish_reason:  # a stop string, perhaps
+                if chunk.finish_reason:  # a stop string, perhaps
                     inbox.cancel(event.id)
                     del running[event.id]
                     yield index, session.completion()

@@ -57,27 +57,29 @@ class Session:
         self._cached_tokens = 0
 
     def absorb(self, event: _core.Event) -> Chunk:
-        """What the event adds. After the chunk with a finish_reason no event may follow."""
-        finished, committed = event.finished, event.committed  # each is made anew when it is read
+        """What the event adds. After the chunk with a finish_reason no event may follow. Raises the
+        SbdError that it may be."""
+        committed, reveals, finished, scores, prompt, draft, ran_thinking = event.read()
         if finished == "cancelled":  # text that was held back is let out
             self.finish_reason = "cancelled"
             text = self._flush()
             self._text.append(text)
             return Chunk(text, [], [], self.finish_reason, self._scored([], []))
         self._now = self._clock()
-        revealed = [Reveal(*each) for each in event.revealed]
-        accepted, kind = event.accepted, event.kind
+        revealed = list(map(Reveal._make, reveals))
+        prompt_rows, cached_tokens = prompt
+        accepted, guesses, kind = draft
         self._nfe += bool(revealed) or accepted is not None
         if accepted is not None:
             self._accepted.append(accepted)
-            if event.guesses:
-                drafts, guesses, kept = self._drafts
-                self._drafts = Drafts(drafts + 1, guesses + event.guesses, kept + accepted - 1)
+            if guesses:
+                verified, guessed, kept = self._drafts
+                self._drafts = Drafts(verified + 1, guessed + guesses, kept + accepted - 1)
         if kind is not None:
             self._forwards[kind] += 1
-        self._thinking_forwards += event.ran_thinking
-        self._cached_tokens += event.cached_tokens
-        if event.prompt_rows:
+        self._thinking_forwards += ran_thinking
+        self._cached_tokens += cached_tokens
+        if prompt_rows:
             self._prefilled = self._now
             self._decided_in_prefill += len(revealed)
         if committed and self._first_token is None:
@@ -102,7 +104,7 @@ class Session:
         text = "".join(pieces)
         self._text.append(text)
         self._tokens += tokens
-        logprobs = self._scored(event.scores, tokens)
+        logprobs = self._scored(scores, tokens)
         return Chunk(text, tokens, revealed, self.finish_reason, logprobs)
 
     def completion(self) -> Completion:
@@ -117,7 +119,7 @@ class Session:
 
     def _scored(
         self,
-        scores: Sequence[tuple[int, float, int, list[tuple[int, float]]]],
+        scores: Sequence[_core.Scored],
         tokens: Sequence[int],
     ) -> list[TokenLogprob] | None:
         """Of the tokens that came first, where they are wanted."""

@@ -56,7 +56,6 @@ class _Generation:
     def _absorb(self, event: _core.Event) -> Chunk | None:
         """What the event adds, if a reader wants to know of it."""
         try:
-            event.raise_error()
             chunk = self._session.absorb(event)
         except BaseException:
             self._end()

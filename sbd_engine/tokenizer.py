@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 from .chat import ChatTemplates, Message, named_tokens
@@ -17,6 +17,7 @@ from .spelled_tokens import SpelledTokens
 _HF_KEY = "tokenizer.huggingface.json"
 # A longer text is refused before it is looked at: no prompt has that many characters a token.
 _MOST_CHARACTERS_A_TOKEN = 256
+_KNOWN_TOKENS = 1 << 16  # whose text is kept, once it was asked for
 _FIRST_CHARACTERS = 4096  # of a text whose length in tokens is limited, and 16 more a token
 
 
@@ -43,6 +44,7 @@ class Tokenizer:
             )
         self.eos_token_ids = list(eos_token_ids)
         self.mask_token_id = mask_token_id
+        self._decode_one = lru_cache(_KNOWN_TOKENS)(lambda id_, skip: self._decode([id_], skip))
         self.special_tokens = SpecialTokens(self.backend)
         eos = self.eos_token_ids[0] if self.eos_token_ids else None
         names = named_tokens(metadata, self.backend.id_to_token, eos)
@@ -66,9 +68,12 @@ class Tokenizer:
 
     def decode(self, ids: TokenIds, skip_special_tokens: bool = True) -> str:
         """Text of token ids; bytes that are no character become U+FFFD."""
-        text: str = self.backend.decode(
-            [int(token) for token in ids], skip_special_tokens=skip_special_tokens
-        )
+        if len(ids) == 1:  # a text's pieces are the difference of two tokens to one
+            return self._decode_one(int(ids[0]), skip_special_tokens)
+        return self._decode([int(token) for token in ids], skip_special_tokens)
+
+    def _decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
+        text: str = self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
         return text
 
     def piece(self, token: int) -> str:

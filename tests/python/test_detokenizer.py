@@ -153,6 +153,12 @@ class Committed:
     kind: str | None = None
     ran_thinking: bool = False
 
+    def read(self) -> tuple[Any, ...]:
+        prompt = (self.prompt_rows, self.cached_tokens)
+        draft = (self.accepted, self.guesses, self.kind)
+        told = (self.committed, self.revealed, self.finished, self.scores)
+        return (*told, prompt, draft, self.ran_thinking)
+
 
 def ended(
     text: str, stop: Sequence[str], by: int = 1, skip_special_tokens: bool = True

@@ -324,6 +324,12 @@ class Event:
     kind: str | None = None
     ran_thinking: bool = False
 
+    def read(self) -> tuple[Any, ...]:
+        prompt = (self.prompt_rows, self.cached_tokens)
+        draft = (self.accepted, self.guesses, self.kind)
+        told = (self.committed, self.revealed, self.finished, self.scores)
+        return (*told, prompt, draft, self.ran_thinking)
+
 
 class TestSession:
     """Without an engine: what events become."""
