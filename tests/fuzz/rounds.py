@@ -1,7 +1,8 @@
 """Rounds of a fuzzer, in a process that may end in any way.
 
 A round gets random numbers of its own, by the seed and its number, and must end in a result or in
-one of the errors that it may: one line, within seconds. `--only N` repeats one round alone.
+one of the errors that it may: one line, within seconds. `--only N` repeats one round alone,
+`--first N` goes on from one.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ def fuzz(
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--first", type=int, default=0, help="the first round's number")
     parser.add_argument("--only", type=int)
     given = parser.parse_args()
-    first, count = (0, given.rounds) if given.only is None else (given.only, 1)
+    first, count = (given.first, given.rounds) if given.only is None else (given.only, 1)
     number = mmap.mmap(-1, 8)  # of the round, shared with the child
     child = os.fork()
     if child == 0:
