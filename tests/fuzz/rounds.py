@@ -36,7 +36,7 @@ def fuzz(
     parser.add_argument("--only", type=int)
     given = parser.parse_args()
     first, count = (given.first, given.rounds) if given.only is None else (given.only, 1)
-    number = mmap.mmap(-1, 8)  # of the round, shared with the child
+    number = mmap.mmap(-1, 8)  # of the round, shared with the child; -1 behind the last
     child = os.fork()
     if child == 0:
         code = 1
@@ -47,8 +47,8 @@ def fuzz(
             os._exit(code)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
-    if code not in (0, 1):
-        last = int.from_bytes(number[:8], "little")
+    last = int.from_bytes(number[:8], "little", signed=True)
+    if last >= 0:  # 1 where it hung
         print(f"round {last} (repeat with --only) ended the process: exit code {code}")
     return 0 if code == 0 else 1
 
@@ -87,6 +87,7 @@ def _rounds(
             failed += 1
             print(f"round {number} (repeat with --only): {problem}", flush=True)
     faulthandler.cancel_dump_traceback_later()
+    shared[:8] = (-1).to_bytes(8, "little", signed=True)
     mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10
     print(
