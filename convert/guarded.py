@@ -21,6 +21,7 @@ T = TypeVar("T")
 MOST_CHARACTERS = 1 << 27  # of a tokenizer.json: several times the largest
 MOST_GROWTH = 256  # characters that all steps together may make of one
 MOST_ADDED, MOST_ADDED_CHARACTERS = 1 << 17, 1 << 21
+MOST_HOLES = 1 << 17  # ids without a token: the library lists them, and added tokens fill some
 MOST_SURROUNDING = 256  # tokens that a post-processor may put around a text
 # Characters that a step makes of one at most, where its type alone says it: Unicode's own worst.
 GROWTH = {
@@ -94,6 +95,10 @@ def check_tokenizer(tokenizer: Json) -> None:
         check_nesting(vocabulary)
     elif model.get("type") == "Unigram" or isinstance(vocabulary, list):
         check_nesting(piece for piece, _ in vocabulary)
+    if isinstance(vocabulary, dict):
+        most = len(vocabulary) + MOST_HOLES
+        if any(isinstance(id_, int) and id_ >= most for id_ in vocabulary.values()):
+            raise ValueError(f"its vocabulary of {len(vocabulary)}: expected ids below {most}")
     if model.get("type") == "BPE":
         _check_merges(model)
     for key, parts in (

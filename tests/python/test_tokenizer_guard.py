@@ -67,6 +67,7 @@ BAD: dict[str, dict[str, Any]] = {
         | {"merges": ["a é"]}
     },
     "template without its token": {"post_processor": template(["X"], 1)},
+    "an id of two thousand million": {"model": MODEL | {"vocab": {"a": 2**31 - 1}}},
     "merges beyond all tokens": {"model": MODEL | {"merges": ["ab cdefgh"]}},
     "charsmap, not base64": {
         "normalizer": {"type": "Precompiled", "precompiled_charsmap": "BAAAAAAA\nAAA="}
