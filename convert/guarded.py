@@ -5,8 +5,6 @@ It panics, which no `except Exception` catches, and its steps may make any text 
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -14,6 +12,7 @@ from typing import Any, TypeVar
 
 from tokenizers import Tokenizer
 
+from .charsmap import longest_replacement
 from .spm_merges import check_nesting
 
 Json = dict[str, Any]
@@ -22,6 +21,7 @@ T = TypeVar("T")
 MOST_CHARACTERS = 1 << 27  # of a tokenizer.json: several times the largest
 MOST_GROWTH = 256  # characters that all steps together may make of one
 MOST_ADDED, MOST_ADDED_CHARACTERS = 1 << 17, 1 << 21
+MOST_HOLES = 1 << 17  # ids without a token: the library lists them, and added tokens fill some
 MOST_SURROUNDING = 256  # tokens that a post-processor may put around a text
 # Characters that a step makes of one at most, where its type alone says it: Unicode's own worst.
 GROWTH = {
@@ -85,8 +85,9 @@ class GuardedTokenizer:
 
 
 def check_tokenizer(tokenizer: Json) -> None:
-    """Raises ValueError where a short text may become a long one, and where loading or encoding
-    would take time or memory out of all proportion to the file."""
+    """Raises ValueError where a short text may become a long one, where loading or encoding would
+    take time or memory out of all proportion to the file, and where the library would panic, which
+    it also writes to standard error."""
     check_added(token["content"] for token in tokenizer.get("added_tokens") or [])
     model = tokenizer.get("model") or {}
     vocabulary = model.get("vocab") or []
@@ -94,6 +95,12 @@ def check_tokenizer(tokenizer: Json) -> None:
         check_nesting(vocabulary)
     elif model.get("type") == "Unigram" or isinstance(vocabulary, list):
         check_nesting(piece for piece, _ in vocabulary)
+    if isinstance(vocabulary, dict):
+        most = len(vocabulary) + MOST_HOLES
+        if any(isinstance(id_, int) and id_ >= most for id_ in vocabulary.values()):
+            raise ValueError(f"its vocabulary of {len(vocabulary)}: expected ids below {most}")
+    if model.get("type") == "BPE":
+        _check_merges(model)
     for key, parts in (
         ("normalizer", ("normalizer", "pre_tokenizer")),
         ("decoder", ("decoder",)),
@@ -109,6 +116,23 @@ def check_tokenizer(tokenizer: Json) -> None:
             f"its post_processor puts {surrounding} tokens around a text: expected at most "
             f"{MOST_SURROUNDING}"
         )
+
+
+def _check_merges(model: Json) -> None:
+    """The library takes the prefix off a merge's second token, and puts both into a buffer as long
+    as the longest token, without a look at either."""
+    merges = model.get("merges") or []
+    prefix = model.get("continuing_subword_prefix") or ""
+    for merge in merges if prefix else []:
+        second = merge.rpartition(" ")[2] if isinstance(merge, str) else merge[1]
+        if not second.startswith(prefix):
+            raise ValueError(f"its merges: expected one behind {prefix!r}, got {second!r}")
+    # Hundreds of thousands, so no loop: a pair is joined, a text stays what it is.
+    written = max(map(len, map(str.encode, map("".join, merges))), default=0)
+    between = len(prefix.encode()) + (bool(merges) and isinstance(merges[0], str))
+    longest = max(map(len, map(str.encode, model.get("vocab") or [])), default=0)
+    if written - between > longest:
+        raise ValueError(f"its merges make tokens of {written - between} bytes, it has none")
 
 
 def check_added(contents: Iterable[str]) -> None:
@@ -143,25 +167,15 @@ def _growth(step: Json) -> float:
         if isinstance(text, str) and text:
             return max(1.0, len(content) / len(text))
         return 1.0 + len(content)  # an expression may match the empty text before each character
+    if kind == "Strip" and int(step.get("stop") or 0) > 1:  # the normalizer of this name has none
+        raise ValueError(f"its decoder strips {step['stop']} characters from the end of any token")
+    if kind == "FixedLength" and not step.get("length"):
+        raise ValueError("its pre_tokenizer cuts a text into pieces of no length")
     if kind == "Prepend":
         return 1.0 + len(str(step.get("prepend", "")))
     if kind == "Precompiled":
-        return _longest_replacement(step.get("precompiled_charsmap"))
+        return longest_replacement(step.get("precompiled_charsmap"))
     return GROWTH.get(str(kind), 1.0)
-
-
-def _longest_replacement(charsmap: Any) -> float:
-    """Of sentencepiece's map of characters: a trie, behind its size, then texts with ends of 0."""
-    try:
-        data = base64.b64decode(charsmap or "")
-    except (TypeError, ValueError, binascii.Error):
-        raise ValueError("its precompiled_charsmap is not base64") from None
-    size = int.from_bytes(data[:4], "little")
-    if len(data) < 4 or 4 + size > len(data):
-        raise ValueError(
-            f"its precompiled_charsmap of {len(data)} bytes ends before its trie of {size}"
-        )
-    return max(1.0, *(len(text) for text in data[4 + size :].split(b"\0")), 1.0)
 
 
 def _surrounding(step: Json) -> int:
@@ -170,5 +184,8 @@ def _surrounding(step: Json) -> int:
         for name, token in (step.get("special_tokens") or {}).items()
         if isinstance(token, dict)
     }
-    pieces = [p.get("SpecialToken", {}).get("id") for p in step.get("single") or []]
-    return sum(ids.get(name, 0) for name in pieces)
+    pieces = [p["SpecialToken"]["id"] for p in step.get("single") or [] if "SpecialToken" in p]
+    for name in pieces:
+        if name not in ids:
+            raise ValueError(f"its post_processor names a special token that it has not: {name!r}")
+    return sum(ids[name] for name in pieces)

@@ -33,6 +33,7 @@ MOST = {
     "vocab_size": 1 << 22,
     "max_position_embeddings": 1 << 27,
 }
+LEAST = {"max_position_embeddings": 2}  # a token, and one to come behind it
 
 
 def positive(values: Config, key: str) -> int:
@@ -41,6 +42,8 @@ def positive(values: Config, key: str) -> int:
         raise ConvertError(f"config.json: {key}: expected a positive integer, got {value!r:.60}")
     if value > MOST.get(key, value):
         raise ConvertError(f"config.json: {key}: expected at most {MOST[key]}, got {value}")
+    if value < LEAST.get(key, 1):
+        raise ConvertError(f"config.json: {key}: expected at least {LEAST[key]}, got {value}")
     return value
 
 

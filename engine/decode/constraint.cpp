@@ -71,7 +71,7 @@ std::vector<TokenSet> ConstrainedText::allowed(std::span<const TokenId> draft) {
   return sets;
 }
 
-ConstrainedText::Followed ConstrainedText::follow(std::span<const TokenId> draft) {
+ConstrainedText::Followed ConstrainedText::follow(std::span<const TokenId> draft, TokenId open) {
   Followed followed;
   constraint_->in_one_go([&] {
     settle();
@@ -79,6 +79,11 @@ ConstrainedText::Followed ConstrainedText::follow(std::span<const TokenId> draft
     while (followed.tokens.size() < draft.size()) {
       if (!followed.tokens.empty() && due.empty()) due = constraint_->forced();
       const TokenId token = due.empty() ? draft[followed.tokens.size()] : due.front();
+      if (token == open) {
+        if (due.empty()) break;
+        fail(ErrorKind::grammar, "the text must have token {} here, the mask, which is no text",
+             token);
+      }
       if (!constraint_->consume(token)) break;
       followed.tokens.push_back(token);
       pop_front(due);

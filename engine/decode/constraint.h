@@ -58,8 +58,9 @@ class ConstrainedText {
     bool ended = false;  // the text ends with them
   };
   // The draft as the grammar lets it be: what is forced in its place, cut before the first token
-  // that is not allowed.
-  Followed follow(std::span<const TokenId> draft);
+  // that is not allowed, or that is `open`: a place where nothing is decided. No token of any text,
+  // though it may spell one: an error where it is forced.
+  Followed follow(std::span<const TokenId> draft, TokenId open = -1);
 
  private:
   using Due = std::vector<TokenId>;

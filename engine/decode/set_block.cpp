@@ -162,7 +162,12 @@ void SetBlockDecoder::settle(Events& events) {
     ++settled_;
     return;
   }
-  const auto [followed, ended] = rules_.follow(behind);
+  const auto [followed, ended] = rules_.follow(behind, method_.mask_token_id);
+  // The first place was decided under what the grammar allows there: to decide it again is no help.
+  if (followed.empty() && !ended && !behind.empty() && behind.front() != method_.mask_token_id) {
+    fail(ErrorKind::grammar, "token {} may not follow in this grammar, or has met its limits",
+         behind.front());
+  }
   for (const TokenId token : followed) {
     if (block_[settled_] != token) {
       if (rules_.scored()) break;  // it needs a row of its own

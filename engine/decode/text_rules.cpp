@@ -128,8 +128,8 @@ std::vector<TokenId> TextRules::forced() const {
   return constrained_->forced();
 }
 
-ConstrainedText::Followed TextRules::follow(std::span<const TokenId> draft) const {
-  if (constrained_) return constrained_->follow(draft);
+ConstrainedText::Followed TextRules::follow(std::span<const TokenId> draft, TokenId open) const {
+  if (constrained_) return constrained_->follow(draft, open);
   return {.tokens = {draft.begin(), draft.end()}};
 }
 

@@ -52,8 +52,8 @@ class TextRules {
   bool scored() const { return options_.logprobs >= 0; }
   // Whether the grammar lets the text only end.
   bool ended() const { return constrained_ && constrained_->ended(); }
-  // The draft as the grammar lets it be.
-  ConstrainedText::Followed follow(std::span<const TokenId> draft) const;
+  // The draft as the grammar lets it be; `open`: its token where nothing is decided.
+  ConstrainedText::Followed follow(std::span<const TokenId> draft, TokenId open = -1) const;
 
  private:
   bool penalises() const;

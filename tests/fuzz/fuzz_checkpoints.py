@@ -71,7 +71,11 @@ ADAPTER: dict[str, Any] = {
     "target_modules": ["q_proj"],
 }
 LAYER = "model.layers.0."
-FOLDER = Path(tempfile.mkdtemp(prefix="sbd-fuzz-"))
+# In memory where there is such a folder: on a disk most of a round is waiting for it.
+MEMORY = "/dev/shm"
+FOLDER = Path(
+    tempfile.mkdtemp(prefix="sbd-fuzz-", dir=MEMORY if os.access(MEMORY, os.W_OK) else None)
+)
 
 
 def tensors(config: dict[str, Any]) -> dict[str, Any]:

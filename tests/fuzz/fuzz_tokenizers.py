@@ -65,7 +65,9 @@ TEMPLATE = {
     "special_tokens": {"<s>": {"id": "<s>", "ids": [17], "tokens": ["<s>"]}},
 }
 TEMPLATE["single"][1]["Sequence"]["type_id"] = 0  # type: ignore[index]
-CHARSMAP = base64.b64encode(struct.pack("<I", 8) + b"\0" * 8 + b"ab\0").decode()
+UNITS = [0] * 256  # of a map's trie: "a" has a leaf, which is unit 200
+UNITS[97], UNITS[200] = ord("a") | 0x100 | (97 ^ 200) << 10, 1 << 31
+CHARSMAP = base64.b64encode(struct.pack("<257I", 1024, *UNITS) + b"ab\0").decode()
 
 TOKENIZERS: list[dict[str, Any]] = [
     {

@@ -1,7 +1,8 @@
 """Rounds of a fuzzer, in a process that may end in any way.
 
 A round gets random numbers of its own, by the seed and its number, and must end in a result or in
-one of the errors that it may: one line, within seconds. `--only N` repeats one round alone.
+one of the errors that it may: one line, within seconds. `--only N` repeats one round alone,
+`--first N` goes on from one.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ def fuzz(
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--first", type=int, default=0, help="the first round's number")
     parser.add_argument("--only", type=int)
     given = parser.parse_args()
-    first, count = (0, given.rounds) if given.only is None else (given.only, 1)
-    number = mmap.mmap(-1, 8)  # of the round, shared with the child
+    first, count = (given.first, given.rounds) if given.only is None else (given.only, 1)
+    number = mmap.mmap(-1, 8)  # of the round, shared with the child; -1 behind the last
     child = os.fork()
     if child == 0:
         code = 1
@@ -45,8 +47,8 @@ def fuzz(
             os._exit(code)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
-    if code not in (0, 1):
-        last = int.from_bytes(number[:8], "little")
+    last = int.from_bytes(number[:8], "little", signed=True)
+    if last >= 0:  # 1 where it hung
         print(f"round {last} (repeat with --only) ended the process: exit code {code}")
     return 0 if code == 0 else 1
 
@@ -85,6 +87,7 @@ def _rounds(
             failed += 1
             print(f"round {number} (repeat with --only): {problem}", flush=True)
     faulthandler.cancel_dump_traceback_later()
+    shared[:8] = (-1).to_bytes(8, "little", signed=True)
     mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10
     print(

@@ -371,6 +371,10 @@ class TestBudget:
         assert len(str(caught.value)) < 700
         assert process.render("{{ 1 + 1 }}", {}, 0.0) == "2"
 
+    def test_the_first_pays_for_no_import(self) -> None:
+        """Loading jinja2 takes several times as long."""
+        assert TemplateProcess(cpu_seconds=0.03).render("{{ 1 + 1 }}", {}, 0.0) == "2"
+
     def test_a_long_conversation_fits(self) -> None:
         messages = [{"role": "user", "content": "🙂" + "a" * 10**6}] * 5
         text = with_template(CHATML).apply_chat_template(messages)

@@ -111,6 +111,7 @@ BAD_CHECKPOINTS: list[tuple[Callable[[Path], None], str]] = [
     (_write("config.json", b"1" * 5000), "not JSON: "),
     (_config(num_hidden_layers=2**31 - 1), "num_hidden_layers: expected at most 4096, got 2147"),
     (_config(vocab_size=2**31 - 1), "vocab_size: expected at most 4194304, got 2147483647"),
+    (_config(max_position_embeddings=1), "max_position_embeddings: expected at least 2, got 1"),
     (_config(hidden_size=10**400), "hidden_size: expected a positive integer, got 1000"),
     (_index(a="gone.safetensors"), "missing 1 of 1 weight files: gone.safetensors"),
     (_index(a="model.safetensors"), "names tensors that no file has: a"),
