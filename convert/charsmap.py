@@ -11,12 +11,12 @@ import base64
 import binascii
 from typing import Any
 
-import numpy as np
-
 
 def longest_replacement(charsmap: Any) -> float:
     """Bytes of the longest text that stands for a character. Raises ValueError for a map that
     points out of itself: the library would end in a panic, at this or that text."""
+    import numpy as np  # few files have one, and it takes 0.2 s to import
+
     try:
         data = base64.b64decode(charsmap or "", validate=True)
     except (TypeError, ValueError, binascii.Error):

@@ -63,9 +63,9 @@ class OnlyGrammar : public Grammar {
   int vocab_size_;
 };
 
-class Draws {
+class RandomFields {
  public:
-  explicit Draws(std::uint64_t seed) : seed_(seed) {}
+  explicit RandomFields(std::uint64_t seed) : seed_(seed) {}
 
   std::size_t below(std::size_t n) { return mix64(combine(seed_, count_++)) % n; }
   bool one_in(std::size_t n) { return below(n) == 0; }
@@ -79,7 +79,7 @@ class Draws {
   std::uint64_t count_ = 0;
 };
 
-OptionValue option_value(Draws& draws, const Option& option) {
+OptionValue option_value(RandomFields& draws, const Option& option) {
   if (option.type == OptionType::name) {
     return draws.one_in(10) ? std::string("none") : std::string(draws.of(option.choices()));
   }
@@ -87,7 +87,7 @@ OptionValue option_value(Draws& draws, const Option& option) {
   return draws.of(kNumbers);
 }
 
-Request extreme(Draws& draws, int vocab_size, const std::vector<std::string>& decoders) {
+Request extreme(RandomFields& draws, int vocab_size, const std::vector<std::string>& decoders) {
   Request request;
   const std::array<TokenId, 4> ids = {0, vocab_size - 1, vocab_size, INT_MIN};
   const std::array<int, 5> lengths = {1, 5, kContext - 1, kContext, 0};
@@ -143,7 +143,7 @@ TEST(extreme_requests_beside_a_plain_one) {
     plain.ignore_eos = true;
     Tokens expected;
     for (int round = 0; round < 500; ++round) {
-      Draws draws(++seed);
+      RandomFields draws(++seed);
       const SequenceId beside = engine.add(plain);
       std::optional<SequenceId> id;
       const Request request = extreme(draws, vocab_size, engine.decoders());
