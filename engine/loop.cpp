@@ -136,7 +136,7 @@ void Loop::start_driver() {
   try {
     driver_ = std::thread(&Loop::drive, this);
   } catch (const std::system_error& error) {
-    fail(ErrorKind::memory, "the thread that drives async streams could not be started ({})",
+    fail(ErrorKind::memory, "the thread that drives event loops' texts could not be started ({})",
          error.what());
   }
 }

@@ -74,7 +74,7 @@ def _shares(following: Mapping[int | None, float]) -> dict[int | None, float]:
 
 def _log_of_sum(logarithms: Sequence[float]) -> float:
     """Without numpy, which takes every command 0.2 s to import."""
-    highest = max(logarithms)
+    highest = max(logarithms, default=-math.inf)
     if highest == -math.inf:
         return highest
     return highest + math.log(math.fsum(math.exp(each - highest) for each in logarithms))

@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 
 from . import _core
 from .choosing import choice_probabilities
-from .completion import Completion, Scores, Usage
+from .completion import Chunk, Completion, Scores, Usage
 from .errors import SbdError, SbdGrammarError, SbdTypeError, SbdValueError, brief
 from .grammars import Grammars
 from .mailbox import Mailbox
@@ -143,6 +143,7 @@ class Engine:
         with model_file(path) as file:
             self._name = file.name
             self._core = _core.Engine(file, **options, draft=adapter)
+        # Each as long as it has texts: then its event loop holds it, and this the loop.
         self._mailboxes = WeakValueDictionary[asyncio.AbstractEventLoop, Mailbox]()
         self._tokenizer_if_any()  # loaded now, so that the first call does not wait for it
 
@@ -295,10 +296,14 @@ class Engine:
         return AsyncStream(self._mailbox_here(), prepared, called)
 
     def deliver(
-        self, take: Callable[[_core.Event], None], prompt: Prompt, **options: Unpack[Options]
+        self,
+        take: Callable[[Chunk | Exception], None],
+        prompt: Prompt,
+        **options: Unpack[Options],
     ) -> Delivered:
-        """Like `astream` for many texts in one event loop: what happens to the text is given to
-        `take` as it comes, and is a Chunk once the result's `absorb` was called with it."""
+        """Like `astream`, for who reads many texts in one event loop: `take` is called there with
+        each Chunk as it comes, and with the error where the text ends in one. It may not raise, nor
+        wait. The text goes on until its end, `cancel()` of what is returned, or the loop's."""
         called = time.perf_counter()
         prepared = self._prepare({"prompt": prompt, **options})
         return Delivered(self._mailbox_here(), prepared, called, take)

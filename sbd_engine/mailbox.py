@@ -25,7 +25,7 @@ class Mailbox:
 
     def add(self, request: _core.Request, take: Take) -> int:
         """Starts a text: `take` is called with each of its events. Should it lack memory, it is
-        called with that one again."""
+        called with that one again; any other error ends the text."""
         loop = asyncio.get_running_loop()
         sequence = self.inbox.add(request)
         try:
@@ -42,13 +42,24 @@ class Mailbox:
         with suppress(MemoryError):
             while event := self._in_hand or self.inbox.next(wait=False):
                 self._in_hand = event
-                if take := self._takers.get(event.id):
-                    take(event)
-                if event.last:
-                    self._takers.pop(event.id, None)
+                self._give(event)
                 self._in_hand = None
             if not self._takers:
                 asyncio.get_running_loop().remove_reader(self.inbox.bell)
+
+    def _give(self, event: _core.Event) -> None:
+        try:
+            if take := self._takers.get(event.id):
+                take(event)
+        except MemoryError:
+            raise
+        except Exception:  # its taker's fault, for which others do not pay
+            self._in_hand = None
+            del self._takers[event.id]
+            self.inbox.cancel(event.id)
+            raise
+        if event.last:
+            self._takers.pop(event.id, None)
 
     def __del__(self) -> None:
         for sequence in self._takers:

@@ -57,8 +57,8 @@ class Session:
         self._cached_tokens = 0
 
     def absorb(self, event: _core.Event) -> Chunk:
-        """What the event adds. After the chunk with a finish_reason no event may follow. Raises the
-        SbdError that it may be."""
+        """What the event adds. After the chunk with a finish_reason no event may follow. Raises
+        the event's error, where it is one."""
         committed, reveals, finished, scores, prompt, draft, ran_thinking = event.read()
         if finished == "cancelled":  # text that was held back is let out
             self.finish_reason = "cancelled"

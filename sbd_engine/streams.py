@@ -150,7 +150,7 @@ class _Posted(_Generation):
         self._sequence = mailbox.add(prepared.request, take)
 
     def _absorb(self, event: _core.Event) -> Chunk | None:
-        if self._ended or event is self._absorbed:  # which is handed out again for want of memory
+        if self._ended or event is self._absorbed:  # handed out again, for want of memory
             return None
         self._absorbed = event
         return super()._absorb(event)
@@ -160,16 +160,30 @@ class _Posted(_Generation):
 
 
 class Delivered(_Posted):
-    """A generation that gives its events away, for whoever reads many. Made by Engine.deliver."""
+    """One whose chunks are given away, for whoever reads many. Made by Engine.deliver."""
 
-    def absorb(self, event: _core.Event) -> Chunk | None:
-        """What the event adds, if anything, each in the order they came; nothing behind the chunk
-        that has a finish_reason. Raises SbdError."""
-        return self._absorb(event)
+    def __init__(
+        self,
+        mailbox: Mailbox,
+        prepared: Prepared,
+        called: float,
+        take: Callable[[Chunk | Exception], None],
+    ) -> None:
+        self._take = take
+        super().__init__(mailbox, prepared, called, self._give)
 
     def cancel(self) -> None:
-        """Ends it; its last event is still to come."""
+        """Ends it: unless it has ended, its last chunk is still to come."""
         self._inbox.cancel(self._sequence)
+
+    def _give(self, event: _core.Event) -> None:
+        chunk: Chunk | Exception | None
+        try:
+            chunk = self._absorb(event)
+        except Exception as error:
+            chunk = error
+        if chunk is not None:
+            self._take(chunk)
 
 
 class AsyncStream(_Posted, AsyncIterator[Chunk]):

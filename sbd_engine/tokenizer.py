@@ -44,7 +44,7 @@ class Tokenizer:
             )
         self.eos_token_ids = list(eos_token_ids)
         self.mask_token_id = mask_token_id
-        self._decode_one = lru_cache(_KNOWN_TOKENS)(lambda id_, skip: self._decode([id_], skip))
+        self._decode_one = lru_cache(_KNOWN_TOKENS)(partial(_decode_one, self.backend))
         self.special_tokens = SpecialTokens(self.backend)
         eos = self.eos_token_ids[0] if self.eos_token_ids else None
         names = named_tokens(metadata, self.backend.id_to_token, eos)
@@ -68,12 +68,11 @@ class Tokenizer:
 
     def decode(self, ids: TokenIds, skip_special_tokens: bool = True) -> str:
         """Text of token ids; bytes that are no character become U+FFFD."""
-        if len(ids) == 1:  # a text's pieces are the difference of two tokens to one
+        if len(ids) == 1:  # as a text that grows asks for again and again
             return self._decode_one(int(ids[0]), skip_special_tokens)
-        return self._decode([int(token) for token in ids], skip_special_tokens)
-
-    def _decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
-        text: str = self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        text: str = self.backend.decode(
+            [int(token) for token in ids], skip_special_tokens=skip_special_tokens
+        )
         return text
 
     def piece(self, token: int) -> str:
@@ -186,3 +185,8 @@ def _build(metadata: Mapping[str, Any]) -> GuardedTokenizer:
         build = partial(tokenizer_from_ggml, metadata)
         return GuardedTokenizer(build, "tokenizer.ggml.*", SbdValueError)
     return GuardedTokenizer.from_json(source, _HF_KEY, SbdValueError)
+
+
+def _decode_one(backend: GuardedTokenizer, id_: int, skip_special_tokens: bool) -> str:
+    text: str = backend.decode([id_], skip_special_tokens=skip_special_tokens)
+    return text

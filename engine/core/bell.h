@@ -43,7 +43,9 @@ class Bell {
   // Whoever shares the pipe, as a forked child does, may have rung it as well.
   void hush() {
     std::array<char, 64> sounds;
-    rung_ = ::read(ends_[0], sounds.data(), sounds.size()) == std::ssize(sounds);
+    while (::read(ends_[0], sounds.data(), sounds.size()) == std::ssize(sounds)) {
+    }
+    rung_ = false;
   }
 
  private:

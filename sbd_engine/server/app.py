@@ -258,16 +258,16 @@ class EventStream(Response):
         self._first, self._lines = first, lines
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        # A task of its own, and the shortest way out: a forward's time between two lines leaves no
-        # cache warm for the twenty calls that routes and middleware are.
-        await asyncio.create_task(self._send_lines(scope["visit"].send))
+        async with aclosing(self._lines):
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            # A task of its own, and the shortest way out: a forward's time between two lines leaves
+            # no cache warm for the twenty calls that routes and middleware are.
+            await asyncio.create_task(self._send_lines(scope["visit"].send))
 
     async def _send_lines(self, send: Send) -> None:
-        async with aclosing(self._lines) as lines:
-            await send({"type": "http.response.body", "body": self._first, "more_body": True})
-            async for line in lines:
-                await send({"type": "http.response.body", "body": line, "more_body": True})
+        await send({"type": "http.response.body", "body": self._first, "more_body": True})
+        async for line in self._lines:
+            await send({"type": "http.response.body", "body": line, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
 

@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import SbdFileError
 from .app import Service
@@ -20,7 +20,6 @@ from .errors import ApiError
 _PATIENCE_SECONDS = 30.0  # with a connection on which nothing happens
 _BACKLOG = 2048
 _FILES = 1 << 16  # that may be open: a connection each
-_HEAD_BYTES = 1 << 16  # of a request: what stands before its body
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -95,7 +94,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-class Connection(HttpToolsProtocol):
+class Connection(H11Protocol):
     """One that does not stay open for nothing, and says in OpenAI's form what is no HTTP.
 
     It is looked at from time to time, and ends where nothing has happened since: no request has
@@ -104,7 +103,6 @@ class Connection(HttpToolsProtocol):
 
     _timer: asyncio.TimerHandle | None = None
     _taken = 0  # times that the client caught up
-    _in_head, _head = False, 0  # bytes that came since a head began
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -118,23 +116,6 @@ class Connection(HttpToolsProtocol):
     def resume_writing(self) -> None:
         self._taken += 1
         super().resume_writing()
-
-    def data_received(self, data: bytes) -> None:
-        """The parser takes a head of any length."""
-        goes_on = self._in_head
-        super().data_received(data)
-        if goes_on and self._in_head:
-            self._head += len(data)
-            if self._head > _HEAD_BYTES and not self.transport.is_closing():
-                self.send_400_response(f"expected a head of at most {_HEAD_BYTES} bytes, got more")
-
-    def on_message_begin(self) -> None:
-        self._in_head, self._head = True, 0
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        self._in_head = False
-        super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
         body = json.dumps(ApiError(400, msg).body())

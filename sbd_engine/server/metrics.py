@@ -21,7 +21,7 @@ _SECONDS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0),
     *(100.0, 250.0),
 )
-_TIMES = 100  # noted together: a chunk waits for its own
+_TIMES = 100  # of chunks, noted together: behind a forward each call is a slow one
 _PER_FORWARD = (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 12, 16, 24, 32)
 
 

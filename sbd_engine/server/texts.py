@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from ..completion import Chunk, Completion, Scores
 from ..errors import SbdError
+from ..streams import Delivered
 from .errors import ApiError, refused
 from .fields import Asked
 from .gate import Entry
-from .metrics import Watch
+from .metrics import Seen, Watch
 from .model import Model
 from .tools import Tools
-
-if TYPE_CHECKING:
-    from .. import _core
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class Task:
         return self.asked.n_texts
 
     def arguments(self, index: int) -> dict[str, Any]:
-        """Of Engine.astream, for one of the texts. Those of one prompt are samples of one seed."""
+        """Of Engine.deliver, for one of the texts. Those of one prompt are samples of one seed."""
         prompt, sample = divmod(index, self.asked.n)
         return {
             **self.asked.arguments,
@@ -111,51 +109,25 @@ class Task:
         return refused(error, self.param, {constraint.argument: constraint.field})
 
 
-class Happening(NamedTuple):
-    """What the engine did, not yet read."""
-
-    text: Text
-    event: _core.Event
-
-
-class Happenings(deque[Happening | Event | Exception]):
-    """What asyncio.Queue is, for one reader, in a third of its calls: they are made for each chunk,
-    all with cold caches."""
-
-    _reader: asyncio.Future[None] | None = None
-
-    def put(self, what: Happening | Event | Exception) -> None:
-        self.append(what)
-        if self._reader and not self._reader.done():
-            self._reader.set_result(None)
-
-    async def get(self) -> Happening | Event | Exception:
-        while not self:
-            self._reader = asyncio.get_running_loop().create_future()
-            await self._reader
-        return self.popleft()
-
-
 async def run(task: Task, entry: Entry) -> AsyncGenerator[Event, None]:
     """What happens to the request's texts, in the order that it does, each one's from Began to
     Ended. Closing it frees their sequences. Raises ApiError and SbdError."""
-    happened = Happenings()
+    events = _Events()
     late = ApiError(504, f"the request took more than its {task.seconds:g} s", code="timeout")
-    timer = asyncio.get_running_loop().call_later(task.seconds, happened.put, late)
+    timer = asyncio.get_running_loop().call_later(task.seconds, events.put, late)
     turns = [
-        asyncio.create_task(Text(task, index, happened.put).take_turn(entry))
+        asyncio.create_task(_Text(task, index, events.put).take_turn(entry))
         for index in range(task.n_texts)
     ]
     try:
         left = task.n_texts
         while left:
-            what = await happened.get()
-            if isinstance(what, Exception):
-                raise what
-            for event in what.text.read(what.event) if isinstance(what, Happening) else (what,):
-                yield event
-                left -= isinstance(event, Ended)
-            if happened:  # others have their turn, and the client may be gone
+            event = await events.get()
+            if isinstance(event, Exception):
+                raise event
+            yield event
+            left -= isinstance(event, Ended)
+            if events:  # others have their turn, and the client may be gone
                 await asyncio.sleep(0)
     finally:
         timer.cancel()
@@ -164,40 +136,43 @@ async def run(task: Task, entry: Entry) -> AsyncGenerator[Event, None]:
         await asyncio.gather(*turns, return_exceptions=True)
 
 
-class Text:
-    """One of a request's texts; what happens to it is given to `put`."""
+class _Events(deque[Event | Exception]):
+    """What asyncio.Queue is, for one reader, in a third of its calls: they are made for each chunk,
+    all with cold caches."""
 
-    def __init__(
-        self, task: Task, index: int, put: Callable[[Happening | Event | Exception], None]
-    ) -> None:
+    _reader: asyncio.Future[None] | None = None
+
+    def put(self, event: Event | Exception) -> None:
+        self.append(event)
+        if self._reader and not self._reader.done():
+            self._reader.set_result(None)
+
+    async def get(self) -> Event | Exception:
+        while not self:
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
+        return self.popleft()
+
+
+class _Text:
+    """One of the request's texts; what happens to it is given to `put`."""
+
+    _generation: Delivered
+    _seen: Seen
+
+    def __init__(self, task: Task, index: int, put: Callable[[Event | Exception], None]) -> None:
         self._task, self._index, self._put = task, index, put
         self._over = asyncio.Event()
 
     async def take_turn(self, entry: Entry) -> None:
-        """Waits for a slot, and has it until the last of its events was read."""
+        """Waits for a slot, and has it until the text has ended, however slowly it is read."""
         called = perf_counter()
         async with entry.slot():
             with self._task.watch.text(called) as self._seen:
                 try:
                     await self._generate()
                 except Exception as error:
-                    self._seen.outcome = "error"
-                    self._put(error)
-
-    def read(self, event: _core.Event) -> Iterator[Event]:
-        generation = self._generation
-        try:
-            chunk = generation.absorb(event)
-        except Exception:
-            self._seen.outcome = "error"
-            raise
-        if chunk is None:
-            return
-        self._seen.add(chunk)
-        yield Added(self._index, chunk)
-        if chunk.finish_reason:
-            self._over.set()
-            yield Ended(self._index, generation.completion)
+                    self._fail(error)
 
     async def _generate(self) -> None:
         engine, asked, index = self._task.model.engine, self._task.asked, self._index
@@ -210,10 +185,24 @@ class Text:
             self._put(Began(index, scores))
             self._put(Ended(index, None))
             return
-        self._generation = engine.deliver(lambda e: self._put(Happening(self, e)), **arguments)
-        self._seen.generation = self._generation
+        self._generation = self._seen.generation = engine.deliver(self._take, **arguments)
         self._put(Began(index, scores))
         try:
             await self._over.wait()
         finally:
             self._generation.cancel()
+
+    def _take(self, chunk: Chunk | Exception) -> None:
+        if isinstance(chunk, Exception):
+            self._fail(chunk)
+            self._over.set()
+            return
+        self._seen.add(chunk)
+        self._put(Added(self._index, chunk))
+        if chunk.finish_reason:
+            self._put(Ended(self._index, self._generation.completion))
+            self._over.set()
+
+    def _fail(self, error: Exception) -> None:
+        self._seen.outcome = "error"
+        self._put(error)

@@ -1,6 +1,8 @@
 // The engine from many threads: who waits is told at once how its sequence ended, whatever the
 // others do. Texts do not depend on company, so each is compared with what the engine alone says.
 #include <poll.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
@@ -12,6 +14,7 @@
 
 #include "check.h"
 #include "complete_model.h"
+#include "core/bell.h"
 #include "core/random.h"
 #include "loop.h"
 
@@ -149,6 +152,27 @@ TEST(loop_inbox_of_several_sequences) {
   CHECK_EQ(endings[first].tokens, alone(loop_request(9)));
   CHECK_EQ(endings[second].tokens, alone(loop_request(4, "sbd", 3)));
   CHECK_EQ(loop->n_sequences(), 0);
+}
+
+TEST(loop_a_bell_that_others_rang) {
+  Bell bell;
+  for (const int others : {0, 1, 63, 200}) {
+    for (int i = 0; i < others; ++i) {  // each a child's, which has a copy of it
+      if (::fork() == 0) {
+        bell.ring();
+        ::_exit(0);
+      }
+    }
+    while (::wait(nullptr) > 0) {
+    }
+    bell.ring();
+    bell.hush();
+    pollfd rung{.fd = bell.descriptor(), .events = POLLIN, .revents = 0};
+    CHECK_EQ(::poll(&rung, 1, 0), 0);
+    bell.ring();
+    CHECK_EQ(::poll(&rung, 1, 0), 1);
+    bell.hush();
+  }
 }
 
 TEST(loop_bell_rings_until_nothing_is_found) {

@@ -428,6 +428,38 @@ class TestAsync:
             asyncio.run(asyncio.wait_for(main(engine), 20))
             assert engine._core.n_sequences == 0
 
+    def test_delivered(self, engine: Engine) -> None:
+        """Many texts in one event loop; of two whose taker fails, or that is cancelled, no other
+        knows."""
+        lengths = (9, 30, 12)
+        expected = [engine.generate(PROMPT, max_tokens=n, ignore_eos=True).tokens for n in lengths]
+        told: list[list[Chunk | Exception]] = [[], [], [], []]
+        failed: list[str] = []
+
+        def fails(_: object) -> None:
+            raise ValueError("its taker's own")
+
+        async def main() -> None:
+            loop = asyncio.get_running_loop()
+            loop.set_exception_handler(lambda _, context: failed.append(str(context["exception"])))
+            engine.deliver(fails, PROMPT, **ENDLESS)
+            cancelled = engine.deliver(told[3].append, PROMPT, **ENDLESS)
+            for n, chunks in zip(lengths, told, strict=False):
+                engine.deliver(chunks.append, PROMPT, max_tokens=n, ignore_eos=True)
+            while engine._core.n_sequences > 1:
+                await asyncio.sleep(0.001)
+            cancelled.cancel()
+            while engine._mailboxes:
+                await asyncio.sleep(0.001)
+                gc.collect()  # of the error's frames
+
+        asyncio.run(asyncio.wait_for(main(), 20))
+        for chunks, tokens in zip(told, expected, strict=False):
+            assert [token for chunk in chunks for token in chunk.tokens] == tokens  # type: ignore[union-attr]
+        last = told[3][-1]
+        assert isinstance(last, Chunk) and last.finish_reason == "cancelled"
+        assert failed == ["its taker's own"]
+
     def test_bad_input_and_no_event_loop(self, engine: Engine) -> None:
         with pytest.raises(SbdError, match="unknown argument"):
             engine.astream(PROMPT, gama=1)  # type: ignore[call-arg]
