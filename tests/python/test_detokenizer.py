@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import pytest
+from python.made_event import Event
 from python.tiny_model import BOS, EOS, SYSTEM, byte_tokenizer
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
@@ -140,26 +140,6 @@ class TestBytes:
             assert tokenizer.longest < 20
 
 
-@dataclass
-class Committed:
-    committed: list[int]
-    finished: str | None = None
-    revealed: list[tuple[int, int]] = field(default_factory=list)
-    scores: list[object] = field(default_factory=list)
-    prompt_rows: int = 0
-    cached_tokens: int = 0
-    accepted: int | None = None
-    guesses: int = 0
-    kind: str | None = None
-    ran_thinking: bool = False
-
-    def read(self) -> tuple[Any, ...]:
-        prompt = (self.prompt_rows, self.cached_tokens)
-        draft = (self.accepted, self.guesses, self.kind)
-        told = (self.committed, self.revealed, self.finished, self.scores)
-        return (*told, prompt, draft, self.ran_thinking)
-
-
 def ended(
     text: str, stop: Sequence[str], by: int = 1, skip_special_tokens: bool = True
 ) -> tuple[str, int, str | None]:
@@ -170,7 +150,7 @@ def ended(
     ids = tokenizer.encode(text, add_bos=False)
     for at in range(0, len(ids), by):
         last = at + by >= len(ids)
-        chunk = session.absorb(Committed(ids[at : at + by], "length" if last else None))
+        chunk = session.absorb(Event(ids[at : at + by], finished="length" if last else None))
         if chunk.finish_reason:
             break
     done = session.completion()

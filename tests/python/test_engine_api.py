@@ -8,12 +8,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from python.made_event import Event
 from python.tiny_model import BOS, EOS, MASK, VOCAB_SIZE, byte_tokenizer, write_tiny_model
 
 from sbd_engine import Completion, Engine, SbdError, _core
@@ -307,28 +307,6 @@ class TestBadInput:
             engine.forward([VOCAB_SIZE])
         with pytest.raises(ValueError, match="within the context of 512, got 513: shorten it$"):
             engine.forward([1] * 513)
-
-
-@dataclass
-class Event:
-    """What one forward did, made by hand."""
-
-    committed: list[int] = field(default_factory=list)
-    revealed: list[tuple[int, int, float, float]] = field(default_factory=list)
-    finished: str | None = None
-    prompt_rows: int = 0
-    cached_tokens: int = 0
-    scores: list[tuple[int, float, int, list[tuple[int, float]]]] = field(default_factory=list)
-    accepted: int | None = None
-    guesses: int = 0
-    kind: str | None = None
-    ran_thinking: bool = False
-
-    def read(self) -> tuple[Any, ...]:
-        prompt = (self.prompt_rows, self.cached_tokens)
-        draft = (self.accepted, self.guesses, self.kind)
-        told = (self.committed, self.revealed, self.finished, self.scores)
-        return (*told, prompt, draft, self.ran_thinking)
 
 
 class TestSession:
