@@ -10,6 +10,8 @@ from . import _core
 
 Take = Callable[[_core.Event], object]
 
+_AT_ONCE = 32  # events
+
 
 class Mailbox:
     """Hands the events of texts to whoever takes them, all in the event loop where it was made.
@@ -38,9 +40,13 @@ class Mailbox:
         return sequence
 
     def _hand_out(self) -> None:
-        """All that there is. What there was no memory for stays, and the bell rings on."""
+        """As many as may come between the loop's other turns: an engine may be as fast as what is
+        done with its events. The bell rings on for others, and for one that lacks memory."""
         with suppress(MemoryError):
-            while event := self._in_hand or self.inbox.next(wait=False):
+            for _ in range(_AT_ONCE):
+                event = self._in_hand or self.inbox.next(wait=False)
+                if event is None:
+                    break
                 self._in_hand = event
                 self._give(event)
                 self._in_hand = None

@@ -460,6 +460,23 @@ class TestAsync:
         assert isinstance(last, Chunk) and last.finish_reason == "cancelled"
         assert failed == ["its taker's own"]
 
+    def test_an_engine_leaves_its_event_loop_other_turns(self, engine: Engine) -> None:
+        taken: list[object] = []
+
+        async def main() -> list[int]:
+            texts = [engine.deliver(taken.append, PROMPT, **ENDLESS) for _ in range(16)]
+            turns = []
+            for _ in range(200):
+                time.sleep(0.001)  # more come than a turn takes
+                taken.clear()
+                await asyncio.sleep(0)
+                turns.append(len(taken))
+            for text in texts:
+                text.cancel()
+            return turns
+
+        assert 16 < max(asyncio.run(main())) <= 64
+
     def test_bad_input_and_no_event_loop(self, engine: Engine) -> None:
         with pytest.raises(SbdError, match="unknown argument"):
             engine.astream(PROMPT, gama=1)  # type: ignore[call-arg]
