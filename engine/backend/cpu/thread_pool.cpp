@@ -13,11 +13,9 @@ namespace sbd::cpu {
 namespace {
 
 // A pause is about 20 nanoseconds. Waits inside a forward are mostly shorter than kPatience of
-// them. A caller that waits longer does so for a worker that the system has put aside in the middle
-// of a task: asleep, it leaves that worker a core to go on with. A worker, which waits for the next
-// job, offers its core to other threads now and then, as there may be fewer cores than threads;
-// offered at once it would go to another program in the middle of a forward. After kSpins it
-// sleeps: the forward is over.
+// them; after that the core is offered to other threads now and then, as there may be fewer cores
+// than threads. Offering it at once would hand it to another program in the middle of a forward.
+// After kSpins a worker sleeps: the forward is over.
 constexpr int kPatience = 2000;
 constexpr int kSpins = 5000;
 
@@ -88,8 +86,7 @@ void ThreadPool::start(const Job& job) {
   epoch_.notify_all();
   work(0);
   open_ = false;
-  for (int spin = 0; spin < kPatience && inside_ != 0; ++spin) pause(spin);
-  for (int inside = inside_; inside != 0; inside = inside_) inside_.wait(inside);
+  for (int spin = 0; inside_ != 0; spin = spin < kSpins ? spin + 1 : kPatience) pause(spin);
 }
 
 void ThreadPool::work(int thread) {
@@ -112,7 +109,7 @@ void ThreadPool::worker_loop(int thread, std::uint32_t seen) {
     if (stopping_) return;
     ++inside_;
     if (open_) work(thread);
-    if (--inside_ == 0) inside_.notify_one();
+    --inside_;
   }
 }
 
