@@ -20,8 +20,7 @@ from .gate import Entry
 from .texts import Added, Began, Ended, Event, Task, run
 
 _DONE = b"data: [DONE]\n\n"
-_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-_encode = _JSON.encode
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 class Answer:
