@@ -7,18 +7,20 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+_MAX_LOADING = 120.0  # seconds
 REFUSALS = (429, 503)  # the queue is full, or there is no memory
 
 
@@ -89,7 +91,8 @@ def _read(came: Sequence[tuple[float, bytes]], answer: Answer) -> None:
     if answer.whole:
         line = whole[begins[-1] :].partition(b"\n")[0]
         usage = json.loads(line.removeprefix(b"data: "))["usage"]
-        answer.tokens, answer.nfe = usage["completion_tokens"], usage["nfe"]
+        answer.tokens = usage["completion_tokens"]
+        answer.nfe = usage.get("nfe", answer.tokens)  # llama.cpp's server: a forward for each
         del answer.chunks[-1]  # the usage
 
 
@@ -124,19 +127,36 @@ def tokens_per_forward(answers: Sequence[Answer]) -> float:
     return sum(each.tokens for each in answers) / max(sum(each.nfe for each in answers), 1)
 
 
-@contextmanager
-def serving(path: Path | None, threads: int | None, *options: str) -> Iterator[int]:
-    """The server's port. Without a path: the demo model."""
+def serving(path: Path | None, threads: int | None, *options: str) -> AbstractContextManager[int]:
+    """Our server's port. Without a path: the demo model."""
     command = [sys.executable, "-m", "sbd_engine", "serve", *options, "--port", "0"]
     command += [] if path is None else ["--model", str(path.absolute())]
     command += [] if threads is None else ["--threads", str(threads)]
+    return _running(command, r"serving \S+ at http://127.0.0.1:(\d+)")
+
+
+def serving_peer(
+    server: Path, path: Path, threads: int, slots: int, context: int
+) -> AbstractContextManager[int]:
+    """The port of llama.cpp's server, which answers so many requests at once, each of `context`."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    command = [str(server), "--model", str(path.absolute()), "--host", "127.0.0.1", "--port", port]
+    command += ["--threads", str(threads), "--threads-batch", str(threads), "--no-webui"]
+    command += ["--parallel", str(slots), "--ctx-size", str(slots * context)]
+    return _running(command, r"listening on http://127.0.0.1:(\d+)")
+
+
+@contextmanager
+def _running(command: Sequence[str], ready: str) -> Iterator[int]:
     with (
         tempfile.NamedTemporaryFile() as log,  # a pipe would be full some time
-        subprocess.Popen(command, stderr=log, cwd="/") as process,
+        subprocess.Popen(command, stdout=log, stderr=log, cwd="/") as process,
     ):
         try:
-            while not (found := re.search(r"serving \S+ at http://127.0.0.1:(\d+)", said(log))):
-                if process.poll() is not None:
+            latest = time.monotonic() + _MAX_LOADING
+            while not (found := re.search(ready, said(log))):
+                if process.poll() is not None or time.monotonic() > latest:
                     raise RuntimeError(f"the server does not start: {said(log).strip()}")
                 time.sleep(0.05)
             yield int(found[1])
@@ -145,4 +165,4 @@ def serving(path: Path | None, threads: int | None, *options: str) -> Iterator[i
 
 
 def said(log: Any) -> str:
-    return Path(log.name).read_text()
+    return Path(log.name).read_text(errors="replace")

