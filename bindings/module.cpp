@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
 
+#include <chrono>
 #include <exception>
 #include <functional>
 #include <map>
@@ -157,15 +158,19 @@ std::optional<std::string_view> kind(const Event& event) {
 py::tuple read_event(const Event& event) {
   if (event.error) std::rethrow_exception(event.error);
   const Events& events = event.events;
+  const std::chrono::duration<double> age = std::chrono::steady_clock::now() - event.at;
   return py::make_tuple(events.committed, revealed(event), finished(event), scores(event),
                         py::make_tuple(event.prompt_rows, event.cached_tokens),
                         py::make_tuple(events.accepted, events.guesses, kind(event)),
-                        events.ran_thinking);
+                        events.ran_thinking, age.count());
 }
+
+// For so long nobody sees that an event has not come, nor that an interrupt has to wait.
+constexpr std::chrono::milliseconds kGathering{20};
 
 // The next event, or None where none will come. Signal handlers run before one is taken, and so is
 // memory for it, so that what they raise, or that there is none, loses none.
-py::object next_event(Inbox& inbox, bool wait) {
+py::object next_event(Inbox& inbox, bool wait, bool gather) {
   py::object next = py::cast(Event{});
   while (true) {
     if (auto event = inbox.take()) {
@@ -173,7 +178,7 @@ py::object next_event(Inbox& inbox, bool wait) {
       return next;
     }
     if (!wait || !inbox.expects()) return py::none();
-    without_gil([&] { inbox.wait(); });
+    without_gil([&] { inbox.wait(gather ? kGathering : std::chrono::microseconds{}); });
     drop_python_objects();
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
   }
@@ -465,7 +470,7 @@ PYBIND11_MODULE(_core, module) {
       .def(py::init<std::shared_ptr<Loop>, bool>(), py::arg("engine"), py::arg("driven") = false)
       .def("add", &Inbox::add, py::arg("request"))
       .def("cancel", &Inbox::cancel, py::arg("id"))
-      .def("next", &next_event, py::arg("wait") = true)
+      .def("next", &next_event, py::arg("wait") = true, py::arg("gather") = false)
       .def_property_readonly("bell", &Inbox::bell);
 
   py::list options;

@@ -314,18 +314,22 @@ void Inbox::cancel(SequenceId id) {
   loop_->leave(lock);
 }
 
-void Inbox::wait() {
-  const auto until = std::chrono::steady_clock::now() + kPatience;
+void Inbox::wait(std::chrono::microseconds gathering) {
+  const auto begin = std::chrono::steady_clock::now();
   Loop::Lock lock(loop_->mutex_);
+  const int n = n_sequences_;
   std::cv_status status = std::cv_status::no_timeout;
-  while (events_.empty() && n_sequences_ > 0 && status == std::cv_status::no_timeout) {
-    if (!driven_ && loop_->may_begin_turn()) {
+  while (n > 0 && n_sequences_ == n && status == std::cv_status::no_timeout) {
+    const bool may_step = !driven_ && loop_->may_begin_turn();
+    if (!events_.empty() && (gathering.count() == 0 || !may_step)) break;
+    if (may_step) {
       loop_->step(lock);
-      return;
+      if (std::chrono::steady_clock::now() - begin >= gathering) return;
+      continue;
     }
     loop_->refuse_own_turn();
     ++n_sleeping_;
-    status = arrived_->wait_until(lock, until);
+    status = arrived_->wait_until(lock, begin + kPatience);
     --n_sleeping_;
   }
   loop_->pass_turn();  // it may have been woken to step

@@ -33,6 +33,7 @@ struct Event {
   int prompt_rows = 0;
   int cached_tokens = 0;
   std::exception_ptr error = {};
+  std::chrono::steady_clock::time_point at = std::chrono::steady_clock::now();
 
   bool last() const { return error || events.finished; }
 };
@@ -146,8 +147,10 @@ class Inbox {
   void cancel(SequenceId id);
 
   // Runs a forward, or waits for events while another thread does, no longer than kPatience.
-  // Returns at once where there are events or none will come.
-  void wait();
+  // Returns at once where there are events or none will come. gathering: runs forwards for so long
+  // as no sequence ends, for who has the time: many events are read faster together than each
+  // behind a forward that has left no cache warm.
+  void wait(std::chrono::microseconds gathering = {});
   // Whether there are events, or some will come.
   bool expects() const;
   // The oldest event, in the order that they happened.

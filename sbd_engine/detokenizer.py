@@ -36,8 +36,23 @@ class Detokenizer:
         if whole.startswith(self._shown):
             self._shown = whole
 
-    def feed(self, token: int) -> str:
-        """The text that `token` completes; "" while a character is incomplete."""
+    def feed(self, *tokens: int) -> str:
+        """The text that the tokens complete; "" while a character is incomplete."""
+        if len(tokens) > 1:
+            return self._whole(tokens) or "".join(map(self._feed, tokens))
+        return self._feed(*tokens)
+
+    def _whole(self, tokens: Sequence[int]) -> str:
+        """Their text at once, where it ends in a whole character; else "", and nothing is fed."""
+        text = self._decode(self._context + self._pending + [*tokens])
+        if text.endswith(_REPLACEMENT) or not text.startswith(self._shown):
+            return ""
+        piece = text[len(self._shown) :]
+        if piece:
+            self._go_on_from([*self._pending, *tokens])
+        return piece
+
+    def _feed(self, token: int) -> str:
         self._pending.append(token)
         text = self._decode(self._context + self._pending)
         if not text.startswith(self._shown):  # bytes in a row: the new ones begin anew

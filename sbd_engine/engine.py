@@ -277,7 +277,9 @@ class Engine:
         SbdMemoryError: no memory for the KV cache, or a text that the kv_budget could never hold.
         SbdDeviceError: the GPU failed, and every engine of the process on it. Each is an SbdError.
         """
-        with self.stream(prompt, **options) as stream:
+        called = time.perf_counter()
+        prepared = self._prepare({"prompt": prompt, **options})
+        with Stream(self._core, prepared, called, gather=not prepared.ends_by_text) as stream:
             for _ in stream:
                 pass
             return stream.completion
@@ -357,6 +359,7 @@ class Engine:
         self, waiting: deque[tuple[int, Prepared]], at_once: int
     ) -> Generator[tuple[int, Completion], None, None]:
         inbox = _core.Inbox(self._core)
+        gather = not any(prepared.ends_by_text for _, prepared in waiting)
         running: dict[int, tuple[int, Session]] = {}  # by sequence
         try:
             while waiting or running:
@@ -364,7 +367,7 @@ class Engine:
                     index, prepared = waiting.popleft()
                     sequence = inbox.add(prepared.request)
                     running[sequence] = index, prepared.session(time.perf_counter())
-                event = inbox.next()
+                event = inbox.next(gather=gather)
                 assert event  # until a sequence has had its last, one comes
                 if event.id not in running:
                     continue

@@ -59,13 +59,13 @@ class Session:
     def absorb(self, event: _core.Event) -> Chunk:
         """What the event adds. After the chunk with a finish_reason no event may follow. Raises
         the event's error, where it is one."""
-        committed, reveals, finished, scores, prompt, draft, ran_thinking = event.read()
+        committed, reveals, finished, scores, prompt, draft, ran_thinking, age = event.read()
         if finished == "cancelled":  # text that was held back is let out
             self.finish_reason = "cancelled"
             text = self._flush()
             self._text.append(text)
             return Chunk(text, [], [], self.finish_reason, self._scored([], []))
-        self._now = self._clock()
+        self._now = self._clock() - age
         revealed = list(map(Reveal._make, reveals))
         prompt_rows, cached_tokens = prompt
         accepted, guesses, kind = draft
@@ -85,23 +85,16 @@ class Session:
         if committed and self._first_token is None:
             self._first_token = self._now
 
-        tokens: list[int] = []
-        pieces: list[str] = []
-        closes = finished == "stop"  # the last token is an end of sequence: it has no text
-        completes = finished == "complete"  # it is not
-        for index, token in enumerate(committed):
-            tokens.append(token)
-            if self._detokenizer and not (closes and index == len(committed) - 1):
-                pieces.append(self._text_of(token, self._detokenizer))
-            if self._stops.stopped:
-                self.finish_reason = "stop"
-                break
-        else:
-            if finished:
-                pieces.append(self._flush())
-                stopped = closes or completes or self._stops.stopped
-                self.finish_reason = "stop" if stopped else "length"
-        text = "".join(pieces)
+        # The last token is an end of sequence, which has no text; where a grammar ends it has.
+        closes = finished == "stop"
+        n_read, text = self._read(committed[:-1] if closes else committed)
+        tokens = committed[:n_read] if self._stops.stopped else committed
+        if self._stops.stopped:
+            self.finish_reason = "stop"
+        elif finished:
+            text += self._flush()
+            stopped = closes or finished == "complete" or self._stops.stopped
+            self.finish_reason = "stop" if stopped else "length"
         self._text.append(text)
         self._tokens += tokens
         logprobs = self._scored(scores, tokens)
@@ -129,6 +122,19 @@ class Session:
         logprobs = [TokenLogprob(token, logprob, best) for (token, logprob, _, best), _ in came]
         self._logprobs += logprobs
         return logprobs
+
+    def _read(self, tokens: Sequence[int]) -> tuple[int, str]:
+        """The tokens' text as far as a stop string, and how many tokens that is."""
+        if self._detokenizer is None or not tokens:
+            return len(tokens), ""
+        if not self._stops.any and self._special_tokens.keys().isdisjoint(tokens):
+            return len(tokens), self._detokenizer.feed(*tokens)
+        pieces: list[str] = []
+        for token in tokens:
+            pieces.append(self._text_of(token, self._detokenizer))
+            if self._stops.stopped:
+                break
+        return len(pieces), "".join(pieces)
 
     def _text_of(self, token: int, detokenizer: Detokenizer) -> str:
         special = self._special_tokens.get(token)

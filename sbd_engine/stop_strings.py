@@ -28,9 +28,13 @@ class StopStrings:
             self._add(stop)
         self._link()
 
+    @property
+    def any(self) -> bool:
+        return len(self._next) > 1
+
     def feed(self, piece: str) -> str:
         """The part of the text so far that is now certain to come before any stop string."""
-        if len(self._next) == 1:  # there is none
+        if not self.any:
             return piece
         if piece.startswith(" ") and self._takes_space():
             self._held[-1], piece = " ", piece[1:]

@@ -26,6 +26,11 @@ class Prepared(NamedTuple):
     tokenizer: Tokenizer | None
     skip_special_tokens: bool
 
+    @property
+    def ends_by_text(self) -> bool:
+        """Whether what comes of it has to be read for it to end."""
+        return bool(self.stop)
+
     def session(self, called: float) -> Session:
         scored = self.request.logprobs is not None
         return Session(
@@ -85,10 +90,15 @@ class Stream(_Generation, Iterator[Chunk]):
 
     Threads may read it together: each chunk goes to one of them. Closed by another thread it ends
     at once, for a reader that waits with a chunk whose finish_reason is "cancelled".
+
+    gather: chunks may come late, several together, which takes less time.
     """
 
-    def __init__(self, core: _core.Engine, prepared: Prepared, called: float) -> None:
+    def __init__(
+        self, core: _core.Engine, prepared: Prepared, called: float, gather: bool = False
+    ) -> None:
         super().__init__(_core.Inbox(core), prepared, called)
+        self._gather = gather
         self._sequence = self._inbox.add(prepared.request)
         self._reading = threading.RLock()  # a signal handler may close what its thread reads
         self._absorbing = False
@@ -98,7 +108,7 @@ class Stream(_Generation, Iterator[Chunk]):
         with self._reading:
             while not self._ended:
                 try:
-                    event = self._inbox.next()
+                    event = self._inbox.next(gather=self._gather)
                 except BaseException:  # a KeyboardInterrupt as well
                     self.close()
                     raise

@@ -154,6 +154,28 @@ TEST(loop_inbox_of_several_sequences) {
   CHECK_EQ(loop->n_sequences(), 0);
 }
 
+TEST(loop_events_gather_until_a_sequence_ends) {
+  const auto loop = make_loop();
+  Inbox inbox(loop);
+  const SequenceId first = inbox.add(loop_request(4));
+  const SequenceId second = inbox.add(loop_request(9, "ntp", 3));
+  std::map<SequenceId, Ending> endings;
+  const auto take_all = [&] {
+    int n = 0;
+    for (; const auto event = inbox.take(); ++n) add_to(endings[event->id], *event);
+    return n;
+  };
+  inbox.wait(1h);
+  CHECK_EQ(loop->n_sequences(), 1);
+  CHECK_EQ(take_all(), 8);
+  CHECK_EQ(endings[first].tokens, alone(loop_request(4)));
+  inbox.wait();
+  CHECK_EQ(take_all(), 1);
+  inbox.wait(1h);
+  CHECK_EQ(take_all(), 4);
+  CHECK_EQ(endings[second].tokens, alone(loop_request(9, "ntp", 3)));
+}
+
 TEST(loop_a_bell_that_others_rang) {
   Bell bell;
   for (const int others : {0, 1, 63, 200}) {

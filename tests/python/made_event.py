@@ -20,9 +20,10 @@ class Event:
     guesses: int = 0
     kind: str | None = None
     ran_thinking: bool = False
+    age: float = 0.0
 
     def read(self) -> tuple[Any, ...]:
         prompt = (self.prompt_rows, self.cached_tokens)
         draft = (self.accepted, self.guesses, self.kind)
         told = (self.committed, self.revealed, self.finished, self.scores)
-        return (*told, prompt, draft, self.ran_thinking)
+        return (*told, prompt, draft, self.ran_thinking, self.age)

@@ -331,6 +331,15 @@ class TestSession:
         assert stats.prefill_tok_s == 4 / 3
         assert stats.decode_tok_s == 1.0  # two tokens in the two seconds after the prompt
 
+    def test_times_are_those_of_the_events(self) -> None:
+        """However late they are read."""
+        times = iter([1.0, 9.0, 9.0])
+        session = Session([1, 2], (), None, called=0.0, clock=lambda: next(times))
+        session.absorb(Event([6], prompt_rows=2, age=6.0))
+        session.absorb(Event([7, 8], finished="length", age=4.0))
+        stats = session.completion().stats
+        assert (stats.ttft_ms, stats.prefill_tok_s, stats.decode_tok_s) == (3000, 1.0, 1.5)
+
     def test_parameters_have_a_check_each(self) -> None:
         from dataclasses import fields
 

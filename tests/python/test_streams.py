@@ -177,7 +177,7 @@ class TestThreads:
         class Panic(BaseException):
             """As the tokenizers' own, no Exception."""
 
-        def feed(self: Detokenizer, token: int) -> str:
+        def feed(self: Detokenizer, *tokens: int) -> str:
             raise Panic
 
         monkeypatch.setattr(Detokenizer, "feed", feed)

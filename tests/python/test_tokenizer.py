@@ -202,6 +202,16 @@ def processor() -> Any:
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
 
+def fed(detokenizer: Detokenizer, ids: Sequence[int], several: random.Random | None = None) -> str:
+    """A token at a time, or several."""
+    pieces, begin = [], 0
+    while begin < len(ids):
+        end = begin + (several.randint(1, 8) if several else 1)
+        pieces.append(detokenizer.feed(*ids[begin:end]))
+        begin = end
+    return "".join(pieces) + detokenizer.flush()
+
+
 @pytest.fixture(scope="module")
 def tokenizer(processor: Any) -> Tokenizer:
     ids = range(processor.get_piece_size())
@@ -234,9 +244,10 @@ class TestSentencePiece:
 
     def test_space_before_a_word_is_kept(self, processor: Any, tokenizer: Tokenizer) -> None:
         prompt, new = processor.encode("the quick"), processor.encode("fox, it's 🙂 the")
-        detokenizer = Detokenizer(tokenizer, prompt)
-        text = "".join(detokenizer.feed(token) for token in new) + detokenizer.flush()
-        assert "the quick" + text == "the quick fox, it's 🙂 the"
+        rng = random.Random(2)
+        for several in None, rng, rng, rng, rng:
+            text = fed(Detokenizer(tokenizer, prompt), new, several)
+            assert "the quick" + text == "the quick fox, it's 🙂 the"
 
 
 class TestDetokenizer:
@@ -254,9 +265,8 @@ class TestDetokenizer:
         rng = random.Random(1)
         for _ in range(200):
             ids = [rng.randrange(260) for _ in range(rng.randrange(1, 40))]
-            detokenizer = Detokenizer(tokenizer)
-            text = "".join(detokenizer.feed(token) for token in ids) + detokenizer.flush()
-            assert text == tokenizer.decode(ids)
+            assert fed(Detokenizer(tokenizer), ids) == tokenizer.decode(ids)
+            assert fed(Detokenizer(tokenizer), ids, rng) == tokenizer.decode(ids)
 
     def test_a_character_that_the_prompt_began(self) -> None:
         tokenizer = huggingface()
