@@ -303,22 +303,13 @@ inline void __threadfence() {}
 
 namespace emulation {
 template <typename T>
-struct Shuffled {
-  T value;
-  int from;
-  T result;
-};
-
-template <typename T>
 T shuffle(T value, int from) {
-  Shuffled<T> mine{value, from, value};
-  meet_warp("shuffle", &mine, [](void* const* lanes) {
-    for (int i = 0; i < 32; ++i) {
-      auto& to = *static_cast<Shuffled<T>*>(lanes[i]);
-      to.result = static_cast<const Shuffled<T>*>(lanes[to.from])->value;
-    }
-  });
-  return mine.result;
+  static_assert(sizeof(T) <= sizeof(std::uint64_t));
+  std::uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof value);
+  bits = shuffle_bits(bits, from);
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
 }
 }  // namespace emulation
 

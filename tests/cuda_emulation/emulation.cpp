@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 
+#include <bit>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -20,6 +21,7 @@ namespace {
 constexpr std::size_t kPage = 4096;
 constexpr std::size_t kStackBytes = 64 << 10;
 constexpr int kLanes = 32;
+constexpr std::uint32_t kAllLanes = 0xffffffff;
 
 // Memory that ends where a page without access begins, full of NaN.
 class GuardedPages {
@@ -54,18 +56,14 @@ struct Copy {
   bool real;
 };
 
-// Where threads wait for each other.
-struct Meeting {
-  int arrived = 0;
-  long round = 0;
-};
-
 struct Warp {
-  Meeting meeting;
-  int n_lanes = 0;
+  std::uint32_t running = 0;  // a bit for each lane that has not ended
+  std::uint32_t ready = 0;    // ... and waits for nobody
+  int arrived = 0;            // of its lanes, where they meet
   const char* kind = nullptr;
-  WarpWork work = nullptr;
   void* lanes[kLanes] = {};
+  unsigned turn = 0;  // of what is handed round
+  std::uint64_t handed[2][kLanes] = {};
 };
 
 // Where something goes on that has been left.
@@ -126,11 +124,10 @@ Context new_context(std::uint8_t* stack, std::size_t bytes, void (*run)()) {
 struct Fiber {
   Context context{};
   Index3 index{};
-  int warp = 0, lane = 0;
+  Warp* warp = nullptr;
+  int lane = 0;
   bool finished = true;
-  bool has_waited = false;  // for the kernel before
-  const Meeting* waits_for = nullptr;
-  long waits_in_round = 0;
+  bool has_waited = false;               // for the kernel before
   std::vector<Copy> copies;              // not committed
   std::deque<std::vector<Copy>> groups;  // oldest first
   std::unique_ptr<std::uint8_t[]> stack;
@@ -138,7 +135,7 @@ struct Fiber {
 
 std::vector<std::unique_ptr<Fiber>> fibers;
 std::vector<Warp> warps;
-Meeting barrier;
+int at_barrier = 0;
 int n_running = 0;
 Fiber* current = nullptr;
 const std::function<void()>* body = nullptr;
@@ -152,24 +149,21 @@ Context scheduler;
 
 // A warp's lanes, in order, each of which runs until it waits.
 struct Walk {
-  int warp = 0, n_threads = 0, next = 0;
+  const Warp* warp = nullptr;
+  const std::unique_ptr<Fiber>* fibers = nullptr;  // the warp's
+  std::uint32_t ahead = 0;                         // a bit for each lane that it has not come to
+  bool ascending = true;
 };
 Walk walk;
 
 // The next lane that can go on.
 Fiber* next_fiber() {
-  const bool ascending = options().order == Order::ascending;
-  while (walk.next < kLanes) {
-    const int lane = ascending ? walk.next : kLanes - 1 - walk.next;
-    ++walk.next;
-    const int at = walk.warp * kLanes + lane;
-    if (at >= walk.n_threads) continue;
-    Fiber& fiber = *fibers[static_cast<std::size_t>(at)];
-    if (fiber.finished) continue;
-    if (fiber.waits_for != nullptr && fiber.waits_for->round == fiber.waits_in_round) continue;
-    return &fiber;
-  }
-  return nullptr;
+  const std::uint32_t lanes = walk.warp->ready & walk.ahead;
+  if (lanes == 0) return nullptr;
+  const int lane = walk.ascending ? std::countr_zero(lanes) : kLanes - 1 - std::countl_zero(lanes);
+  const std::uint32_t bit = std::uint32_t{1} << lane;
+  walk.ahead &= walk.ascending ? ~(bit | (bit - 1)) : bit - 1;
+  return walk.fibers[lane].get();
 }
 
 void switch_to(Context& from, Fiber& fiber) {
@@ -205,19 +199,26 @@ void finish_copies(const std::vector<Copy>& copies) {
   }
 }
 
-// Waits until everyone has come; the last one does the work.
-template <typename Work>
-void meet(Meeting& meeting, int n, Work work) {
-  if (++meeting.arrived == n) {
-    work();
-    meeting.arrived = 0;
-    ++meeting.round;
-    return;
+std::uint32_t bit_of(const Fiber& fiber) { return std::uint32_t{1} << fiber.lane; }
+
+void open_barrier() {
+  at_barrier = 0;
+  for (Warp& warp : warps) warp.ready = warp.running;
+}
+
+// Is this lane the last of its warp to come? It goes on at once, the others when it has come.
+bool comes_last(Warp& warp, const char* kind) {
+  if (warp.running != kAllLanes) stop("a warp's instruction without all of its lanes");
+  if (warp.arrived == 0) {
+    warp.kind = kind;
+  } else if (warp.kind != kind && std::strcmp(warp.kind, kind) != 0) {
+    stop("the lanes of a warp are at different instructions");
   }
-  current->waits_for = &meeting;
-  current->waits_in_round = meeting.round;
-  pause();
-  current->waits_for = nullptr;
+  warp.ready &= ~bit_of(*current);
+  if (++warp.arrived < kLanes) return false;
+  warp.arrived = 0;
+  warp.ready = kAllLanes;
+  return true;
 }
 
 void end_thread(Fiber& fiber) {
@@ -228,18 +229,17 @@ void end_thread(Fiber& fiber) {
   if (must_wait && !fiber.has_waited) stop("the kernel before may still run at this one's end");
   fiber.groups.clear();
   --n_running;
-  --warps[static_cast<std::size_t>(fiber.warp)].n_lanes;
+  fiber.warp->running &= ~bit_of(fiber);
+  fiber.warp->ready &= ~bit_of(fiber);
   // Threads that have ended do not keep the others from their barrier.
-  if (barrier.arrived > 0 && barrier.arrived == n_running) {
-    barrier.arrived = 0;
-    ++barrier.round;
-  }
+  if (at_barrier > 0 && at_barrier == n_running) open_barrier();
 }
 
 // Runs the threads of a warp once, each as far as it gets; false where none could go on.
-bool run_warp(int warp, int n_threads) {
+bool run_warp(int warp) {
   bool moved = false;
-  walk = {warp, n_threads, 0};
+  walk = {&warps[static_cast<std::size_t>(warp)], &fibers[static_cast<std::size_t>(warp) * kLanes],
+          kAllLanes, options().order == Order::ascending};
   while (Fiber* next = next_fiber()) {
     moved = true;
     switch_to(scheduler, *next);
@@ -251,7 +251,7 @@ bool run_warp(int warp, int n_threads) {
 // Each warp runs until the block's barrier stops it, so that warps are as far apart as barriers
 // allow. A round in which none could go on is a fault.
 void run_block(int n_threads) {
-  barrier = {};
+  at_barrier = 0;
   n_running = n_threads;
   std::memset(shared->data(), 0xff, shared->size());
   for (Warp& warp : warps) warp = {};
@@ -259,10 +259,10 @@ void run_block(int n_threads) {
     Fiber& fiber = *fibers[static_cast<std::size_t>(i)];
     fiber.finished = false;
     fiber.has_waited = false;
-    fiber.waits_for = nullptr;
-    fiber.warp = i / kLanes;
+    fiber.warp = &warps[static_cast<std::size_t>(i / kLanes)];
     fiber.lane = i % kLanes;
-    ++warps[static_cast<std::size_t>(fiber.warp)].n_lanes;
+    fiber.warp->running |= bit_of(fiber);
+    fiber.warp->ready = fiber.warp->running;
     // Stacks that began at equal places of their pages would share a few lines of the cache.
     fiber.context =
         new_context(fiber.stack.get(), kStackBytes - fiber.index.x * 192 % kPage, &run_fiber_body);
@@ -272,7 +272,7 @@ void run_block(int n_threads) {
     bool moved = false;
     for (int i = 0; i < n_warps; ++i) {
       const int warp = options().order == Order::ascending ? i : n_warps - 1 - i;
-      while (run_warp(warp, n_threads)) moved = true;
+      while (run_warp(warp)) moved = true;
     }
     if (!moved) stop("threads wait at different barriers");
   }
@@ -313,20 +313,35 @@ void stop(const char* what) {
 }
 
 void block_barrier() {
-  meet(barrier, n_running, [] {});
+  current->warp->ready &= ~bit_of(*current);
+  if (++at_barrier == n_running) {
+    open_barrier();
+  } else {
+    pause();
+  }
 }
 
 void meet_warp(const char* kind, void* mine, WarpWork work) {
-  Warp& warp = warps[static_cast<std::size_t>(current->warp)];
-  if (warp.n_lanes != kLanes) stop("a warp's instruction without all of its lanes");
-  if (warp.meeting.arrived == 0) {
-    warp.kind = kind;
-    warp.work = work;
-  } else if (warp.kind != kind && std::strcmp(warp.kind, kind) != 0) {
-    stop("the lanes of a warp are at different instructions");
-  }
+  Warp& warp = *current->warp;
   warp.lanes[current->lane] = mine;
-  meet(warp.meeting, kLanes, [&] { work(warp.lanes); });
+  if (comes_last(warp, kind)) {
+    work(warp.lanes);
+  } else {
+    pause();
+  }
+}
+
+// Two turns' values are kept: none of the warp's lanes ends a turn before all have read the last.
+std::uint64_t shuffle_bits(std::uint64_t mine, int from) {
+  Warp& warp = *current->warp;
+  const std::uint64_t* values = warp.handed[warp.turn & 1];
+  warp.handed[warp.turn & 1][current->lane] = mine;
+  if (comes_last(warp, "shuffle")) {
+    ++warp.turn;
+  } else {
+    pause();
+  }
+  return values[from];
 }
 
 void prefetch(const void* global) {

@@ -48,6 +48,8 @@ void block_barrier();
 // those of all lanes, before any goes on. `kind` says what they meet for, and must be the same.
 using WarpWork = void (*)(void* const* lanes);
 void meet_warp(const char* kind, void* mine, WarpWork work);
+// They meet, too: returns what lane `from` brings.
+std::uint64_t shuffle_bits(std::uint64_t mine, int from);
 
 void prefetch(const void* global);  // must be there to be read
 void copy_async(void* shared, const void* global, bool real);

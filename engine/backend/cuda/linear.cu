@@ -150,8 +150,9 @@ __global__ void __launch_bounds__(kThreads)
     }
 #pragma unroll
     for (int i_row = 0; i_row < kRowGroup; ++i_row) {
+      if (i_row >= tile.n_rows) continue;
       const float sum = warp_sum(sums[i_row]);
-      if (lane != 0 || i_row >= tile.n_rows) continue;
+      if (lane != 0) continue;
       const float value = part.bias == nullptr ? sum : sum + part.bias[feature];
       if (a.head.runs != nullptr) {
         logits[i_row * kLogitPitch + i] = value;

@@ -104,9 +104,12 @@ struct Operands {
   std::uint32_t b[2];
 };
 
+using Columns = double __attribute__((vector_size(8 * sizeof(double))));
+
 template <float (*kValue)(std::uint16_t)>
 void multiply(void* const* lanes) {
-  float a[16][16], b[16][8];
+  double a[16][16];
+  Columns b[16], sums[16];
   for (int lane = 0; lane < 32; ++lane) {
     const auto& mine = *static_cast<const Operands*>(lanes[lane]);
     const int g = lane / 4, t = lane % 4;
@@ -117,15 +120,16 @@ void multiply(void* const* lanes) {
         if (i < 2)
           b[2 * t + i * 8 + j][g] = kValue(static_cast<std::uint16_t>(mine.b[i] >> (16 * j)));
       }
+      sums[g + i / 2 * 8][2 * t + i % 2] = mine.d[i];
     }
+  }
+  for (int row = 0; row < 16; ++row) {
+    for (int k = 0; k < 16; ++k) sums[row] += a[row][k] * b[k];
   }
   for (int lane = 0; lane < 32; ++lane) {
     float* d = static_cast<const Operands*>(lanes[lane])->d;
     for (int i = 0; i < 4; ++i) {
-      const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-      double sum = d[i];
-      for (int k = 0; k < 16; ++k) sum += static_cast<double>(a[row][k]) * b[k][column];
-      d[i] = static_cast<float>(sum);
+      d[i] = static_cast<float>(sums[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2]);
     }
   }
 }
