@@ -1,6 +1,7 @@
 // A CUDA backend for tests: the machine's GPU, or the emulated one.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "backend/cuda/cuda_backend.h"
@@ -10,7 +11,18 @@
 
 namespace sbd::cuda {
 
-inline constexpr DType kTypes[] = {DType::f32, DType::f16, DType::bf16, DType::q8_0, DType::q4_0};
+// Those whose weights are read as they are; the others become halves.
+inline constexpr DType kTypes[] = {DType::f32,  DType::f16,  DType::bf16, DType::q8_0,
+                                   DType::q4_0, DType::q4_k, DType::q5_k, DType::q6_k};
+inline bool becomes_halves(DType dtype) {
+  return std::ranges::find(kTypes, dtype) == std::end(kTypes);
+}
+
+// So many columns, or the next whole block's end.
+inline int whole_blocks(DType dtype, int cols) {
+  const int block = values_per_block(dtype);
+  return ceil_div(cols, block) * block;
+}
 
 // A GPU's logarithms and exponentials are not the host's in the last bit, so what is drawn may
 // differ where two scores are that near: few draws, which are reported. In software they are the

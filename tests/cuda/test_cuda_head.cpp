@@ -20,15 +20,15 @@ TEST(cuda_head_statistics_of_every_vocabulary_and_mask) {
 TEST(cuda_head_statistics_of_every_type_and_number_of_rows) {
   CudaBackend backend(0);
   Random random(14);
-  constexpr int cols = 64;
   const int vocab = many_features(65), mask = 200;
   for (const DType dtype : kTypes) {
+    const int cols = whole_blocks(dtype, 64);
     const auto stored = random_matrix("output.weight", dtype, vocab, cols, 5.0, random);
     HeadInput head{backend.load_weight(stored.view()), nullptr, 0};
     const auto values = values_of(stored);
-    Logits columns(cols);
+    Logits columns(static_cast<std::size_t>(cols));
     for (std::size_t i = 0; i < values.size(); ++i) {
-      columns[i % cols].push_back(static_cast<float>(values[i]));
+      columns[i % columns.size()].push_back(static_cast<float>(values[i]));
     }
     for (const int rows : {1, 9, 20, 64, 65, 150, 300}) {
       // Beyond, passes repeat: for every type that would take longest of all tests.

@@ -46,7 +46,7 @@ Computed compute(DType dtype) {
 }
 
 TEST(cuda_knobs_change_no_bit) {
-  for (const DType dtype : {DType::bf16, DType::q4_0}) {
+  for (const DType dtype : {DType::bf16, DType::q4_0, DType::q5_k}) {
     const Computed usual = compute(dtype);
     CHECK(usual.n_graph_replays > 0);
     for (const auto& [name, value] :

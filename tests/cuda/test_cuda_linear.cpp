@@ -17,10 +17,6 @@ std::string where(const Case& c) {
          std::to_string(c.cols) + "] x " + std::to_string(c.rows);
 }
 
-bool becomes_halves(DType dtype) {
-  return values_per_block(dtype) > 1 && dtype != DType::q8_0 && dtype != DType::q4_0;
-}
-
 // What rounding a row's activations costs: half a unit of 8 or 11 bits, and the float32 sums.
 double rounding(DType dtype, int cols) {
   double of_type = dtype == DType::f32 ? 0 : dtype == DType::bf16 ? 0x1p-8 : 0x1p-11;
@@ -43,6 +39,7 @@ void check_linear(CudaBackend& backend, const Case& c) {
   Random random(static_cast<std::uint64_t>(c.cols * 100 + c.rows));
   const auto stored = random_matrix("w", c.dtype, c.features, c.cols, 0.1, random);
   const auto weight = backend.load_weight(stored.view());
+  CHECK_IN(where(c), (weight->dtype() != c.dtype) == becomes_halves(c.dtype));
   const auto values = values_of(stored);
   const auto n_x = static_cast<std::size_t>(c.rows * c.cols);
   const auto n_out = static_cast<std::size_t>(c.rows * c.features);
@@ -73,16 +70,22 @@ void check_linear(CudaBackend& backend, const Case& c) {
 TEST(cuda_linear_agrees_with_float64) {
   CudaBackend backend(0);
   for (const DType dtype : kTypes) {
+    const auto whole = [&](int cols) { return whole_blocks(dtype, cols); };
     for (const int cols : {32, 64, 96, 320}) {
-      check_linear(backend, {dtype, 40, cols, 3, true, false});
+      if (cols == 32 || whole(cols) != whole(32)) {
+        check_linear(backend, {dtype, 40, whole(cols), 3, true, false});
+      }
     }
     for (const int rows : {1, 7, 8, 9, 16, 17, 32, 33, 64, 65, 130}) {
-      check_linear(backend, {dtype, 130, 64, rows, false, true});
+      check_linear(backend, {dtype, 130, whole(64), rows, false, true});
     }
-    check_linear(backend, {dtype, 1, 32, 1, true, true});
-    check_linear(backend, {dtype, 128, 1024, 9, true, true});  // in several splits
+    check_linear(backend, {dtype, 1, whole(32), 1, true, true});
+    // In several splits, of which some begin within a super-block.
+    check_linear(backend, {dtype, 128, 1024, 9, true, true});
     check_linear(backend, {dtype, 257, 2048, 2, false, false});
-    check_linear(backend, {dtype, 20, 8256, 2, false, false});  // rows prepared in several strips
+    check_linear(backend, {dtype, 130, 2304, 20, false, false});
+    // Rows prepared in several strips.
+    check_linear(backend, {dtype, 20, whole(8256), 2, false, false});
   }
   for (const DType dtype : kDTypes) {
     if (!becomes_halves(dtype)) continue;
@@ -100,24 +103,27 @@ TEST(cuda_linear_of_many_rows_agrees_with_float64) {
   CudaBackend backend(0);
   for (const DType dtype : kTypes) {
     for (const int rows : {65, 128, 129, 200, 300, 513}) {
-      check_linear(backend, {dtype, many_features(rows), 96, rows, rows != 129, rows == 129});
+      check_linear(backend, {dtype, many_features(rows), whole_blocks(dtype, 96), rows, rows != 129,
+                             rows == 129});
     }
     for (const int cols : {32, 64, 128, 192, 448}) {  // fewer chunks than stages, as many, and more
-      check_linear(backend, {dtype, many_features(66), cols, 66, true, true});
+      if (cols % values_per_block(dtype) != 0 && cols != 448) continue;
+      check_linear(backend, {dtype, many_features(66), whole_blocks(dtype, cols), 66, true, true});
     }
   }
 }
 
-// In either width of tile; and where no inputs are split, as 160 never are, few rows as well.
+// In either width of tile; and where no inputs are split, as 160 and 256 never are, few rows as
+// well.
 TEST(cuda_many_rows_are_the_same_bits_in_any_company) {
   CudaBackend backend(0);
   for (const DType dtype : kTypes) {
     Random random(9);
-    constexpr int cols = 160;
+    const int cols = whole_blocks(dtype, 160);
     const int features = many_features(65);
     const auto stored = random_matrix("w", dtype, features, cols, 0.1, random);
     const auto weight = backend.load_weight(stored.view());
-    const auto x = random.floats(600 * cols, -2, 2);
+    const auto x = random.floats(static_cast<std::size_t>(600 * cols), -2, 2);
     const auto run = [&](int first, int n) {
       const auto begin = x.begin() + first * cols;
       return multiply(backend, *weight, {dtype, features, cols, n, false, false},
@@ -138,7 +144,7 @@ TEST(cuda_rows_are_the_same_bits_in_any_company) {
   CudaBackend backend(0);
   for (const DType dtype : kTypes) {
     Random random(6);
-    const Case all{dtype, 140, 1056, 70, false, false};
+    const Case all{dtype, 140, whole_blocks(dtype, 1056), 70, false, false};
     const auto stored = random_matrix("w", dtype, all.features, all.cols, 0.1, random);
     const auto weight = backend.load_weight(stored.view());
     const auto x = random.floats(static_cast<std::size_t>(all.rows * all.cols), -2, 2);
@@ -161,13 +167,18 @@ TEST(cuda_rows_are_the_same_bits_in_any_company) {
 // Several weights on one input, of one type and of different ones, behind RMSNorm and SwiGLU.
 TEST(cuda_linear_norms_gates_and_groups) {
   CudaBackend backend(0);
-  constexpr int cols = 160;
   Random random(7);
-  const auto x = random.floats(150 * cols, -3, 3), up = random.floats(150 * cols, -2, 2);
-  const auto norm = random.floats(cols, 0.5, 2);
-  const Buffer x_buffer = backend.upload(x), up_buffer = backend.upload(up),
-               norm_buffer = backend.upload(norm);
-  for (const auto& [rows, gated] : {std::pair{11, false}, {11, true}, {150, false}, {150, true}}) {
+  for (const auto& [rows, cols, gated] : {std::tuple{11, 160, false},
+                                          {11, 160, true},
+                                          {150, 160, false},
+                                          {150, 160, true},
+                                          {11, 256, false},
+                                          {150, 256, true}}) {
+    const auto n = static_cast<std::size_t>(rows * cols);
+    const auto x = random.floats(n, -3, 3), up = random.floats(n, -2, 2);
+    const auto norm = random.floats(static_cast<std::size_t>(cols), 0.5, 2);
+    const Buffer x_buffer = backend.upload(x), up_buffer = backend.upload(up),
+                 norm_buffer = backend.upload(norm);
     std::vector<double> input;
     for (int row = 0; row < rows; ++row) {
       double squares = 0;
@@ -181,10 +192,15 @@ TEST(cuda_linear_norms_gates_and_groups) {
                                     norm[static_cast<std::size_t>(k)]);
       }
     }
-    for (const std::vector<DType>& types : std::vector<std::vector<DType>>{
-             {DType::bf16, DType::bf16, DType::bf16},
-             {DType::q8_0, DType::f16, DType::q8_0, DType::f32, DType::bf16, DType::q4_0},
-             {DType::f16, DType::f16, DType::f16, DType::f16}}) {
+    const std::vector<std::vector<DType>> mixes = {
+        {DType::bf16, DType::bf16, DType::bf16},
+        {DType::q8_0, DType::f16, DType::q8_0, DType::f32, DType::bf16, DType::q4_0},
+        {DType::f16, DType::f16, DType::f16, DType::f16}};
+    const std::vector<std::vector<DType>> mixes_of_k_quants = {
+        {DType::q4_k, DType::q4_k, DType::q6_k},
+        {DType::bf16, DType::q8_0, DType::q6_k, DType::q3_k, DType::q5_k, DType::f32}};
+    for (const std::vector<DType>& types :
+         cols % kSuperGroupSize == 0 ? mixes_of_k_quants : mixes) {
       std::vector<StoredTensor> stored;
       std::vector<std::unique_ptr<Weight>> weights;
       std::vector<Buffer> outs;
@@ -227,13 +243,14 @@ TEST(cuda_linear_norms_gates_and_groups) {
 // Rows as large or as small as float32 allows, and rows that are not numbers.
 TEST(cuda_linear_takes_any_size_of_row_and_passes_on_what_is_not_finite) {
   CudaBackend backend(0);
-  constexpr int cols = 64, features = 20;
+  constexpr int features = 20;
   for (const DType dtype : kTypes) {
     Random random(3);
+    const int cols = whole_blocks(dtype, 64);
     const auto stored = random_matrix("w", dtype, features, cols, 0.1, random);
     const auto weight = backend.load_weight(stored.view());
-    const auto base = random.floats(cols, -1, 1);
-    std::vector<float> x(5 * cols);
+    const auto base = random.floats(static_cast<std::size_t>(cols), -1, 1);
+    std::vector<float> x(static_cast<std::size_t>(5 * cols));
     const float factors[] = {1, 1e30f, 1e-30f, 3e5f, 0};
     for (int row = 0; row < 5; ++row) {
       for (int k = 0; k < cols; ++k) {
@@ -254,7 +271,7 @@ TEST(cuda_linear_takes_any_size_of_row_and_passes_on_what_is_not_finite) {
     }
     for (const float bad : {NAN, INFINITY, -INFINITY}) {
       auto damaged = x;
-      damaged[cols + 37] = bad;
+      damaged[static_cast<std::size_t>(cols + 37)] = bad;
       const auto passed_on = multiply(backend, *weight, c, damaged, {}, before);
       for (int i = 0; i < 5 * features; ++i) {
         CHECK_IN(where(c),
@@ -267,7 +284,8 @@ TEST(cuda_linear_takes_any_size_of_row_and_passes_on_what_is_not_finite) {
 TEST(cuda_embeddings_are_the_stored_rows) {
   CudaBackend backend(0);
   for (const DType dtype : kTypes) {
-    for (const int cols : {32, 96, 128}) {
+    for (const int cols : {whole_blocks(dtype, 32), 96, 128, 768}) {
+      if (cols % values_per_block(dtype) != 0) continue;
       Random random(8);
       const auto table = random_matrix("token_embd.weight", dtype, 150, cols, 0.1, random);
       const auto values = values_of(table);
@@ -294,15 +312,38 @@ TEST(cuda_weights_that_are_not_finite_are_named) {
   CudaBackend backend(0);
   for (const DType dtype : kTypes) {
     Random random(2);
-    auto tensor = random_matrix("blk.3.attn_q.weight", dtype, 200, 64, 0.1, random);
-    backend.load_weight(tensor.view());
-    const std::size_t row_bytes = tensor.bytes.size() / 200;
+    const auto whole =
+        random_matrix("blk.3.attn_q.weight", dtype, 200, whole_blocks(dtype, 64), 0.1, random);
+    backend.load_weight(whole.view());
+    const std::size_t row_bytes = whole.bytes.size() / 200;
     std::uint16_t half = 0x7e01;
     if (dtype == DType::bf16 || dtype == DType::f32) half = 0x7fc1;
-    const std::size_t at = 170 * row_bytes + (dtype == DType::f32 ? 2 : 0);
-    std::memcpy(tensor.bytes.data() + at, &half, 2);
-    CHECK_THROWS_WITH(backend.load_weight(tensor.view()),
-                      "tensor blk.3.attn_q.weight: row 170 holds NaN or infinity");
+    const auto places = dtype == DType::f32 ? std::vector<std::size_t>{2} : halves_of(dtype);
+    for (const std::size_t place : places) {
+      StoredTensor tensor = whole;
+      std::memcpy(tensor.bytes.data() + 170 * row_bytes + place, &half, 2);
+      CHECK_THROWS_WITH(backend.load_weight(tensor.view()),
+                        "tensor blk.3.attn_q.weight: row 170 holds NaN or infinity");
+    }
+  }
+}
+
+// What is said before anything is loaded, and near the file's size where the type is read as it is:
+// six-bit scales get bytes, and rows whole blocks of 128.
+TEST(cuda_weights_take_what_was_said) {
+  CudaBackend backend(0);
+  Random random(5);
+  for (const DType dtype : kDTypes) {
+    for (const auto& [rows, cols] : {std::pair{256, 1024}, {3, 256}, {129, 768}}) {
+      const auto stored = random_matrix("w", dtype, rows, cols, 0.1, random);
+      const auto weight = backend.load_weight(stored.view());
+      const auto size = static_cast<double>(PackedWeight::of(*weight).size());
+      CHECK_EQ(size, backend.weight_bytes(dtype, rows, cols));
+      if (rows == 256 && !becomes_halves(dtype)) {
+        const auto in_file = static_cast<double>(stored.bytes.size());
+        CHECK_IN(std::string(name(dtype)), size >= in_file && size <= 1.03 * in_file);
+      }
+    }
   }
 }
 

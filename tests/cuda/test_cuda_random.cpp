@@ -28,7 +28,7 @@ TEST(cuda_random_weights_are_the_cpus) {
     const Buffer expected = embed_all(cpu, *on_cpu);
     const auto on_gpu = gpu.random_weight(dtype, kRows, kCols, 3);
     const auto got = gpu.download(embed_all(gpu, *on_gpu).get(), kRows * kCols);
-    // K-quants become halves: subnormal ones where they are small.
+    // What becomes halves: subnormal ones where it is small.
     const bool rounds = on_gpu->dtype() != dtype;
     for (std::size_t i = 0; i < got.size(); ++i) {
       const double value = expected.get()[i];

@@ -328,6 +328,11 @@ T atomicAdd(T* at, T value) {
   *at = before + value;
   return before;
 }
+inline unsigned atomicOr(unsigned* at, unsigned value) {
+  const unsigned before = *at;
+  *at = before | value;
+  return before;
+}
 inline int atomicMax(int* at, int value) {
   const int before = *at;
   *at = std::max(before, value);

@@ -53,6 +53,7 @@ class GuardedPages {
 struct Copy {
   void* to;
   const void* from;
+  unsigned bytes;
   bool real;
 };
 
@@ -192,9 +193,9 @@ void run_fiber_body() {
 void finish_copies(const std::vector<Copy>& copies) {
   for (const Copy& copy : copies) {
     if (copy.real) {
-      std::memcpy(copy.to, copy.from, 16);
+      std::memcpy(copy.to, copy.from, copy.bytes);
     } else {
-      std::memset(copy.to, 0, 16);
+      std::memset(copy.to, 0, copy.bytes);
     }
   }
 }
@@ -349,12 +350,12 @@ void prefetch(const void* global) {
   ++prefetches;
 }
 
-void copy_async(void* to, const void* from, bool real) {
-  if (reinterpret_cast<std::uintptr_t>(to) % 16 != 0)
-    stop("a copy to an address not a multiple of 16");
-  if (reinterpret_cast<std::uintptr_t>(from) % 16 != 0)
-    stop("a copy from one not a multiple of 16");
-  const Copy copy{to, from, real};
+void copy_async(void* to, const void* from, unsigned bytes, bool real) {
+  if (reinterpret_cast<std::uintptr_t>(to) % bytes != 0)
+    stop("a copy to an address not a multiple of its bytes");
+  if (reinterpret_cast<std::uintptr_t>(from) % bytes != 0)
+    stop("a copy from one not a multiple of its bytes");
+  const Copy copy{to, from, bytes, real};
   if (options().order == Order::descending) finish_copies({copy});
   current->copies.push_back(copy);
 }

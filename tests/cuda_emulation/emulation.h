@@ -52,7 +52,7 @@ void meet_warp(const char* kind, void* mine, WarpWork work);
 std::uint64_t shuffle_bits(std::uint64_t mine, int from);
 
 void prefetch(const void* global);  // must be there to be read
-void copy_async(void* shared, const void* global, bool real);
+void copy_async(void* shared, const void* global, unsigned bytes, bool real);
 void commit_copies();
 void wait_copies(int youngest);
 

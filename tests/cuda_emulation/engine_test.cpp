@@ -105,9 +105,9 @@ TEST(cuda_auto_says_once_that_it_is_unproven) {
   CHECK_EQ(said_by("cuda"), std::string());
 }
 
-// 2.5 million values, of 4.5 bits each in the file; on the GPU matrices have whole blocks of 128
+// 2.5 million values, of 3.4 bits each in the file; on the GPU matrices have whole blocks of 128
 // rows.
-TEST(cuda_says_what_k_quants_become) {
+TEST(cuda_says_what_types_become_that_it_does_not_read) {
   const auto said_by = [](std::uint32_t type) {
     const MemoryFile file(
         complete_model({"qwen3", 1, 256, 3072, 4, 1, 64, 9, {type}, true, false, true}).build());
@@ -116,10 +116,13 @@ TEST(cuda_says_what_k_quants_become) {
     return said;
   };
   CHECK_EQ(
-      said_by(gguf_tensor::q4_k),
-      std::string("note: device cuda keeps weights of q4_k as f16: 2 MiB of the file are 5 MiB of "
+      said_by(gguf_tensor::q3_k),
+      std::string("note: device cuda keeps weights of q3_k as f16: 2 MiB of the file are 5 MiB of "
                   "the GPU's memory\n"));
-  CHECK_EQ(said_by(gguf_tensor::q4_0), std::string());
+  for (const std::uint32_t type :
+       {gguf_tensor::q4_0, gguf_tensor::q4_k, gguf_tensor::q5_k, gguf_tensor::q6_k}) {
+    CHECK_EQ(said_by(type), std::string());
+  }
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "backend/cuda/cuda.h"
+#include "backend/cuda/formats.h"
 #include "backend/cuda/kv.h"
 #include "core/error.h"
 
@@ -16,6 +17,12 @@ constexpr int kMaxGraphRows = 128;
 constexpr std::size_t kRowMetadataBytes = 512;  // with room to spare
 
 __global__ void code_probe() {}
+
+bool has_mins(DType dtype) {
+  bool has = false;
+  with_format(dtype, [&](auto format) { has = decltype(format)::kHasMins; });
+  return has;
+}
 
 std::string why_unusable(int device) {
   cudaDeviceProp properties;
@@ -107,6 +114,10 @@ std::size_t CudaBackend::free_memory() const {
   std::size_t available = 0, total = 0;
   check(cudaMemGetInfo(&available, &total), "asking for its free memory");
   return available;
+}
+
+double CudaBackend::weight_bytes(DType dtype, double rows, double cols) const {
+  return packed_bytes(dtype, rows, cols);
 }
 
 std::unique_ptr<Weight> CudaBackend::load_weight(const Tensor& tensor) {
@@ -320,7 +331,7 @@ CudaBackend::Activations CudaBackend::prepare(const Input& input, std::span<cons
   const std::size_t n = rows * static_cast<std::size_t>(args.padded_cols);
   const bool as_it_is =
       source_rows == nullptr && input.norm_weight == nullptr && input.up == nullptr;
-  Activations x{input.x, nullptr, nullptr};
+  Activations x{input.x, nullptr, nullptr, nullptr};
   for (const Linear& l : linears) {
     switch (l.weight->dtype()) {
       case DType::f32:
@@ -330,6 +341,9 @@ CudaBackend::Activations CudaBackend::prepare(const Input& input, std::span<cons
       default:
         x.halves = args.halves = grown<std::uint16_t>(halves_, n);
         args.half_scale = grown<float>(half_scales_, rows);
+        if (has_mins(l.weight->dtype())) {
+          x.step_sums = args.step_sums = grown<float>(step_sums_, n / kStepInputs);
+        }
         break;
     }
   }
@@ -380,6 +394,7 @@ void CudaBackend::multiply_type(DType dtype, const Activations& x, std::span<con
     } else {
       args.x = x.halves;
       args.row_scale = half_scales_.memory.as<float>();
+      args.step_sums = x.step_sums;
     }
   }
   launch_parts(dtype, args);
@@ -388,9 +403,7 @@ void CudaBackend::multiply_type(DType dtype, const Activations& x, std::span<con
 // Weights of one type share a launch.
 void CudaBackend::multiply(const Activations& x, std::span<const Linear> linears, int n_rows,
                            bool accumulate, const HeadRuns& runs) {
-  for (const DType dtype : {DType::f32, DType::f16, DType::bf16, DType::q8_0, DType::q4_0}) {
-    multiply_type(dtype, x, linears, n_rows, accumulate, runs);
-  }
+  for (const DType dtype : kDTypes) multiply_type(dtype, x, linears, n_rows, accumulate, runs);
 }
 
 void CudaBackend::linear(const Input& input, std::span<const Linear> linears, bool accumulate,

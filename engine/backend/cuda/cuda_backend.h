@@ -29,6 +29,7 @@ class CudaBackend : public Backend {
   Peaks measure_peaks() override;
   ForwardProfile profile(const std::function<void()>& forward) override;
   std::vector<std::string> notes() const override;
+  double weight_bytes(DType dtype, double rows, double cols) const override;
 
   std::unique_ptr<Weight> load_weight(const Tensor& tensor) override;
   std::unique_ptr<Weight> random_weight(DType dtype, int rows, int cols,
@@ -81,6 +82,7 @@ class CudaBackend : public Backend {
     const float* values;
     std::uint16_t* bf16;
     std::uint16_t* halves;
+    float* step_sums;
   };
 
   int n_rows() const { return n_rows_; }
@@ -165,6 +167,7 @@ class CudaBackend : public Backend {
   Scratch bf16_{"activations"};
   Scratch halves_{"activations"};
   Scratch half_scales_{"activations"};
+  Scratch step_sums_{"activations"};
   Scratch linear_partials_{"partial sums"};
   Scratch linear_counters_{"partial sums"};
   Scratch low_rank_{"an adapter's products"};

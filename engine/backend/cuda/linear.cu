@@ -7,12 +7,17 @@
 // at one multiprocessor of an H100 (14.5 bytes each), in which each of its four schedulers has to
 // issue one warp's instructions (of the code for sm_90):
 //            arrives in   8 rows   16    32    64
-//   bf16        1130          76   88   104   145
-//   q8_0         600         195  217   277   385
-//   q4_0         320         169  193   245   357
+//   bf16        1130          78   86   104   145
+//   q8_0         600         193  220   298   385
+//   q6_k         463         331  371   481   629
+//   q5_k         397         343  370   449   634
+//   q4_k         327         275  304   399   568
+//   q4_0         320         170  193   280   357
 // At 64 rows, the tensor cores take 6.5 cycles for each of a warp's 64 products, 416; and shared
 // memory, at 128 bytes a cycle, 380, 320 and 290 for the weights once and the rows once for each
-// warp. So only q4_0 at 64 rows is limited by anything but memory.
+// warp of bf16, q8_0 and q4_0. So q4_0 at 64 rows is limited by something else than memory, and
+// K-quants from 32 rows on are by instructions: eight scale the sums of two products, four of other
+// quants. As f16 they would take 1130.
 #include "backend/cuda/linear.h"
 
 #include <algorithm>
@@ -175,8 +180,7 @@ void add_launch(Tape& tape, DType dtype, const LinearArgs& args) {
       .z = ceil_div(args.n_rows, kGroups * kRowGroup),
       .threads = kThreads,
       .shared_bytes = n_stages<Format, kGroups>() * kTileStageBytes<Format, FewRows<kGroups>>};
-  tape.add(matmul_work(dtype, args, Format::kStageBytes), linear_kernel<Format, kGroups>, grid,
-           args);
+  tape.add(matmul_work(dtype, args), linear_kernel<Format, kGroups>, grid, args);
 }
 
 // The fewest groups of eight rows that hold all; beyond 64 rows, tiles of 64.
@@ -198,8 +202,8 @@ int choose_splits(int n_blocks, int n_chunks, int wanted_blocks) {
   return std::clamp(wanted_blocks / n_blocks, 1, std::max(1, n_chunks / 4));
 }
 
-Work matmul_work(DType dtype, const LinearArgs& args, int stage_bytes) {
-  Work work{name(dtype), static_cast<double>(args.n_blocks) * args.n_chunks * stage_bytes,
+Work matmul_work(DType dtype, const LinearArgs& args) {
+  Work work{name(dtype), packed_bytes(dtype, args.n_blocks * double{kBlockFeatures}, args.cols),
             args.cols};
   for (int i = 0; i < args.n_parts; ++i) work.features += args.parts[i].features;
   return work;
@@ -214,14 +218,9 @@ LinearScratch linear_scratch(const LinearArgs& args) {
 }
 
 void linear(Tape& tape, DType dtype, const LinearArgs& args) {
-  switch (dtype) {
-    case DType::f16: return add_launch<F16Format>(tape, dtype, args);
-    case DType::bf16: return add_launch<BF16Format>(tape, dtype, args);
-    case DType::q8_0: return add_launch<Q8Format>(tape, dtype, args);
-    case DType::q4_0: return add_launch<Q4Format>(tape, dtype, args);
-    default: break;
-  }
-  tape.add(matmul_work(dtype, args, kBlockFeatures * kChunk * 4), linear_f32_kernel,
+  const auto add = [&](auto format) { add_launch<decltype(format)>(tape, dtype, args); };
+  if (with_format(dtype, add)) return;
+  tape.add(matmul_work(dtype, args), linear_f32_kernel,
            {.x = args.n_blocks,
             .z = ceil_div(args.n_rows, kRowGroup),
             .threads = kThreads,

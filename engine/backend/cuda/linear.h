@@ -34,6 +34,7 @@ struct LinearArgs {
   LinearPart parts[kMaxParts];
   const void* x;           // [rows, padded cols] of halves or bf16, or [rows, cols] of floats
   const float* row_scale;  // [rows], or null: 1
+  const float* step_sums;  // [rows, padded cols / 32], of x; where weights have minima
   HeadRuns head;
   float* partials;     // [row tiles][blocks][splits][128 features][rows of a tile]
   unsigned* counters;  // [row tiles][blocks], 0 between two kernels
@@ -71,8 +72,8 @@ LinearScratch linear_scratch(const LinearArgs& args);
 // beside it.
 int choose_splits(int n_blocks, int n_chunks, int wanted_blocks);
 
-// For profiles: the weights, stage_bytes for 64 inputs of a block.
-Work matmul_work(DType dtype, const LinearArgs& args, int stage_bytes);
+// For profiles: the weights, stored as their type is.
+Work matmul_work(DType dtype, const LinearArgs& args);
 
 // Whether many rows are worth the second family (not in float32), and its launch.
 bool prefill_pays(DType dtype, const LinearArgs& args, const DeviceShape& device);

@@ -41,8 +41,14 @@ struct TileShape {
   __device__ static int row_warp() { return static_cast<int>(threadIdx.x) / kWarp / kFeatureWarps; }
 };
 
+// A stage in shared memory: weights, what their super-block shares, rows, and of each the sums of
+// both steps, which minima multiply.
+template <typename Format>
+constexpr int kWeightBytes = Format::kStageBytes + Format::kSuperBytes;
+inline constexpr int kRowSumBytes = kChunkSteps * 4;
 template <typename Format, typename Shape>
-constexpr int kTileStageBytes = Format::kStageBytes + Shape::kRows * kChunkBytes;
+constexpr int kTileStageBytes =
+    kWeightBytes<Format> + Shape::kRows * (kChunkBytes + (Format::kHasMins ? kRowSumBytes : 0));
 
 struct Tile {  // what a thread block computes
   const LinearPart* part;
@@ -66,8 +72,13 @@ class Copies {
  public:
   __device__ Copies(const LinearArgs& a, const Tile& tile, int first_chunk)
       : pitch_(Index{a.n_chunks} * kChunkBytes), real_rows_(tile.n_rows - first_row()) {
-    const Index stage = Index{tile.block} * a.n_chunks + first_chunk;
-    weights_ = tile.part->weight + stage * Format::kStageBytes + first_byte();
+    weights_ = tile.part->weight + tile.block * stage_at<Format>(a.n_chunks) +
+               stage_at<Format>(first_chunk) + first_byte();
+    if constexpr (Format::kSuperBytes > 0) chunk_ = first_chunk % kSuperChunks;
+    if constexpr (Format::kHasMins) {
+      row_sums_ = reinterpret_cast<const std::uint8_t*>(a.step_sums) +
+                  ((Index{tile.first_row} + threadIdx.x) * a.n_chunks + first_chunk) * kRowSumBytes;
+    }
     rows_ = static_cast<const std::uint8_t*>(a.x) + (tile.first_row + first_row()) * pitch_ +
             Index{first_chunk} * kChunkBytes + first_byte() % kStepBytes;
   }
@@ -79,7 +90,7 @@ class Copies {
     start_weights(stage, [policy](void* to, const void* from) { copy_async(to, from, policy); });
   }
 
-  // The next so many stages of weights, into L2.
+  // The next so many stages of weights, into L2; of a K-quant, a few bytes less.
   __device__ void prefetch_weights(int n_stages) const {
     constexpr int kLine = 128, kAtOnce = Shape::kThreads * kLine;
     const std::uint8_t* next = weights_ - first_byte();
@@ -91,7 +102,7 @@ class Copies {
 
   __device__ void start_rows(std::uint8_t* stage) {
     constexpr int kAtOnce = Shape::kThreads * kPieceBytes / kStepBytes;
-    std::uint8_t* to = stage + Format::kStageBytes + first_byte();
+    std::uint8_t* to = stage + kWeightBytes<Format> + first_byte();
     const std::uint8_t* from = rows_;
 #pragma unroll
     for (int row = 0; row < Shape::kRows; row += kAtOnce) {
@@ -105,6 +116,15 @@ class Copies {
       from += kAtOnce * pitch_;
     }
     rows_ += kChunkBytes;
+    if constexpr (Format::kHasMins) {
+      static_assert(Shape::kRows <= Shape::kThreads);
+      const int row = static_cast<int>(threadIdx.x);
+      if (row < Shape::kRows) {
+        std::uint8_t* sums = stage + kWeightBytes<Format> + Shape::kRows * kChunkBytes;
+        copy_eight_async(sums + row * kRowSumBytes, row_sums_, row - first_row() < real_rows_);
+      }
+      row_sums_ += kRowSumBytes;
+    }
   }
 
  private:
@@ -117,6 +137,16 @@ class Copies {
         copy(stage + first_byte() + at, weights_ + at);
       }
     }
+    if constexpr (Format::kSuperBytes > 0) {
+      // With every stage, so that one is all that its products need: three times of four from L2.
+      static_assert(Format::kSuperBytes <= kAtOnce);
+      if (first_byte() < Format::kSuperBytes) {
+        copy(stage + Format::kStageBytes + first_byte(),
+             weights_ + (kSuperChunks - chunk_) * Format::kStageBytes);
+      }
+      chunk_ = (chunk_ + 1) % kSuperChunks;
+      if (chunk_ == 0) weights_ += Format::kSuperBytes;
+    }
     weights_ += Format::kStageBytes;
   }
 
@@ -127,14 +157,27 @@ class Copies {
   int real_rows_;
   const std::uint8_t* weights_;
   const std::uint8_t* rows_;
+  [[maybe_unused]] const std::uint8_t* row_sums_;
+  [[maybe_unused]] int chunk_;  // of its super-block
 };
+
+// Of two rows, with the features g and g + 8.
+__device__ inline void add_scaled(float (&sum)[4], const float (&products)[4],
+                                  const float (&scale)[2]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) sum[i] = fmaf(products[i], scale[i / 2], sum[i]);
+}
 
 // In one order for every shape: so a row's result does not depend on the tile it is in.
 template <typename Format, typename Shape>
 __device__ void multiply_stage(const std::uint8_t* stage, typename Shape::Sums& sums) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const std::uint8_t* rows = stage + Format::kStageBytes +
+  const std::uint8_t* rows = stage + kWeightBytes<Format> +
                              Shape::row_warp() * Shape::kWarpRows * kStepBytes + lane * kPieceBytes;
+  // Of the lane's two rows of a group, both steps'.
+  [[maybe_unused]] const std::uint8_t* row_sums =
+      stage + kWeightBytes<Format> + Shape::kRows * kChunkBytes +
+      (Shape::row_warp() * Shape::kWarpRows + lane % 4 * 2) * kRowSumBytes;
   // Where sums leave few registers, a step's quants wait until the last step's products are done.
   constexpr bool kFull = sizeof(sums) / sizeof(float) == 128;
   [[maybe_unused]] constexpr int kStepsAtOnce = kFull && Format::kScaled ? 1 : kChunkSteps;
@@ -151,20 +194,30 @@ __device__ void multiply_stage(const std::uint8_t* stage, typename Shape::Sums& 
       const int tile = Shape::feature_warp() * Shape::kWarpTiles + t;
       TileOperand weights;
       Format::load(stage, tile, step, lane, weights);
-      std::uint32_t scales = 0;
-      if constexpr (Format::kScaled) scales = Format::scales(stage, tile, step, lane);
+      [[maybe_unused]] Factors factors{};
+      if constexpr (Format::kScaled) {
+        factors = Format::factors(stage, stage + Format::kStageBytes, tile, step, lane);
+      }
 #pragma unroll
       for (int group = 0; group < Shape::kGroups; ++group) {
         float (&sum)[4] = sums[t][group];
         if constexpr (Format::kScaled) {
-          const float low = low_half(scales), high = high_half(scales);
           float products[4] = {};
           Format::multiply(products, weights[0], row[group].x, row[group].y);
+          if constexpr (Format::kTwoScales) {
+            add_scaled(sum, products, factors.scale[0]);
+            for (float& product : products) product = 0;
+          }
           Format::multiply(products, weights[1], row[group].z, row[group].w);
-          sum[0] = fmaf(products[0], low, sum[0]);
-          sum[1] = fmaf(products[1], low, sum[1]);
-          sum[2] = fmaf(products[2], high, sum[2]);
-          sum[3] = fmaf(products[3], high, sum[3]);
+          add_scaled(sum, products, factors.scale[Format::kTwoScales ? 1 : 0]);
+          if constexpr (Format::kHasMins) {
+            const uint4 of_rows =
+                *reinterpret_cast<const uint4*>(row_sums + group * kRowGroup * kRowSumBytes);
+            const float first = __uint_as_float(step == 0 ? of_rows.x : of_rows.y);
+            const float second = __uint_as_float(step == 0 ? of_rows.z : of_rows.w);
+            const float of_both[4] = {first, second, first, second};
+            add_scaled(sum, of_both, {-factors.min[0], -factors.min[1]});
+          }
         } else {
           Format::multiply(sum, weights[0], row[group].x, row[group].y);
           Format::multiply(sum, weights[1], row[group].z, row[group].w);

@@ -1,6 +1,7 @@
 #include "backend/cuda/packed_weight.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 
 #include "backend/cuda/formats.h"
@@ -14,17 +15,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr std::size_t kUploadBytes = 64
                                      << 20;  // of a file's rows that are in device memory at once
-
-std::size_t block_bytes(DType dtype, int cols) {  // of 128 features
-  const auto chunks = static_cast<std::size_t>(ceil_div(cols, kChunk));
-  switch (dtype) {
-    case DType::f16:
-    case DType::bf16: return chunks * ShortLayout::kStageBytes;
-    case DType::q8_0: return chunks * Q8Format::kStageBytes;
-    case DType::q4_0: return chunks * Q4Format::kStageBytes;
-    default: return static_cast<std::size_t>(cols) * kBlockFeatures * sizeof(float);
-  }
-}
 
 // Some rows of a tensor as they stand in the file, on the device.
 struct PackArgs {
@@ -75,7 +65,7 @@ __global__ void pack_halves(PackArgs a) {  // a thread: a value
   store_half(a, row, k, bits);
 }
 
-// Exact enough (2^-12), and several times the memory. Blocks of the types lie on even addresses.
+// Exact enough (2^-12), and several times the memory.
 template <DType kType>
 __global__ void pack_as_halves(PackArgs a) {  // a thread: a value
   const Index i = Index{blockIdx.x} * kThreads + threadIdx.x;
@@ -89,49 +79,33 @@ __global__ void pack_as_halves(PackArgs a) {  // a thread: a value
   store_half(a, row, k, bits);
 }
 
-// Of one feature's group of 32: the scale, then the quants.
 template <typename Format>
-__global__ void pack_quants(PackArgs a) {  // a thread: a group
-  const Index i = Index{blockIdx.x} * kThreads + threadIdx.x;
-  if (i >= a.n_threads) return;
-  constexpr bool kNibbles = Format::kStageBytes == Q4Format::kStageBytes;
-  constexpr int kBlockBytes = kNibbles ? sizeof(BlockQ4_0) : sizeof(BlockQ8_0);
-  const int groups = a.cols / kGroupSize;
-  const int row = static_cast<int>(i / groups), k = static_cast<int>(i % groups) * kGroupSize;
-  const Index stage = Index{row / kBlockFeatures} * ceil_div(a.cols, kChunk) + k / kChunk;
-  std::uint8_t* out = a.out + stage * Format::kStageBytes;
-  const std::uint8_t* group = a.source + i * kBlockBytes;
-
-  const std::uint32_t scale = bits_at(group, 2);
-  if (exponent_is_full(scale, 0x7c00u)) atomicMax(a.bad_row, a.first_row + row);
-  const Place first = place_of(row, k);
-  constexpr int kScalesAt = Format::kStageBytes - kQuantScaleBytes;
-  const int scale_at = ((first.tile * 8 + first.lane / 4) * kChunkSteps + first.step) * 2;
-  reinterpret_cast<std::uint16_t*>(out + kScalesAt)[scale_at + first.eight] =
-      static_cast<std::uint16_t>(scale);
-
-  const std::uint8_t* quants = group + 2;
-  for (int j = 0; j < kGroupSize; j += 8) {  // one lane's
-    const Place p = place_of(row, k + j);
-    if constexpr (kNibbles) {
-      std::uint32_t word = 0;
-      for (int n = 0; n < 8; ++n) {
-        const std::uint32_t byte = quants[(j + n) % 16];
-        word |= (j + n < 16 ? byte & 15u : byte >> 4) << Q4Format::shift(n);
-      }
-      *reinterpret_cast<std::uint32_t*>(out + Format::offset(p)) = word;
-    } else {
-      for (int n = 0; n < 8; ++n) {
-        out[Format::offset(p) + n] = static_cast<std::uint8_t>(quants[j + n] ^ 0x80u);
-      }
-    }
+__device__ bool is_finite(const typename Format::Type::Block& block) {
+  if constexpr (Format::kHasMins) {
+    if (!half_is_finite(block.min)) return false;
   }
+  return half_is_finite(block.scale);
 }
 
-// Quantised types but two, of which a kernel reads the quants, become halves.
+// Blocks of the types lie on even addresses.
+template <typename Format>
+__global__ void pack_quants(PackArgs a) {  // a thread: a group of 32
+  const Index i = Index{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= a.n_threads) return;
+  using Block = typename Format::Type::Block;
+  constexpr int kGroups = values_per_block(Format::kType) / kGroupSize;
+  const int groups = a.cols / kGroupSize;
+  const int row = static_cast<int>(i / groups), k = static_cast<int>(i % groups) * kGroupSize;
+  const Block& block = reinterpret_cast<const Block*>(a.source)[i / kGroups];
+  if (!is_finite<Format>(block)) atomicMax(a.bad_row, a.first_row + row);
+  std::uint8_t* out = a.out + row / kBlockFeatures * stage_at<Format>(ceil_div(a.cols, kChunk));
+  Format::store(out + stage_at<Format>(k / kChunk), out + super_at<Format>(k / kChunk),
+                place_of(row, k), block, static_cast<int>(i % kGroups));
+}
+
+// As halves, the types that the kernels do not read.
 DType stored_type(DType dtype) {
-  const bool quants = dtype == DType::q8_0 || dtype == DType::q4_0;
-  return values_per_block(dtype) > 1 && !quants ? DType::f16 : dtype;
+  return dtype == DType::f32 || with_format(dtype, [](auto) {}) ? dtype : DType::f16;
 }
 
 void (*packer(DType dtype))(PackArgs) {
@@ -139,23 +113,38 @@ void (*packer(DType dtype))(PackArgs) {
     case DType::f32: return pack_f32;
     case DType::f16: return pack_halves<0x7c00u>;
     case DType::bf16: return pack_halves<0x7f80u>;
-    case DType::q8_0: return pack_quants<Q8Format>;
-    case DType::q4_0: return pack_quants<Q4Format>;
     default: break;
   }
   void (*kernel)(PackArgs) = nullptr;
-  with_quant_type(dtype, [&](auto type) { kernel = pack_as_halves<type()>; });
+  const bool has_format = with_format(dtype, [&](auto format) {
+    if constexpr (decltype(format)::kScaled) kernel = pack_quants<decltype(format)>;
+  });
+  if (!has_format) {
+    with_quant_type(dtype, [&](auto type) { kernel = pack_as_halves<type()>; });
+  }
   return kernel;
 }
 
 int blocks_for(Index n) { return static_cast<int>((n + kThreads - 1) / kThreads); }
 
-template <typename Format>
-__device__ float packed_value(const EmbedArgs& a, int row, int k) {
-  const Index stage = Index{row / kBlockFeatures} * ceil_div(a.cols, kChunk) + k / kChunk;
-  return Format::value(a.weight + stage * Format::kStageBytes, place_of(row, k));
-}
+struct F32Rows {
+  __device__ static float value(const EmbedArgs& a, int row, int k) {
+    return reinterpret_cast<const float*>(a.weight)[Index{row} * a.cols + k];
+  }
+};
 
+template <typename Format>
+struct PackedRows {
+  __device__ static float value(const EmbedArgs& a, int row, int k) {
+    const int chunk = k / kChunk;
+    const std::uint8_t* block =
+        a.weight + row / kBlockFeatures * stage_at<Format>(ceil_div(a.cols, kChunk));
+    return Format::value(block + stage_at<Format>(chunk), block + super_at<Format>(chunk),
+                         place_of(row, k));
+  }
+};
+
+template <typename Rows>
 __global__ void embed_kernel(EmbedArgs a) {  // a block: some columns of a row
   let_next_kernel_start();
   wait_for_previous_kernel();
@@ -163,28 +152,27 @@ __global__ void embed_kernel(EmbedArgs a) {  // a block: some columns of a row
   const int k = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x);
   if (k >= a.cols) return;
   const int token = a.tokens[row];
-  if (token == kMaskSlot) {
-    a.out[Index{row} * a.cols + k] = a.mask[k];
-    return;
-  }
-  float value = 0;
-  switch (a.dtype) {
-    case DType::f16: value = packed_value<F16Format>(a, token, k); break;
-    case DType::bf16: value = packed_value<BF16Format>(a, token, k); break;
-    case DType::q8_0: value = packed_value<Q8Format>(a, token, k); break;
-    case DType::q4_0: value = packed_value<Q4Format>(a, token, k); break;
-    default: value = reinterpret_cast<const float*>(a.weight)[Index{token} * a.cols + k]; break;
-  }
-  a.out[Index{row} * a.cols + k] = value;
+  a.out[Index{row} * a.cols + k] = token == kMaskSlot ? a.mask[k] : Rows::value(a, token, k);
 }
 
 }  // namespace
+
+// In doubles: what a file says of its tensors may be beyond any memory.
+double packed_bytes(DType dtype, double rows, double cols) {
+  const double blocks = std::ceil(rows / kBlockFeatures), chunks = std::ceil(cols / kChunk);
+  double bytes = cols * kBlockFeatures * sizeof(float);  // of a block
+  with_format(stored_type(dtype), [&](auto format) {
+    using Format = decltype(format);
+    bytes = chunks * Format::kStageBytes + std::floor(chunks / kSuperChunks) * Format::kSuperBytes;
+  });
+  return blocks * bytes;
+}
 
 PackedWeight::PackedWeight(const Tensor& tensor, cudaStream_t stream)
     : Weight(stored_type(tensor.dtype), static_cast<int>(tensor.shape[0]),
              static_cast<int>(tensor.shape[1])) {
   const std::size_t row_bytes = tensor.data.size() / static_cast<std::size_t>(rows());
-  const std::size_t bytes = block_bytes(dtype(), cols());
+  const auto bytes = static_cast<std::size_t>(packed_bytes(dtype(), kBlockFeatures, cols()));
   memory_ = DeviceMemory(bytes * static_cast<std::size_t>(n_blocks()), "a weight");
   check(cudaMemsetAsync(memory_.data(), 0, memory_.size(), stream), "clearing a weight");
 
@@ -196,7 +184,7 @@ PackedWeight::PackedWeight(const Tensor& tensor, cudaStream_t stream)
   int bad = -1;
   check(cudaMemcpyAsync(bad_row.data(), &bad, sizeof bad, cudaMemcpyHostToDevice, stream),
         "loading a weight");
-  const int values_per_thread = values_per_block(dtype());  // a group's, or one
+  const int values_per_thread = values_per_block(dtype()) > 1 ? kGroupSize : 1;
   for (int row = 0; row < rows(); row += rows_at_once) {
     const int n = std::min(rows_at_once, rows() - row);
     check(cudaMemcpyAsync(source.data(),
@@ -219,7 +207,10 @@ PackedWeight::PackedWeight(const Tensor& tensor, cudaStream_t stream)
 }
 
 void embed(Tape& tape, const EmbedArgs& args, int n_rows) {
-  tape.add({"embed"}, embed_kernel,
+  void (*kernel)(EmbedArgs) = embed_kernel<F32Rows>;
+  with_format(args.dtype,
+              [&](auto format) { kernel = embed_kernel<PackedRows<decltype(format)>>; });
+  tape.add({"embed"}, kernel,
            {.x = n_rows, .y = ceil_div(args.cols, kThreads), .threads = kThreads}, args);
 }
 

@@ -7,8 +7,11 @@
 
 namespace sbd::cuda {
 
-// f16, bf16, q8_0 and q4_0 in stages [feature blocks][chunks] (formats.h); f32 row-major; the other
-// quantised types become f16.
+// What a weight of a file's type takes: nearly what it takes there, or as f16.
+double packed_bytes(DType dtype, double rows, double cols);
+
+// In stages [feature blocks][chunks], where formats.h has the type; f32 row-major; the other types
+// become f16.
 class PackedWeight : public Weight {
  public:
   // The tensor's data may be the host's or the device's.

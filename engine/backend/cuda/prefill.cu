@@ -10,9 +10,10 @@
 // two.
 //
 // Weights come out of the same stages as for few rows. A scheduler has 6.5 cycles for a product, in
-// which bf16 takes 1.9 instructions and quants 5.6: one to make halves, two to scale the sums.
-// (Quants also leave no registers for what the copies need: it waits in local memory, some 30 reads
-// and writes for 128 products.)
+// which bf16 takes 1.9 instructions and quants 5: one to make halves, two to scale the sums. Q6_K,
+// Q4_K and Q5_K take 9 to 10, four of which scale sums and add minima, and are limited by these.
+// (Quants also leave no registers for what the copies need: it waits in local memory, some 5 to 15
+// reads and writes for 128 products, and 80 to 150 with minima.)
 //
 // Blocks go down some row tiles of one block of features, then of the next, so that those that run
 // at the same time share weights and rows in L2.
@@ -111,7 +112,7 @@ void add_launch(Tape& tape, DType dtype, const LinearArgs& args, int shared_byte
   static_assert(Shape::kWarpRows * kLogitPitch * sizeof(float) <= 2 * kStageBytes);
   const int n_stages = std::clamp(shared_bytes / kStageBytes, 2, kMaxStages);
   const int n_row_tiles = ceil_div(args.n_rows, Shape::kRows);
-  tape.add(matmul_work(dtype, args, Format::kStageBytes), prefill_kernel<Format, Shape>,
+  tape.add(matmul_work(dtype, args), prefill_kernel<Format, Shape>,
            {.x = args.n_blocks * n_row_tiles,
             .threads = Shape::kThreads,
             .shared_bytes = n_stages * kStageBytes},
@@ -149,12 +150,7 @@ bool prefill_pays(DType dtype, const LinearArgs& args, const DeviceShape& device
 }
 
 void prefill(Tape& tape, DType dtype, const LinearArgs& args, const DeviceShape& device) {
-  switch (dtype) {
-    case DType::f16: return add_launch<F16Format>(tape, dtype, args, device);
-    case DType::bf16: return add_launch<BF16Format>(tape, dtype, args, device);
-    case DType::q8_0: return add_launch<Q8Format>(tape, dtype, args, device);
-    default: return add_launch<Q4Format>(tape, dtype, args, device);
-  }
+  with_format(dtype, [&](auto format) { add_launch<decltype(format)>(tape, dtype, args, device); });
 }
 
 }  // namespace sbd::cuda

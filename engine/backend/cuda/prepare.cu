@@ -113,12 +113,17 @@ __global__ void __launch_bounds__(kMaxThreads)
       a.values[row * a.cols + k] = low;
       if (k + 1 < a.cols) a.values[row * a.cols + k + 1] = high;
     }
-    const Index pair = (row * a.padded_cols + k) / 2;
+    const Index at = row * a.padded_cols + k;
+    const Index pair = (at - k % kStepInputs + place_in_step(k)) / 2;
     if (a.bf16 != nullptr) reinterpret_cast<std::uint32_t*>(a.bf16)[pair] = to_bf16_pair(low, high);
-    if (a.halves != nullptr) {
-      reinterpret_cast<std::uint32_t*>(a.halves)[pair] =
-          to_halves(low * inverse_scale, high * inverse_scale);
-    }
+    if (a.halves == nullptr) return;
+    const std::uint32_t halves = to_halves(low * inverse_scale, high * inverse_scale);
+    reinterpret_cast<std::uint32_t*>(a.halves)[pair] = halves;
+    if (a.step_sums == nullptr) return;
+    // Sixteen lanes have a step, and all of a warp are here: padded columns fill it.
+    float sum = low_half(halves) + high_half(halves);
+    for (int lanes = 8; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(kAllLanes, sum, lanes);
+    if (k % kStepInputs == 0) a.step_sums[at / kStepInputs] = sum;
   });
 }
 

@@ -13,9 +13,10 @@ struct PrepareArgs {
   const float* norm_weight;  // or null
   const int* source_rows;    // [rows] of x, or null: in order
   float* values;             // [rows, cols], or null
-  std::uint16_t* bf16;       // [rows, padded cols], zeros behind cols, or null
-  std::uint16_t* halves;     // likewise, of a row divided by its half_scale, or null
-  float* half_scale;         // [rows]
+  std::uint16_t* bf16;  // [rows, padded cols], zeros behind cols, a step in its own order; or null
+  std::uint16_t* halves;  // likewise, of a row divided by its half_scale, or null
+  float* half_scale;      // [rows]
+  float* step_sums;       // [rows, padded cols / 32] of the halves, or null
   float eps;
   int cols;
   int padded_cols;

@@ -23,6 +23,13 @@ __device__ inline void copy_async(void* shared, const void* global, bool real) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes)
                : "memory");
 }
+// Eight bytes likewise.
+__device__ inline void copy_eight_async(void* shared, const void* global, bool real) {
+  const auto to = static_cast<std::uint32_t>(__cvta_generic_to_shared(shared));
+  const int bytes = real ? 8 : 0;
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(global), "r"(bytes)
+               : "memory");
+}
 
 // How L2 treats what is read once: as a rule, or as the first to be dropped.
 using CachePolicy = std::uint64_t;

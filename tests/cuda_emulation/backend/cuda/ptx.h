@@ -9,14 +9,17 @@ namespace sbd::cuda {
 
 inline std::uint8_t* shared_memory() { return emulation::shared_memory(); }
 inline void copy_async(void* shared, const void* global, bool real) {
-  emulation::copy_async(shared, global, real);
+  emulation::copy_async(shared, global, 16, real);
+}
+inline void copy_eight_async(void* shared, const void* global, bool real) {
+  emulation::copy_async(shared, global, 8, real);
 }
 enum class CachePolicy { normal, evict_first };
 inline CachePolicy cache_policy(bool evict_first) {
   return evict_first ? CachePolicy::evict_first : CachePolicy::normal;
 }
 inline void copy_async(void* shared, const void* global, CachePolicy) {
-  emulation::copy_async(shared, global, true);
+  emulation::copy_async(shared, global, 16, true);
 }
 inline void commit_copies() { emulation::commit_copies(); }
 template <int N>
