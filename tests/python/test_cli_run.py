@@ -286,20 +286,24 @@ def test_every_option_reaches_the_engine(
 
     made: dict[str, Any] = {}
     asked: list[dict[str, Any]] = []
-    make, stream = Engine.__init__, Engine.stream
+    make = Engine.__init__
 
     def recorded_make(self: Engine, *arguments: Any, **named: Any) -> None:
         made.update(signature(make).bind(self, *arguments, **named).arguments)
         make(self, made["path"])
 
-    def recorded_stream(self: Engine, prompt: Any, **named: Any) -> Any:
-        if named["decoder"] == "ntp":  # what eval compares with
-            return stream(self, prompt, **named)
-        asked.append(named)
-        raise SbdValueError("seen enough")
+    def recorded(call: Any) -> Any:
+        def record(self: Engine, prompt: Any, **named: Any) -> Any:
+            if named["decoder"] == "ntp":  # what eval compares with
+                return call(self, prompt, **named)
+            asked.append(named)
+            raise SbdValueError("seen enough")
+
+        return record
 
     monkeypatch.setattr(Engine, "__init__", recorded_make)
-    monkeypatch.setattr(Engine, "stream", recorded_stream)
+    for name in "generate", "stream":
+        monkeypatch.setattr(Engine, name, recorded(getattr(Engine, name)))
     line: list[Any] = ["--tasks", tasks]
     if command == "run":
         line = ["-p", "x", "--ignore-eos", "--json"]
