@@ -293,8 +293,9 @@ py::dict input_squares(Loop& loop, const std::vector<TokenId>& tokens) {
 }
 
 // The best draft where a share of the guesses agrees, for sequences that share forwards of these
-// times by their rows, all alike: its block size, whether it is verified alone, and how much faster
-// than next-token decoding it is. A block size of 1: none is.
+// times by their rows, all alike: its block size, whether it is verified alone, whether the next
+// one is drafted for every outcome, and how much faster than next-token decoding it is. A block
+// size of 1: none is.
 py::tuple best_lossless(const std::map<int, double>& ms_by_rows, double agreement, int sequences) {
   ForwardCosts costs;
   for (const auto& [rows, ms] : ms_by_rows) costs.record(rows, ms);
@@ -303,8 +304,9 @@ py::tuple best_lossless(const std::map<int, double>& ms_by_rows, double agreemen
       ms, kMaxDraft, costs.max_rows() / sequences, [&](int) { return agreement; },
       /*refinement=*/0, /*known=*/false);
   const double speedup = best.ms > 0 ? best.rate() * ms(1) : 0;
-  if (speedup <= 1) return py::make_tuple(1, false, 1.0);
-  return py::make_tuple(best.draft.size, best.draft.alone, speedup);
+  if (speedup <= 1) return py::make_tuple(1, false, false, 1.0);
+  return py::make_tuple(best.draft.size, best.draft.begins == Begins::alone,
+                        best.draft.begins == Begins::every, speedup);
 }
 
 // What is in a model file, without loading its weights into an engine.

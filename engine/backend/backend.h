@@ -55,26 +55,23 @@ struct HeadShape {
   int head_dim;
 };
 
-// The rows of one sequence are consecutive in a forward, and so are their positions.
+// The rows of one sequence are consecutive in a forward, and so are their places in its cache.
 struct SequenceRows {
   KvStorage* kv;
   int first_row;
   int n_rows;
 };
 
-// Rows [begin, end) of a forward.
-struct RowRange {
-  int begin;
-  int end;
-};
-
 struct ForwardRows {
   std::span<const TokenId> tokens;  // [rows]
   std::span<const int> positions;   // [rows], absolute in the row's sequence
-  std::span<const int> kv_end;      // [rows], keys the row sees: positions [0, kv_end)
+  std::span<const int> kv_end;      // [rows], keys the row sees: places [0, kv_end)
   std::span<const SequenceRows> sequences;
   std::span<const float> query_scale = {};  // [rows], on the rotated queries; none where empty
-  std::span<const RowRange> adapted = {};   // rows that adapters change, ascending
+  std::span<const Interval> adapted = {};   // rows that adapters change, ascending
+  // Where rows go on from within those before them; else empty.
+  std::span<const int> places = {};  // [rows], where in the cache its keys go, if not its position
+  std::span<const Interval> unseen = {};  // [rows], places below kv_end that the row does not see
 };
 
 // What a matmul reads: rows x [*, cols], as they are, or first through one of

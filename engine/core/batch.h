@@ -1,5 +1,6 @@
 // What a decoder asks of a forward and what it gets back. Every decoding method here is the same
-// forward over rows (token positions), and a row's attention is one integer: how many keys it sees.
+// forward over rows (token positions), and a row's attention is one integer: how many keys it sees,
+// but where blocks go on from within others (Segment::begin).
 #pragma once
 
 #include <cstdint>
@@ -106,6 +107,10 @@ struct Segment {
   // The model's adapter is added, and its mask, where it has one, is what masked slots are embedded
   // as. Of scratch segments alone.
   bool adapted = false;
+  // Position of its first row, where it does not stand behind the segments before it but goes on
+  // from within them: its rows see the keys before that position, and their own alone. Of scratch
+  // segments alone, with no other kind behind them.
+  std::optional<int> begin = {};
 };
 
 // What one sequence wants of a forward. Segments follow each other; where the next one goes through

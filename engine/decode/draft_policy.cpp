@@ -55,20 +55,22 @@ DraftOption best_draft(const std::function<double(int rows)>& ms, int most, int 
       reached *= agreement(++slot);
       kept += reached;
     }
-    const auto consider = [&](bool alone, double tokens, double time) {
-      const DraftOption option{{.size = size, .alone = alone}, tokens, time};
+    const auto consider = [&](Begins begins, double tokens, double time) {
+      const DraftOption option{{.size = size, .begins = begins}, tokens, time};
       if (best.ms == 0 || option.rate() > best.rate()) best = option;
     };
     const double block = ms(size);
     const double refined = refinement * (size - 1) * block;
     if (known) {
-      consider(false, 1 + kept, 2 * block + refined);
+      consider(Begins::fused, 1 + kept, 2 * block + refined);
       continue;
     }
     const double begins = ms(1 + size);  // behind the one token that is known
-    consider(true, 2 + kept, block + begins + refined);
+    consider(Begins::alone, 2 + kept, block + begins + refined);
     if (2 * size > max_rows) continue;
-    consider(false, 2 + kept - reached, ms(2 * size) + (1 - reached) * begins + refined);
+    consider(Begins::fused, 2 + kept - reached, ms(2 * size) + (1 - reached) * begins + refined);
+    const int every = Draft{.size = size, .begins = Begins::every}.rows();
+    if (every <= max_rows) consider(Begins::every, 1 + kept, ms(every) + refined);
   }
   return best;
 }
@@ -149,7 +151,8 @@ void DraftPolicy::verified(const Draft& draft, int guesses, int forwards, int ke
   }
 }
 
-DraftOption DraftPolicy::best(const RowPrice& price, int most, Hope hope, int boldness) const {
+DraftOption DraftPolicy::best(const RowPrice& price, int most, Hope hope, int boldness,
+                              int most_rows) const {
   const DraftHistory::Counts& all = history_->of(known_, temperature_);
   const auto b = static_cast<std::size_t>(boldness);
   double in_all = kExpectedAgreement;
@@ -162,7 +165,7 @@ DraftOption DraftPolicy::best(const RowPrice& price, int most, Hope hope, int bo
     return hope == Hope::costs_less ? price.least_ms(rows) : price.ms(rows);
   };
   // Step by step: how far a forward grows beyond what has run nobody knows.
-  const int max_rows = std::max(2 * price.costs->max_rows() - price.others, 2);
+  const int max_rows = std::min(most_rows, std::max(2 * price.costs->max_rows() - price.others, 2));
   const double refinement =
       counts_[b].refinement(all[b].refinement(kExpectedRefinement[b], kOfNothing), kOfAllTexts);
   DraftOption option = best_draft(ms, most, max_rows, agreement, refinement, known_);
@@ -210,7 +213,7 @@ Draft DraftPolicy::try_again(const RowPrice& price, int most, const DraftOption&
   history_->spend(in_vain);
   tried_ = worth / kWorthwhile;
   until_ = rounds_ + 1;
-  return {size, true, hoped.draft.boldness};
+  return {.size = size, .boldness = hoped.draft.boldness, .begins = Begins::alone};
 }
 
 // Another boldness, or rows whose time nobody knows.
@@ -221,12 +224,14 @@ Draft DraftPolicy::explore(const RowPrice& price, int most, const DraftOption& b
   const int boldness = costs ? best.draft.boldness : turn_ / 2 % static_cast<int>(kBoldness.size());
   if (rule_kept_ && boldness != start_.boldness) return best.draft;
   if (!costs && boldness == best.draft.boldness) return best.draft;
-  if (costs) most = std::min(most, 2 * best.draft.size);  // step by step
+  // Step by step, in drafts and in rows.
+  if (costs) most = std::min(most, 2 * best.draft.size);
+  const int most_rows = costs ? 2 * best.draft.rows() : kAnyRows;
   const DraftOption hoped =
-      this->best(price, most, costs ? Hope::costs_less : Hope::drafts_agree, boldness);
+      this->best(price, most, costs ? Hope::costs_less : Hope::drafts_agree, boldness, most_rows);
   if (hoped.ms == 0 || hoped.rate() < kWorthwhile * best.rate()) return best.draft;
   // What it takes with nothing gained; or, of what is known to agree, with what was measured once.
-  const double ms = price.ms(2 * hoped.draft.size);
+  const double ms = price.ms(hoped.draft.rows());
   const double in_vain = std::max(0.0, ms * best.rate() - (costs ? hoped.tokens : 1));
   if (in_vain > history_->credit()) return best.draft;
   history_->spend(in_vain);

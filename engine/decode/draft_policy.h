@@ -5,6 +5,7 @@
 //   fused      [draft of k][k masks]                      verifies one draft and begins the next
 //   alone      [draft of k], then [token][k masks]        the next draft is never in vain
 //   known      [draft of k], then [token and k - 1 masks] where that is how the model was trained
+//   every      [draft of k][k masks behind each of its tokens]  whichever is the last to agree
 //
 // How many tokens a draft gains is learnt from those before it, by the slots of a block, from each
 // text and, as what its first draft goes by, from all of them. Where drafting does not pay it is
@@ -22,10 +23,20 @@
 
 namespace sbd {
 
+// Where a draft begins, of those with one before it to be verified.
+enum class Begins {
+  fused,  // in the same forward, behind all of that one
+  every,  // in the same forward, behind each token of that one: any may be the last to agree
+  alone,  // in the forward after
+};
+
 struct Draft {
-  int size = 1;        // of the block, whose first token is no guess; 1: no draft
-  bool alone = false;  // a draft before it is verified in a forward of its own
-  int boldness = 0;    // of kBoldness: how much is decided at once
+  int size = 1;      // of the block, whose first token is no guess; 1: no draft
+  int boldness = 0;  // of kBoldness: how much is decided at once
+  Begins begins = Begins::fused;
+
+  // Of a forward that verifies a draft of this size and begins another.
+  int rows() const { return begins == Begins::every ? size + size * size : 2 * size; }
 };
 
 // By what the parameters of the unmasking rule are multiplied. The first: all is decided at once.
@@ -119,7 +130,10 @@ class DraftPolicy {
   // What is hoped for, of what is not known for sure.
   enum class Hope { none, drafts_agree, costs_less };
 
-  DraftOption best(const RowPrice& price, int most, Hope hope, int boldness) const;
+  static constexpr int kAnyRows = std::numeric_limits<int>::max();
+  // Of drafts of so many positions, whose forwards have so many rows, at most.
+  DraftOption best(const RowPrice& price, int most, Hope hope, int boldness,
+                   int most_rows = kAnyRows) const;
   Draft decide(const RowPrice& price, int most) const;
   Draft try_again(const RowPrice& price, int most, const DraftOption& none, double worth) const;
   Draft explore(const RowPrice& price, int most, const DraftOption& best) const;

@@ -9,7 +9,7 @@ namespace sbd {
 namespace {
 
 DraftPolicy make_policy(const LosslessMethod& method, float temperature) {
-  const Draft start{.size = method.block_size, .boldness = kAsWritten};
+  const Draft start{.size = method.block_size, .boldness = kAsWritten, .begins = method.begins};
   if (method.history == nullptr) return DraftPolicy(start);
   return {start, method.rule_kept, !method.fused, temperature, method.history};
 }
@@ -18,6 +18,12 @@ DraftPolicy make_policy(const LosslessMethod& method, float temperature) {
 std::vector<int> guesses_of(const Block& block) {
   std::vector<int> rows = block.masked();
   std::erase(rows, 0);
+  return rows;
+}
+
+int rows_of(const std::vector<Block>& blocks) {
+  int rows = 0;
+  for (const Block& block : blocks) rows += block.size();
   return rows;
 }
 
@@ -48,27 +54,41 @@ bool LosslessDecoder::drafts_behind_known() const {
   return !method_.fused && accepted_ > 0 && pending_.size() == 1;
 }
 
-Block LosslessDecoder::next_block(int size) const {
+Block LosslessDecoder::next_block(int size, int before) const {
   const bool known = drafts_behind_known();
-  Block block = block_at(task_, behind() - (known ? 1 : 0), size, method_.mask_token_id);
+  Block block = block_at(task_, behind() - before - (known ? 1 : 0), size, method_.mask_token_id);
   if (known) block.fill(0, pending_.front());
   return block;
 }
 
-std::optional<Block> LosslessDecoder::next_draft(const Budget& budget) const {
-  if (draft_ends() || in_vain_ || !(method_.fused || drafts_behind_known())) return std::nullopt;
+std::vector<Block> LosslessDecoder::next_drafts(const Budget& budget) const {
+  if (draft_ends() || in_vain_ || !(method_.fused || drafts_behind_known())) return {};
   const int left = task_.tokens_wanted() - behind();
   // A row that is verified anyway decides the text's last token.
   Draft draft = policy_.choose(budget.price, std::max(1, method_.fused ? left - 1 : left));
-  if (draft.alone && drafted_ && pending_.size() > 1) return std::nullopt;
+  const bool verifies = drafted_ && pending_.size() > 1;
+  if (draft.begins == Begins::alone && verifies) return {};
   if (!policy_.fixed()) {
     const int rows = method_.fused ? static_cast<int>(pending_.size()) : 0;
     draft.size = std::clamp(budget.rows - rows, 1, draft.size);
   }
-  if (draft.size == 1) return std::nullopt;
-  Block block = next_block(draft.size);
-  if (guesses_of(block).empty()) return std::nullopt;
-  return block;
+  if (draft.size == 1) return {};
+  std::vector<Block> blocks = {next_block(draft.size)};
+  if (guesses_of(blocks.front()).empty()) return {};
+  if (draft.begins != Begins::every || !verifies) return blocks;
+  const int n = static_cast<int>(pending_.size());
+  for (int before = 1; before < n; ++before) blocks.push_back(next_block(draft.size, before));
+  const int rows = n + rows_of(blocks);
+  // As many rows as were reckoned with, where the draft before was as large; in the budget, and at
+  // places that the text may take.
+  const bool fits = rows <= policy_.chosen().rows() && cached_ + rows <= most_positions() &&
+                    (policy_.fixed() || rows <= budget.rows);
+  if (!fits) blocks.erase(blocks.begin() + 1, blocks.end());
+  return blocks;
+}
+
+std::vector<Block> LosslessDecoder::blocks(const Budget& budget) const {
+  return pending_.empty() ? std::vector{block_} : next_drafts(budget);
 }
 
 // A draft, all of a prompt, or a part of a long one, which leaves the block some to go with.
@@ -95,9 +115,8 @@ int LosslessDecoder::most_positions() const {
 Demand LosslessDecoder::demand() const {
   const bool prompt = cached_ < static_cast<int>(task_.prompt.size());
   const int all = static_cast<int>(pending_.size());
-  const std::optional<Block> block = pending_.empty() ? block_ : next_draft({.rows = 0});
-  const int block_rows = block ? block->size() : 0;
-  if (pending_.empty() || (block && drafts_behind_known())) {
+  const int block_rows = rows_of(blocks({.rows = 0}));
+  if (pending_.empty() || (block_rows > 0 && drafts_behind_known())) {
     return {.least_rows = block_rows, .prompt_rows = 0};
   }
   const int rows = pending_rows(0, block_rows);
@@ -107,14 +126,14 @@ Demand LosslessDecoder::demand() const {
 
 Plan LosslessDecoder::plan(const Budget& budget) const {
   Plan plan{.segments = {}, .start = cached_};
-  std::optional<Block> block = pending_.empty() ? block_ : next_draft(budget);
+  std::vector<Block> next = blocks(budget);
   // Behind the text, whose newest token it begins with.
   std::span<const TokenId> draft;
-  if (!pending_.empty() && !(block && drafts_behind_known())) {
-    const int rows = pending_rows(budget.rows, block ? block->size() : 0);
+  if (!pending_.empty() && !(!next.empty() && drafts_behind_known())) {
+    const int rows = pending_rows(budget.rows, rows_of(next));
     const bool all = drafted_ || rows == static_cast<int>(pending_.size());
     const bool whole = all && !opening_.finished;
-    if (!whole) block.reset();
+    if (!whole) next.clear();
     if (drafted_) draft = std::span<const TokenId>(pending_).subspan(1);
     Segment commit{.tokens = {pending_.begin(), pending_.begin() + rows},
                    .sampling = task_.sampling};
@@ -125,16 +144,18 @@ Plan LosslessDecoder::plan(const Budget& budget) const {
     rules_.ask_next(plan, commit, draft);
     plan.segments.push_back(std::move(commit));
   }
-  if (block) {
-    Segment masks{.tokens = block->tokens(),
+  for (std::size_t before = 0; before < next.size(); ++before) {
+    const Block& block = next[before];
+    Segment masks{.tokens = block.tokens(),
                   .attention = Attention::block,
                   .kv = Kv::scratch,
-                  .outputs = guesses_of(*block),
+                  .outputs = guesses_of(block),
                   .decides = 0,
                   .sampling = task_.sampling};
     masks.adapted = method_.adapted;
+    if (before > 0) masks.begin = block.begin() + static_cast<int>(task_.prompt.size());
     // Scores are those of the rows that verify.
-    if (const auto rules = rules_.rules(draft)) {
+    if (const auto rules = rules_.rules(draft.first(draft.size() - before))) {
       masks.asks.assign(masks.outputs.size(), {.rules = rules});
     }
     plan.segments.push_back(std::move(masks));
@@ -147,38 +168,42 @@ Events LosslessDecoder::absorb(const Plan& plan, std::span<const RowStats> stats
   Events events = std::exchange(opening_, {});
   if (events.finished) return events;
   const auto known = events.committed.size();
-  const Segment* masks = plan.segments.back().kv == Kv::scratch ? &plan.segments.back() : nullptr;
+  const bool drafts = plan.segments.back().kv == Kv::scratch;
+  const Segment* masks = nullptr;
   if (plan.segments.front().kv == Kv::commit) {
     const auto next = stats.first(plan.segments.front().outputs.size());
     stats = stats.subspan(next.size());
-    const bool agreed = commit(plan, next, events);
+    const std::size_t refused = commit(plan, next, events);
     if (next.empty()) return events;
     const bool verifies = events.guesses > 0;
-    events.kind = verifies ? (masks ? ForwardKind::verify_and_draft : ForwardKind::verify)
-                           : (masks ? ForwardKind::draft : ForwardKind::next_token);
+    events.kind = verifies ? (drafts ? ForwardKind::verify_and_draft : ForwardKind::verify)
+                           : (drafts ? ForwardKind::draft : ForwardKind::next_token);
     policy_.ran(static_cast<int>(events.committed.size() - known));
     if (events.finished) return events;
-    // The block would begin with what is forced, which needs no draft.
-    if (!agreed || !rules_.forced().empty()) masks = nullptr;
-    if (masks != nullptr) {
+    // The block behind what was kept. It would begin with what is forced, which needs no draft.
+    if (const auto at = 1 + refused; at < plan.segments.size() && rules_.forced().empty()) {
+      for (std::size_t i = 1; i < at; ++i) stats = stats.subspan(plan.segments[i].outputs.size());
+      masks = &plan.segments[at];
       begin_block(*masks, events.committed.back());
     } else {
       const auto newest = static_cast<std::ptrdiff_t>(events.committed.size()) - 1;
       accepted_ += task_.append_forced(accepted_, rules_, events);
       pending_.assign(events.committed.begin() + newest, events.committed.end());
-      drafted_ = agreed && pending_.size() == 1;
+      drafted_ = refused == 0 && pending_.size() == 1;
       completes_ = in_vain_ = false;
     }
   } else {
     events.kind = ForwardKind::draft;
+    masks = &plan.segments.front();
     if (!pending_.empty()) begin_block(*masks, std::exchange(pending_, {}).front());
   }
-  if (masks != nullptr) denoise(*masks, stats, events);
+  if (masks != nullptr) denoise(*masks, stats.first(masks->outputs.size()), events);
   return events;
 }
 
-// Rows that commit, `next` being their statistics. Whether the text goes on behind all of them.
-bool LosslessDecoder::commit(const Plan& plan, std::span<const RowStats> next, Events& events) {
+// Rows that commit, `next` being their statistics. How many of their tokens are not the text's.
+std::size_t LosslessDecoder::commit(const Plan& plan, std::span<const RowStats> next,
+                                    Events& events) {
   const auto all = pending_.size();
   const std::size_t kept =
       drafted_ ? count_agreeing(next) : static_cast<std::size_t>(plan.n_committed());
@@ -192,10 +217,10 @@ bool LosslessDecoder::commit(const Plan& plan, std::span<const RowStats> next, E
     }
   }
   pending_.erase(pending_.begin(), pending_.begin() + static_cast<std::ptrdiff_t>(kept));
-  if (next.empty() || events.finished) return false;
-  const bool agreed = kept == all;
-  accept(agreed ? next.back() : next[kept - 1], /*revealed=*/false, events);
-  return agreed;
+  if (!next.empty() && !events.finished) {
+    accept(kept == all ? next.back() : next[kept - 1], /*revealed=*/false, events);
+  }
+  return all - kept;
 }
 
 // The block whose masks those were, its first token known by now.

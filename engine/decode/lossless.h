@@ -8,6 +8,11 @@
 //              pending: the prompt, a decided block to verify, or the one token that is known. Its
 //              last row decides the block's first token, which is so no guess. Where the rows
 //              disagree with the decided block, what the masks behind it decided is dropped.
+//   [pending tokens, causal commit][block of masks, block scratch] ... [block of masks, block
+//   scratch]
+//              a block behind each token of the draft, as it may be the last one that agrees:
+//              whichever is, what stands behind it is drafted by then. Not where the draft would
+//              end the text, nor where there is no room.
 //   [pending tokens, causal commit]
 //              verified alone, or next-token decoding
 //   [known token and masks, block scratch]
@@ -37,6 +42,7 @@ struct LosslessMethod {
   // What blocks of other sizes and rules go by; none: the size and the rule are kept.
   std::shared_ptr<DraftHistory> history = {};
   bool rule_kept = false;
+  Begins begins = Begins::fused;  // without a history
 };
 
 class LosslessDecoder final : public Decoder {
@@ -55,16 +61,18 @@ class LosslessDecoder final : public Decoder {
   bool draft_ends() const;
   // The position behind what is cached and pending.
   int behind() const;
-  // The block that a draft would be, its first token the known one where it begins with that.
-  Block next_block(int size) const;
+  // The block that a draft would be, so many tokens before what is pending ends, its first token
+  // the known one where it begins with that.
+  Block next_block(int size, int before = 0) const;
   // The next block, where it comes with the pending tokens or, drafted behind the known token, in
-  // their place.
-  std::optional<Block> next_draft(const Budget& budget) const;
+  // their place; several where it may be any of them, each a token further in front.
+  std::vector<Block> next_drafts(const Budget& budget) const;
+  std::vector<Block> blocks(const Budget& budget) const;  // of the next forward
   bool drafts_behind_known() const;
   int pending_rows(int budget, int block_rows) const;
   // How many tokens of the draft are next-token decoding's own, `next` being its rows' statistics.
   std::size_t count_agreeing(std::span<const RowStats> next) const;
-  bool commit(const Plan& plan, std::span<const RowStats> next, Events& events);
+  std::size_t commit(const Plan& plan, std::span<const RowStats> next, Events& events);
   void begin_block(const Segment& masks, TokenId first);
   // The text's next token, by the row that predicts it; `revealed`: a block has shown it before.
   void accept(const RowStats& row, bool revealed, Events& events);

@@ -210,9 +210,13 @@ void Transformer::begin(const Rows& rows) {
       query_scale_.push_back(static_cast<float>(rope * (1 + growth * std::log1p(lengths))));
     }
   }
-  backend_.begin(
-      {rows.tokens, rows.positions, rows.kv_end, rows.sequences, query_scale_, rows.adapted},
-      weights_.inverse_frequencies, config_.rope_interleaved);
+  ForwardRows given{rows.tokens,    rows.positions, rows.kv_end,
+                    rows.sequences, query_scale_,   rows.adapted};
+  if (rows.branches) {
+    given.places = rows.places;
+    given.unseen = rows.unseen;
+  }
+  backend_.begin(given, weights_.inverse_frequencies, config_.rope_interleaved);
 }
 
 void Transformer::run(int first, int end, float* x) {
@@ -252,13 +256,17 @@ Transformer::Matmuls Transformer::matmuls(int layer, float* x) const {
 void Transformer::Rows::clear() {
   tokens.clear();
   positions.clear();
+  places.clear();
   kv_end.clear();
+  unseen.clear();
+  branches = false;
   sequences.clear();
   mixes.clear();
   adapted.clear();
 }
 
-void Transformer::Rows::add(TokenId token, int position, int end, bool with_adapter) {
+void Transformer::Rows::add(TokenId token, int position, int place, int end, Interval hidden,
+                            bool with_adapter) {
   const int row = size();
   if (with_adapter && !adapted.empty() && adapted.back().end == row) {
     ++adapted.back().end;
@@ -267,7 +275,10 @@ void Transformer::Rows::add(TokenId token, int position, int end, bool with_adap
   }
   tokens.push_back(token);
   positions.push_back(position);
+  places.push_back(place);
   kv_end.push_back(end);
+  unseen.push_back(hidden);
+  branches = branches || place != position;
 }
 
 void Transformer::gather_rows(const Batch& batch) {
@@ -333,27 +344,33 @@ void Transformer::gather_sequence(const SequencePlan& sequence) {
     lengths[r].kept = lengths[r].written = kv.lengths()[r];
   }
 
-  int position = sequence.plan.start.value_or(kv.length());
-  bool scratch = false;
+  int place = sequence.plan.start.value_or(kv.length());  // in the cache
+  bool scratch = false, branches = false;
   for (const Segment& segment : sequence.plan.segments) {
     const int n = static_cast<int>(segment.tokens.size());
-    SBD_CHECK(position + n <= kv.capacity(), "the KV cache holds {} positions, but {} are needed",
-              kv.capacity(), position + n);
+    SBD_CHECK(place + n <= kv.capacity(), "the KV cache holds {} positions, but {} are needed",
+              kv.capacity(), place + n);
     SBD_CHECK(!(scratch && segment.kv == Kv::commit),
               "a committed segment cannot follow a scratch one");
     scratch = segment.kv == Kv::scratch;
+    branches = branches || segment.begin;
+    const int first = segment.begin.value_or(place);  // its position
+    SBD_CHECK(!branches || (scratch && segment.begin && first >= 0 && first <= place && uniform_),
+              "expected rows that go on from within those before them to be scratch, and only such "
+              "behind them, got a segment at position {}",
+              first);
     const bool thinks = segment.layers != Layers::skip, decodes = segment.layers != Layers::refill;
     if (n > 0) {
-      lengths[0].add(position, n, segment.kv);
-      if (thinks) lengths[1].add(position, n, segment.kv);
-      if (decodes) lengths[2].add(position, n, segment.kv);
+      lengths[0].add(place, n, segment.kv);
+      if (thinks) lengths[1].add(place, n, segment.kv);
+      if (decodes) lengths[2].add(place, n, segment.kv);
     }
     const int first_output = uniform_ ? encoding.size() : decoding.size();
     for (int i = 0; i < n; ++i) {
       const TokenId token = embedded(segment.tokens[i], segment.adapted);
-      const int end = segment.attention == Attention::causal ? position + i + 1 : position + n;
+      const int end = segment.attention == Attention::causal ? place + i + 1 : place + n;
       const auto add = [&](Rows& rows, const Mix& mix) {
-        rows.add(token, position + i, end, segment.adapted);
+        rows.add(token, first + i, place + i, end, {first, place}, segment.adapted);
         if (!uniform_) rows.mixes.push_back(mix);
       };
       const int e = encoding.size(), h = thinking.size();
@@ -373,9 +390,9 @@ void Transformer::gather_sequence(const SequencePlan& sequence) {
                 "token {} or {} best tokens are beyond the vocabulary of {}", ask.given, ask.n_best,
                 config_.vocab_size);
       outputs_.push_back(
-          {first_output + output, position + output + segment.decides - 1, segment.sampling, ask});
+          {first_output + output, first + output + segment.decides - 1, segment.sampling, ask});
     }
-    position += n;
+    place += n;
   }
   for (int r = 0; r < kLayerSections; ++r) {
     const int n_rows = rows_[r].size() - first_row[r];

@@ -83,14 +83,18 @@ class Transformer {
   struct Rows {
     std::vector<TokenId> tokens;
     std::vector<int> positions;
+    std::vector<int> places;
     std::vector<int> kv_end;
+    std::vector<Interval> unseen;
+    bool branches = false;  // some places are not the positions, and something is unseen
     std::vector<SequenceRows> sequences;
     std::vector<Mix> mixes;         // what each row enters the section with, of those before
-    std::vector<RowRange> adapted;  // those that the adapter changes
+    std::vector<Interval> adapted;  // those that the adapter changes
 
     int size() const { return static_cast<int>(tokens.size()); }
     void clear();
-    void add(TokenId token, int position, int end, bool with_adapter);
+    // Its keys go to `place` and it sees those before `end`, but for `hidden`.
+    void add(TokenId token, int position, int place, int end, Interval hidden, bool with_adapter);
   };
   // Takes the batch's rows through the layers; head_input_ and outputs_ say where they arrive.
   void run_layers(const Batch& batch);

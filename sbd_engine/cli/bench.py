@@ -168,8 +168,13 @@ def _best_lossless(ms: dict[int, float], agreement: float, batch: int) -> dict[s
     from .. import _core
 
     totals = {batch * rows: each for rows, each in ms.items()}
-    size, alone, speedup = _core.best_lossless(totals, agreement, batch)
-    return {"block_size": size, "verified_alone": alone, "speedup": speedup}
+    size, alone, every, speedup = _core.best_lossless(totals, agreement, batch)
+    return {
+        "block_size": size,
+        "verified_alone": alone,
+        "every_outcome": every,
+        "speedup": speedup,
+    }
 
 
 def _peaks(core: Engine) -> list[dict[str, float]]:

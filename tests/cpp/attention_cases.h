@@ -58,20 +58,25 @@ struct FilledCache {
 struct RowsOf {
   const FilledCache* cache;
   std::vector<int> kv_end;
+  std::vector<Interval> unseen = {};  // of each row; none: nothing
 };
 
 inline std::vector<float> attend(Device& device, const std::vector<RowsOf>& parts,
                                  const std::vector<float>& q) {
   std::vector<int> kv_end;
+  std::vector<Interval> unseen;
   std::vector<SequenceRows> sequences;
   for (const RowsOf& part : parts) {
     sequences.push_back({part.cache->kv.get(), static_cast<int>(kv_end.size()),
                          static_cast<int>(part.kv_end.size())});
     kv_end.insert(kv_end.end(), part.kv_end.begin(), part.kv_end.end());
+    unseen.insert(unseen.end(), part.unseen.begin(), part.unseen.end());
   }
   const std::vector<TokenId> tokens(kv_end.size());
   Backend& backend = device.backend();
-  backend.begin({tokens, kv_end, kv_end, sequences}, parts[0].cache->still, false);
+  ForwardRows rows{tokens, kv_end, kv_end, sequences};
+  rows.unseen = unseen;
+  backend.begin(rows, parts[0].cache->still, false);
   const Buffer in = backend.upload(q);
   const Buffer out = backend.upload(std::vector<float>(q.size(), NAN));
   backend.attention(1, parts[0].cache->heads, in.get(), out.get());
@@ -88,8 +93,8 @@ struct Expected {
 // and values are rounded as the backend does; rounded probabilities: the weight of a value, one of
 // them divided by the sum of all, is then off by twice that.
 inline Expected expected_attention(const FilledCache& cache, const std::vector<int>& kv_end,
-                                   const std::vector<float>& q, DType multiplied,
-                                   double exp_error) {
+                                   const std::vector<float>& q, DType multiplied, double exp_error,
+                                   const std::vector<Interval>& unseen = {}) {
   const auto as_read = [&](const std::vector<float>& given, DType held) {
     std::vector<double> result = rounded_to(held, given);
     for (double& x : result) x = rounded_to(multiplied, x);
@@ -116,7 +121,8 @@ inline Expected expected_attention(const FilledCache& cache, const std::vector<i
           score += product;
           magnitudes += std::abs(product);
         }
-        p.push_back(score / std::sqrt(dim));
+        const bool hidden = !unseen.empty() && key >= unseen[row].begin && key < unseen[row].end;
+        p.push_back(hidden ? -INFINITY : score / std::sqrt(dim));
         score_error = std::max(score_error, magnitudes / std::sqrt(dim) * (dim + 4) * kEps);
       }
       const double top = *std::max_element(p.begin(), p.end());
@@ -187,6 +193,27 @@ inline void check_attention(const std::vector<MakeDevice>& devices, const HeadSh
         CHECK_IN(where + ", row " + std::to_string(row),
                  same_bits(lone.data(), all.data() + at, lone.size()));
       }
+    }
+  }
+}
+
+// Rows that do not see all keys before their end: intervals within a step, over all of one and over
+// a split's first, at the first key and up to the row's own, and none.
+inline void check_unseen(const std::vector<MakeDevice>& devices, const HeadShape& heads) {
+  const std::vector<int> kv_end = {40, 40, 70, 130, 700, 1030, 1030, 1200, 2100, 1};
+  const std::vector<Interval> unseen = {{10, 38},   {0, 39},      {60, 68},     {64, 129},
+                                        {500, 600}, {1020, 1028}, {1000, 1000}, {1000, 1100},
+                                        {7, 70},    {0, 0}};
+  for (const MakeDevice& make : devices) {
+    const auto device = make();
+    for (const DType dtype : device->cache_types(heads.head_dim)) {
+      Random random(9);
+      const FilledCache cache(*device, heads, 2100, dtype, random);
+      const auto q = random.floats(kv_end.size() * cache.q_size(), -1.5, 1.5);
+      const Expected expected = expected_attention(cache, kv_end, q, device->multiplied(dtype),
+                                                   device->exp_error(), unseen);
+      const auto out = attend(*device, {{&cache, kv_end, unseen}}, q);
+      CHECK_CLOSE(place(*device, heads, dtype), out, expected.values, expected.tolerance);
     }
   }
 }

@@ -36,6 +36,7 @@ struct Outcome {
   int nfe = 0;
   FinishReason finished = FinishReason::length;
   int most_accepted = 0;  // tokens by one verifying forward
+  int branches = 0;       // segments that go on from within others
 };
 
 inline bool contains(const Tokens& tokens, TokenId token) {
@@ -107,14 +108,20 @@ inline Outcome run(Decoder& decoder, const DecodeTask& task, bool agreeing = fal
     for (const Segment& segment : plan.segments) {
       CHECK(!segment.tokens.empty());
       CHECK(segment.kv == Kv::scratch || visible.size() == cache.size());
-      const std::size_t begin = visible.size();
+      const auto place = static_cast<std::ptrdiff_t>(visible.size());
       visible.insert(visible.end(), segment.tokens.begin(), segment.tokens.end());
       CHECK(visible.size() <= static_cast<std::size_t>(task.n_ctx));
+      CHECK(!segment.begin || std::ssize(visible) <= decoder.most_positions());
+      outcome.branches += segment.begin ? 1 : 0;
+      const std::ptrdiff_t begin = segment.begin.value_or(static_cast<int>(place));
+      CHECK(begin == place || (begin < place && segment.kv == Kv::scratch));
+      Tokens here = visible;  // the text that its rows stand in
+      here.erase(here.begin() + begin, here.begin() + place);
       CHECK(std::ranges::is_sorted(segment.outputs));
       for (const int& output : segment.outputs) {
-        const std::size_t position = begin + static_cast<std::size_t>(output);
+        const std::size_t position = static_cast<std::size_t>(begin + output);
         const bool causal = segment.attention == Attention::causal;
-        const auto seen = std::span(visible).first(causal ? position + 1 : visible.size());
+        const auto seen = std::span(here).first(causal ? position + 1 : here.size());
         const int at = static_cast<int>(position);
         stats.push_back(agreeing ? agreeing_row(seen, at, segment)
                                  : fake_row(seen, at, segment.sampling));

@@ -45,12 +45,13 @@ inline RowStats likely(TokenId token, float probability) {
 }
 
 // "[1 2 3 causal commit] [_ 5 _ block scratch > 0 2]": tokens, and the rows wanted behind ">". In
-// front stands where the rows start, if the plan says it ("at 4 "), and behind a segment's tokens
-// what it does with the layers, if not the usual.
+// front stands where the rows start, if the plan or a segment says it ("at 4 "), and behind a
+// segment's tokens what it does with the layers, if not the usual.
 inline std::string text(const Plan& plan) {
   std::string out = plan.start ? "at " + std::to_string(*plan.start) + " " : "";
   for (const Segment& segment : plan.segments) {
     out += &segment == plan.segments.data() ? "[" : " [";
+    if (segment.begin) out += "at " + std::to_string(*segment.begin) + " ";
     for (const TokenId token : segment.tokens) {
       out += (token == kMask ? "_" : std::to_string(token)) + " ";
     }

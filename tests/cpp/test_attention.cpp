@@ -48,6 +48,11 @@ TEST(attention_of_causal_and_block_rows_in_one_forward) {
   check_attention(cpu_devices(), {6, 2, 16}, kv_end);
 }
 
+TEST(attention_leaves_out_what_is_unseen) {
+  check_unseen(cpu_devices(), {4, 2, 32});
+  check_unseen(cpu_devices(), {3, 1, 64});
+}
+
 TEST(attention_sees_the_last_key_and_not_the_next) {
   for (const MakeDevice& make : cpu_devices(1)) {
     check_last_key(*make(), {0, 15, 16, 63, 64, 1022, 1023, 1024, 1100});

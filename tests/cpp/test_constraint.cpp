@@ -175,7 +175,7 @@ Outcome plain_loop(const DecodeTask& task) {
 }
 
 TEST(constrained_texts_are_the_plain_loops) {
-  int complete = 0, stopped = 0, fewer = 0;
+  int complete = 0, stopped = 0, fewer = 0, branches = 0;
   for (std::uint64_t seed = 0; seed < 3000; ++seed) {
     const auto grammar = seed % 3 == 0 ? templated(random_places(seed)) : scripted(seed);
     const DecodeTask task = random_task(seed, grammar);
@@ -191,10 +191,12 @@ TEST(constrained_texts_are_the_plain_loops) {
     const LosslessMethod method{.mask_token_id = kMask,
                                 .block_size = 1 + int(seed % 16),
                                 .unmask = gamma(seed % 4 == 0 ? 0.1f : kInf),
-                                .fused = seed % 5 != 0};
+                                .fused = seed % 5 != 0,
+                                .begins = seed % 2 == 0 ? Begins::fused : Begins::every};
     LosslessDecoder lossless(task, method);
     const Outcome verified = run(lossless, task, /*agreeing=*/true);
     CHECK_EQ(verified.tokens, expected.tokens);
+    branches += verified.branches;
     CHECK(verified.finished == expected.finished);
     DmtdDecoder dmtd(
         task, {.horizon = 1 + int(seed % 5), .prompt_rule = kDmtdPromptRules[seed % 3].value});
@@ -206,7 +208,7 @@ TEST(constrained_texts_are_the_plain_loops) {
     stopped += expected.finished == FinishReason::stop ? 1 : 0;
     fewer += by_ntp.nfe < static_cast<int>(expected.tokens.size()) ? 1 : 0;
   }
-  CHECK(complete > 300 && stopped > 300 && fewer > 1000);
+  CHECK(complete > 300 && stopped > 300 && fewer > 1000 && branches > 300);
 }
 
 TEST(constrained_blocks_are_what_the_grammar_allows) {

@@ -51,7 +51,8 @@ TEST(random_lossless_text_is_next_token_predictions) {
     const LosslessMethod method{.mask_token_id = kMask,
                                 .block_size = random_size(random, task),
                                 .unmask = random_rule(random),
-                                .fused = random.below(2) == 0};
+                                .fused = random.below(2) == 0,
+                                .begins = random.below(2) == 0 ? Begins::fused : Begins::every};
     NtpDecoder ntp(task);
     const Outcome expected = run(ntp, task, /*agreeing=*/true);
     LosslessDecoder decoder(task, method);
@@ -70,10 +71,33 @@ TEST(random_lossless_text_is_next_token_predictions) {
   CHECK(agreed > 1000 && fewer > 500 && stopped > 300);  // the draw is worth something
 }
 
+// A draft behind every outcome is one that a forward less is needed for where some guess is wrong.
+TEST(random_lossless_drafts_of_every_outcome_take_fewer_forwards) {
+  Random random(8);
+  int forwards[] = {0, 0};
+  for (int round = 0; round < 300; ++round) {
+    DecodeTask task = random_task(random);
+    task.max_tokens += 60;  // most of which is not near the end
+    task.n_ctx += 160;
+    const int block_size = 2 + random.below(4);
+    Outcome outcomes[2];
+    for (const bool every : {false, true}) {
+      LosslessDecoder decoder(task, {.mask_token_id = kMask,
+                                     .block_size = block_size,
+                                     .unmask = gamma(kInf),
+                                     .begins = every ? Begins::every : Begins::fused});
+      outcomes[every] = run(decoder, task, /*agreeing=*/true);
+      forwards[every] += outcomes[every].nfe;
+    }
+    CHECK_EQ(outcomes[0].tokens, outcomes[1].tokens);
+  }
+  CHECK(forwards[1] < 0.9 * forwards[0]);
+}
+
 // Whatever the policy takes it for: blocks of all sizes and rules, none, and from one to another.
 TEST(random_lossless_text_does_not_depend_on_the_policy) {
   Random random(5);
-  int drafted = 0, fewer = 0;
+  int drafted = 0, fewer = 0, branches = 0;
   const auto history = std::make_shared<DraftHistory>();
   ForwardCosts costs;
   for (int round = 0; round < 3000; ++round) {
@@ -96,8 +120,9 @@ TEST(random_lossless_text_does_not_depend_on_the_policy) {
     CHECK_EQ(outcome.finished, expected.finished);
     drafted += outcome.most_accepted > 1 ? 1 : 0;
     fewer += outcome.nfe < expected.nfe ? 1 : 0;
+    branches += outcome.branches;
   }
-  CHECK(drafted > 1000 && fewer > 500);
+  CHECK(drafted > 1000 && fewer > 500 && branches > 100);
 }
 
 BlockMethod random_method(Random& random, const DecodeTask& task) {

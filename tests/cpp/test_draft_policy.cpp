@@ -52,6 +52,7 @@ struct Played {
   double tokens = 0;
   int most_drafted = 0;
   int drafts = 0;
+  int for_every = 0;  // of them those that came with a draft behind every outcome
   double rate() const { return tokens / ms; }
 };
 
@@ -71,10 +72,11 @@ class Player {
         rows = 0;
         block = draft.size;
       }
-    } else if (draft.size > 1 && !(verifies && draft.alone)) {
+    } else if (draft.size > 1 && !(verifies && draft.begins == Begins::alone)) {
       block = draft.size;
     }
-    spend(world, rows + block, costs, run);
+    const bool every = draft.begins == Begins::every && verifies && block > 0;
+    spend(world, rows + (every ? pending_ : 1) * block, costs, run);
     bool stands = block > 0;
     int tokens = 0;
     if (rows > 0) {
@@ -85,7 +87,8 @@ class Player {
       tokens = kept + 1;
       if (verifies) {
         if (learns) learns->verified(drafted_, pending_ - 1, forwards_, kept);
-        stands = stands && kept == pending_ - 1;
+        stands = stands && (every || kept == pending_ - 1);
+        run.for_every += every ? 1 : 0;
         ++run.drafts;
       }
       run.tokens += tokens;
@@ -159,7 +162,7 @@ double rate_of(const World& world, const Draft& draft, bool known = false) {
 }
 
 struct Best {
-  double once = 0, refined = 0, fused = 0, alone = 0;
+  double once = 0, refined = 0, fused = 0, alone = 0, every = 0;
   double of_all() const { return std::max(once, refined); }
 };
 
@@ -168,12 +171,16 @@ Best best_of(const World& world, bool known = false) {
   Best best;
   for (int size = 1; size <= kMaxDraft; ++size) {
     for (int boldness = 0; boldness < static_cast<int>(kBoldness.size()); ++boldness) {
-      for (const bool alone : {false, true}) {
-        const double rate = rate_of(world, {size, alone, boldness}, known);
+      const auto try_it = [&](const Draft& draft, double& verified) {
+        const double rate = rate_of(world, draft, known);
         double& made = boldness == 0 ? best.once : best.refined;
-        double& verified = alone ? best.alone : best.fused;
         made = std::max(made, rate);
         verified = std::max(verified, rate);
+      };
+      try_it({.size = size, .boldness = boldness}, best.fused);
+      try_it({.size = size, .boldness = boldness, .begins = Begins::alone}, best.alone);
+      if (!known && size <= 8) {
+        try_it({.size = size, .boldness = boldness, .begins = Begins::every}, best.every);
       }
     }
   }
@@ -266,6 +273,20 @@ TEST(draft_policy_verifies_alone_where_it_pays) {
   }
 }
 
+// Where rows are cheap and a guess may well be wrong, and not where they are dear.
+TEST(draft_policy_drafts_for_every_outcome_where_it_pays) {
+  const World cheap{from_memory, always(0.6)}, dear{from_cache, always(0.6)};
+  const Best best = best_of(cheap);
+  CHECK(best.every > 1.05 * std::max(best.alone, best.fused));
+  Learner learner;
+  learner.run(cheap, 1000);
+  const Played run = learner.run(cheap, 4000);
+  CHECK(run.rate() > 0.95 * best.every);
+  CHECK(run.for_every > 0.8 * run.drafts);
+  Learner other;
+  CHECK(other.run(dear, 4000).for_every < 40);
+}
+
 // The rows of a forward that others share: each pays for what its own add.
 TEST(draft_policy_shrinks_drafts_among_many) {
   const auto chosen = [](int sequences) {
@@ -276,7 +297,7 @@ TEST(draft_policy_shrinks_drafts_among_many) {
       costs.record(rows, from_memory(rows));
       costs.record(sequences, from_memory(sequences));
     }
-    for (int i = 0; i < 20; ++i) policy.verified({16, false, kAsWritten}, 15, 1, 6);
+    for (int i = 0; i < 20; ++i) policy.verified({16, kAsWritten}, 15, 1, 6);
     return policy.choose({&costs, sequences, sequences - 1}, kMaxDraft).size;
   };
   CHECK(chosen(1) >= 6);

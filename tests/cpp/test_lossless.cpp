@@ -134,6 +134,77 @@ TEST(lossless_ends_with_the_context) {
   CHECK_EQ(absorb(shorter, {row(11), row(12), row(13)}), "3:13 | 11 12 13 | length accepted 3");
 }
 
+// --- Blocks behind every token of a draft ---
+
+TEST(lossless_drafts_behind_every_outcome) {
+  LosslessDecoder decoder(task({1, 2}, 20), {.mask_token_id = kMask,
+                                             .block_size = 3,
+                                             .unmask = gamma(kInf),
+                                             .adapted = true,
+                                             .begins = Begins::every});
+  CHECK_EQ(text(decoder.plan({})),
+           "at 0 [1 2 causal commit > 1] [_ _ _ adapted block scratch > 1 2]");
+  CHECK_EQ(absorb(decoder, {row(10), row(11), row(12)}), "0:10 1:11 2:12 | 10 |");
+  const auto behind_each = [](int at, const char* draft) {
+    const auto masks = [](const std::string& begin) {
+      return " [" + begin + "_ _ _ adapted block scratch > 1 2]";
+    };
+    const auto begin = [&](int i) { return "at " + std::to_string(at + i) + " "; };
+    return begin(0) + "[" + draft + " causal commit > 0 1 2]" + masks("") + masks(begin(2)) +
+           masks(begin(1));
+  };
+  CHECK_EQ(text(decoder.plan({})), behind_each(2, "10 11 12"));
+  // 11 agrees and 12 does not: the block behind two tokens is the next draft, 20 its first.
+  CHECK_EQ(absorb(decoder, {row(11), row(20), row(30), row(40), row(41), row(21), row(22), row(50),
+                            row(51)}),
+           "2:20 3:21 4:22 | 11 20 | accepted 2");
+  CHECK_EQ(text(decoder.plan({})), behind_each(4, "20 21 22"));
+  CHECK_EQ(absorb(decoder, {row(31), row(22), row(23), row(40), row(41), row(42), row(43), row(32),
+                            row(33)}),
+           "3:31 4:32 5:33 | 31 | accepted 1");
+  CHECK_EQ(text(decoder.plan({})), behind_each(5, "31 32 33"));
+  CHECK_EQ(absorb(decoder, {row(32), row(33), row(34), row(35), row(36), row(42), row(43), row(44),
+                            row(45)}),
+           "6:34 7:35 8:36 | 32 33 34 | accepted 3");
+  CHECK_EQ(text(decoder.plan({})), behind_each(8, "34 35 36"));
+}
+
+TEST(lossless_rules_of_every_outcome_know_what_stands_before_it) {
+  DecodeTask penalised = task({1, 2}, 20);
+  penalised.rules.presence_penalty = 1.0f;
+  LosslessDecoder decoder(
+      penalised,
+      {.mask_token_id = kMask, .block_size = 3, .unmask = gamma(kInf), .begins = Begins::every});
+  absorb(decoder, {row(10), row(11), row(12)});
+  const Plan plan = decoder.plan({});
+  const std::vector<Tokens> before = {{10, 11, 12}, {10, 11}, {10}};
+  for (std::size_t i = 0; i < before.size(); ++i) {
+    Tokens penalised_ones;
+    for (const Adjustment& one : plan.segments.at(1 + i).asks.at(0).rules->adjustments) {
+      penalised_ones.push_back(one.token);
+    }
+    CHECK_EQ(penalised_ones, before[i]);
+  }
+}
+
+TEST(lossless_drafts_behind_the_whole_draft_alone_where_there_is_no_room) {
+  DecodeTask full = task({1, 2}, 50);
+  full.n_ctx = 13;
+  LosslessDecoder decoder(
+      full,
+      {.mask_token_id = kMask, .block_size = 3, .unmask = gamma(kInf), .begins = Begins::every});
+  absorb(decoder, {row(10), row(11), row(12)});
+  const char* behind_all = "at 2 [10 11 12 causal commit > 0 1 2] [_ _ _ block scratch > 1 2]";
+  CHECK_EQ(text(decoder.plan({})), behind_all);
+  full.n_ctx = 100;
+  full.max_tokens = 9;  // the cache's room is for as many
+  LosslessDecoder shorter(
+      full,
+      {.mask_token_id = kMask, .block_size = 3, .unmask = gamma(kInf), .begins = Begins::every});
+  absorb(shorter, {row(10), row(11), row(12)});
+  CHECK_EQ(text(shorter.plan({})), behind_all);
+}
+
 // --- Separate: draft, verify, draft ---
 
 TEST(lossless_separate_forwards_draft_with_the_adapter) {

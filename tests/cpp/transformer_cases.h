@@ -99,6 +99,60 @@ inline bool identical(const std::vector<float>& a, const std::vector<float>& b) 
   return a.size() == b.size() && same_bits(a.data(), b.data(), a.size());
 }
 
+// Blocks behind a text, behind some of its tokens and behind none of them, in one forward: each as
+// float64 has it alone, and the text's own rows the same bits as without them.
+inline void check_branches(const std::vector<MakeDevice>& devices) {
+  const Tokens text = random_tokens(23, 1), more = random_tokens(4, 7);
+  for (const Variant& variant : kVariants) {
+    ModelConfig config = tiny_config(variant.architecture, DType::f32);
+    config.rope_linear_factor = variant.rope_linear_factor;
+    MemoryTensors source(config, DType::f32, variant.tied, variant.rope_freqs, variant.more_biases);
+    const auto block = [](int size) { return random_tokens(size, 20 + size); };
+    Matrix expected;
+    for (const auto& [begin, size] : {std::pair(27, 3), {26, 4}, {24, 3}, {23, 5}}) {
+      Tokens tokens = text;
+      tokens.insert(tokens.end(), more.begin(), more.end());
+      tokens.resize(static_cast<std::size_t>(begin));
+      const Tokens masks = block(size);
+      tokens.insert(tokens.end(), masks.begin(), masks.end());
+      std::vector<int> kv_end(tokens.size(), begin + size);
+      std::iota(kv_end.begin(), kv_end.begin() + begin, 1);
+      const Matrix logits = Float64Model(config, source).logits(tokens, kv_end);
+      const auto first = static_cast<std::ptrdiff_t>(begin) * kVocab;
+      expected.insert(expected.end(), logits.begin() + first, logits.end());
+    }
+    const auto branch = [&](int size, std::optional<int> begin) {
+      Segment masks = segment(block(size), Attention::block, Kv::scratch);
+      masks.begin = begin;
+      return masks;
+    };
+    for (const MakeDevice& make : devices) {
+      const auto device = make();
+      Transformer model(config, source, device->backend());
+      for (const DType kv_dtype : device->cache_types(config.head_dim)) {
+        KvCache kv = model.make_kv(60, kv_dtype), plain = model.make_kv(60, kv_dtype);
+        const auto run = [&](KvCache& cache, std::vector<Segment> segments) {
+          return model.forward_logits({{{&cache, {std::move(segments)}}}});
+        };
+        run(kv, {segment(text)});
+        run(plain, {segment(text)});
+        const auto alone = run(plain, {segment(more)});
+        const auto logits =
+            run(kv, {segment(more), branch(3, {}), branch(4, 26), branch(3, 24), branch(5, 23)});
+        CHECK_EQ(kv.length(), 27);
+        const auto own = static_cast<std::ptrdiff_t>(alone.size());
+        CHECK(identical({logits.begin(), logits.begin() + own}, alone));
+        const double error = relative_error({logits.begin() + own, logits.end()}, expected);
+        CHECK_IN(device->name() + ", " + variant.architecture + ", kv " +
+                     std::string(name(kv_dtype)) + ": " + show(error),
+                 error <= device->logits_error(DType::f32, kv_dtype));
+        CHECK_THROWS_WITH(run(kv, {branch(3, 26), branch(3, {})}), "rows that go on from within");
+        CHECK_THROWS_WITH(run(kv, {branch(3, 28)}), "rows that go on from within");
+      }
+    }
+  }
+}
+
 // A tiny model on a backend, and what is the same however it is computed.
 class ForwardPaths {
  public:

@@ -30,6 +30,11 @@ TEST(cuda_attention_over_long_contexts) {
   check_cuda({2, 1, 16}, {4097, 3073, 3072, 1});
 }
 
+TEST(cuda_attention_leaves_out_what_is_unseen) {
+  check_unseen(cuda_devices(), {4, 2, 32});
+  check_unseen(cuda_devices(), {3, 1, 80});
+}
+
 // A cache takes pages as positions are used.
 TEST(cuda_attention_over_a_cache_that_has_grown) {
   CudaDevice device;

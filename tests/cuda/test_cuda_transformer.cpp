@@ -10,6 +10,8 @@ namespace {
 
 using namespace test;
 
+TEST(cuda_transformer_rows_go_on_from_within_others) { check_branches(cuda_devices()); }
+
 TEST(cuda_transformer_agrees_with_float64) { check_agrees_with_float64(cuda_devices(), kTypes); }
 
 TEST(cuda_transformer_adapters_change_the_rows_that_ask) {

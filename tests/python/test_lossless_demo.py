@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 from sbd_engine import Engine, _core
 from sbd_engine.evaluation.questions import read_tasks
 
@@ -51,8 +53,12 @@ def test_statistics_count_drafts_and_forwards() -> None:
 def test_the_best_draft_by_times_of_forwards() -> None:
     """Where rows cost nothing, a block of 32 in every forward; where nothing agrees, none."""
     free = dict.fromkeys((1, 2, 4, 8, 16, 32, 64), 5.0)
-    assert _core.best_lossless(free, 1.0) == (32, False, 32.0)
-    assert _core.best_lossless(free, 0.0) == (1, False, 1.0)
+    assert _core.best_lossless(free, 1.0) == (32, False, False, 32.0)
+    assert _core.best_lossless(free, 0.0) == (1, False, False, 1.0)
+    # Some rows cost nothing: a draft behind every outcome, of a few guesses that may be wrong.
+    cheap = {**dict.fromkeys((1, 2, 4, 8, 16), 5.0), 32: 50.0}
+    size, alone, every, speedup = _core.best_lossless(cheap, 0.5)
+    assert (size, alone, every) == (3, False, True) and speedup == pytest.approx(1.75)
     # A row costs as much as the first: a draft needs two rows for a token.
     dear = {rows: float(rows) for rows in free}
     assert _core.best_lossless(dear, 1.0)[0] == 1

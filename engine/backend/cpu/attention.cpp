@@ -76,6 +76,7 @@ void CpuBackend::rotate_and_cache(int layer, const HeadShape& heads, const float
   const Index dim = heads.head_dim;
   const int kv_heads = heads.num_key_value_heads;
   const int group = heads.num_attention_heads / kv_heads;
+  const std::span<const int> places = rows_.places.empty() ? rows_.positions : rows_.places;
   for (const SequenceRows& sequence : rows_.sequences) {
     const auto& kv = static_cast<const CpuKv&>(*sequence.kv);
     const int u = kv.interleave();
@@ -100,19 +101,19 @@ void CpuBackend::rotate_and_cache(int layer, const HeadShape& heads, const float
         const Index at = (row * kv_heads + head) * dim;
         turn(k + at, k_norm);
 
-        const Index position = rows_.positions[static_cast<std::size_t>(row)];
+        const Index place = places[static_cast<std::size_t>(row)];
         if (kv.dtype() == DType::q8_0) {
-          const Index at_group = position / kLanes * (dim / kGroupSize);
+          const Index at_group = place / kLanes * (dim / kGroupSize);
           const auto store = [&](std::uint8_t* base, bool is_key, const float* x) {
             store_quantized(reinterpret_cast<CachedGroup*>(base) + at_group,
-                            static_cast<int>(position), is_key, x, heads.head_dim, kernels_);
+                            static_cast<int>(place), is_key, x, heads.head_dim, kernels_);
           };
           store(kv.keys(layer, head), true, k + at);
           store(kv.values(layer, head), false, v + at);
           continue;
         }
-        const Index key_at = position / kLanes * dim * kLanes + position % kLanes * u;
-        const Index value_at = position / u * kv.padded_dim() * u + position % u;
+        const Index key_at = place / kLanes * dim * kLanes + place % kLanes * u;
+        const Index value_at = place / u * kv.padded_dim() * u + place % u;
         store_kv(kv.dtype(), kv.keys(layer, head), key_at, u, kLanes * u, k + at, heads.head_dim,
                  kernels_);
         store_kv(kv.dtype(), kv.values(layer, head), value_at, 1, u, v + at, heads.head_dim,
@@ -208,6 +209,7 @@ void CpuBackend::attend(int layer, const HeadShape& heads, const float* q, float
     AttentionTask t{};
     t.queries = q + tile.first_row * row_stride + tile.kv_head * group * dim;
     t.kv_end = rows_.kv_end.data() + tile.first_row;
+    if (!rows_.unseen.empty()) t.unseen = rows_.unseen.data() + tile.first_row;
     t.row_stride = row_stride;
     t.n_rows = tile.n_rows;
     t.group = group;

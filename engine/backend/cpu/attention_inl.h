@@ -4,8 +4,8 @@
 // to 16 float32 sums. A word and a lane hold one float, or two bf16 where the CPU multiplies pairs.
 //
 // A step of a cache that holds another type is converted once, into scratch that stays in L1, for
-// all queries. A key that a query does not see gets probability exactly 0, and every sum runs in
-// the order of its keys or dimensions: a query's result has the same bits whatever shares its task.
+// all queries. A key behind what a query sees gets probability exactly 0, and every sum runs in the
+// order of its keys or dimensions: a query's result has the same bits whatever shares its task.
 
 // A call per tile would cost a tenth of its time.
 #define SBD_INLINE __attribute__((always_inline))
@@ -102,6 +102,16 @@ struct AttentionWork {
         });
   }
 
+  // What is unseen before a kv_end has next to no probability: 2^-126 of the highest.
+  void hide(int key) const {
+    for (int q = 0; q < n_queries; ++q) {
+      const Interval hidden = t.unseen[q / t.group];
+      const int begin = hidden.begin > key ? hidden.begin - key : 0;
+      const int end = hidden.end - key < kKeysPerStep ? hidden.end - key : kKeysPerStep;
+      for (int k = begin; k < end; ++k) scores[Index{q} * kKeysPerStep + k] = kMinusInfinity;
+    }
+  }
+
   // Keys [0, n) of a step are seen, all of them where kAll.
   template <bool kAll>
   float highest_score(int q, int n) const {
@@ -130,6 +140,7 @@ struct AttentionWork {
   // passes over all of them, as the two reductions of one are long chains.
   void softmax(int key) const {
     const F scale = set1(t.scale * 1.44269504f);  // to powers of 2
+    if (t.unseen != nullptr) hide(key);
     for (int q = 0; q < n_queries; ++q) {
       const int n = kv_end[q] - key;
       step_sums[q] = n >= kKeysPerStep ? highest_score<true>(q, n)

@@ -214,7 +214,7 @@ void CpuBackend::linear(const Input& input, std::span<const Linear> linears, boo
     linear_adapted(input, linears, accumulate, then);
     return;
   }
-  const RowRange all{0, n_rows()};
+  const Interval all{0, n_rows()};
   const Activations x = prepare(input, linears);
   if (observer_) observer_(linears, x.values, n_rows());
   products_.clear();
@@ -241,7 +241,7 @@ void CpuBackend::linear_adapted(const Input& input, std::span<const Linear> line
   }
   const std::size_t n_adapters = inputs_.size();
   inputs_.insert(inputs_.end(), linears.begin(), linears.end());
-  const RowRange all{0, n_rows()};
+  const Interval all{0, n_rows()};
   const Activations x = prepare(input, inputs_);
   products_.clear();
   for (std::size_t i = 0; i < inputs_.size(); ++i) {
@@ -279,9 +279,9 @@ void CpuBackend::prepare_low_rank() {
     groups += size / kGroupSize;
   }
   int n_adapted = 0;
-  for (const RowRange& rows : rows_.adapted) n_adapted += rows.end - rows.begin;
+  for (const Interval& rows : rows_.adapted) n_adapted += rows.end - rows.begin;
   pool_.run(n_adapted, [&](int task, int) {
-    const RowRange* rows = rows_.adapted.data();
+    const Interval* rows = rows_.adapted.data();
     for (; task >= rows->end - rows->begin; ++rows) task -= rows->end - rows->begin;
     const Index row = rows->begin + task;
     for (const Product& p : products_) {
@@ -350,7 +350,7 @@ void CpuBackend::multiply(std::span<const Product> products, std::span<const Lin
     }
     float* out = product.linear.out + Index{place.panel} * kPanel;
     const Index stride = place.matrix.rows;
-    for (const RowRange& rows : product.rows) {
+    for (const Interval& rows : product.rows) {
       Activations x = product.x;
       x.first_row = rows.begin;
       kernels_.linear({place.matrix, x, rows.end - rows.begin, product.linear.bias,

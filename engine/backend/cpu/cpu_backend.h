@@ -113,7 +113,7 @@ class CpuBackend : public Backend {
   struct Product {
     Linear linear;
     Activations x;
-    std::span<const RowRange> rows;
+    std::span<const Interval> rows;
     bool accumulate = false;
     float scale = 1;
   };

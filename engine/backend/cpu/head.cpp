@@ -282,7 +282,7 @@ void CpuBackend::head_logits(const Input& input, const Weight& head,
                              std::span<const OutputRow> outputs, float* logits) {
   if (outputs.empty()) return;
   const Linear linear_head{&head, nullptr, logits};
-  const RowRange all{0, static_cast<int>(outputs.size())};
+  const Interval all{0, static_cast<int>(outputs.size())};
   const Product product{linear_head, prepare(input, {&linear_head, 1}, outputs), {&all, 1}};
   multiply({&product, 1}, {});
 }

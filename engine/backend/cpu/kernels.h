@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "core/dtype.h"
+#include "core/types.h"
 
 namespace sbd::cpu {
 
@@ -16,7 +17,8 @@ inline constexpr int kLanes = 16;          // floats of a vector, keys per cache
 inline constexpr int kPanel = 32;          // output features per panel
 inline constexpr int kKeysPerStep = 64;    // keys between two rescalings of the online softmax
 inline constexpr int kKeysPerSplit = 512;  // keys of one attention task
-inline constexpr float kMinusInfinity = -1e30f;  // finite: differences with it stay numbers
+// Finite, so that differences with it stay numbers; a power of two, whose products are exact.
+inline constexpr float kMinusInfinity = -0x1p100f;
 
 // Weights in panels of 32 output features, two strips of 16, inputs interleaved so that one load
 // holds a step of a strip. A panel is one stream of memory, read from end to end:
@@ -70,12 +72,13 @@ struct CachedGroup {
 static_assert(sizeof(CachedGroup) == kLanes * sizeof(BlockQ8_0));
 
 // Queries of one key-value head in rows of one sequence against the keys [key_begin, key_end); a
-// row sees those below its kv_end. Keys and values have u elements side by side in a lane, u being
-// 1 for F32 and Kernels::short_interleave for F16 and BF16; Q8_0's are CachedGroups
-// [n_ctx / 16][head_dim / 32].
+// row sees those below its kv_end, but for what is unseen. Keys and values have u elements side by
+// side in a lane, u being 1 for F32 and Kernels::short_interleave for F16 and BF16; Q8_0's are
+// CachedGroups [n_ctx / 16][head_dim / 32].
 struct AttentionTask {
-  const float* queries;  // [n_rows][group][head_dim], rows row_stride apart
-  const int* kv_end;     // [n_rows]
+  const float* queries;    // [n_rows][group][head_dim], rows row_stride apart
+  const int* kv_end;       // [n_rows]
+  const Interval* unseen;  // [n_rows], or nullptr: nothing
   Index row_stride;
   int n_rows;
   int group;

@@ -25,6 +25,11 @@ __device__ float* partial_at(const AttentionArgs& a, int padded_dim, int split, 
   return a.partials + query * partial_floats(padded_dim);
 }
 
+// What a row does not see of the keys before its end.
+__device__ Interval unseen_by(const AttentionArgs& a, int row) {
+  return a.unseen == nullptr ? Interval{0, 0} : a.unseen[row];
+}
+
 struct Tile {
   QueryTileInfo info;
   SequenceInfo sequence;
@@ -157,10 +162,14 @@ __global__ void __launch_bounds__(kThreads)
   const int g = lane / 4, t = lane % 4;
   const int first_query = warp * 16;
   int key_end[2];
+  Interval unseen[2] = {};
   for (int i = 0; i < 2; ++i) {
     const int query = first_query + g + i * 8;
-    key_end[i] =
-        query < tile.info.n_queries ? a.kv_end[tile.row(tile.info.first_query + query)] : 0;
+    key_end[i] = 0;
+    if (query >= tile.info.n_queries) continue;
+    const int row = tile.row(tile.info.first_query + query);
+    key_end[i] = a.kv_end[row];
+    unseen[i] = unseen_by(a, row);
   }
   const float scale = kLog2E / sqrtf(static_cast<float>(a.head_dim));
   Running running[2];
@@ -194,7 +203,9 @@ __global__ void __launch_bounds__(kThreads)
     for (int n = 0; n < kStepKeys / 8; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const bool seen = first_key + n * 8 + i % 2 < key_end[i / 2];
+        const int key = first_key + n * 8 + i % 2;
+        const Interval hidden = unseen[i / 2];
+        const bool seen = key < key_end[i / 2] && (key < hidden.begin || key >= hidden.end);
         scores[n][i] = seen ? checked(scores[n][i] * scale) : -INFINITY;
         highest[i / 2] = fmaxf(highest[i / 2], scores[n][i]);
       }
@@ -278,6 +289,7 @@ __global__ void __launch_bounds__(kThreads)
     const int row = tile.row(packed), head = tile.head(packed);
     const int row_end = a.kv_end[row];
     const int key_end = row_end < tile.key_end ? row_end : tile.key_end;
+    const Interval hidden = unseen_by(a, row);
     if (tile.key_begin >= key_end) continue;
     const float* q = a.q + (Index{row} * a.heads + head) * a.head_dim;
     Running running;
@@ -285,7 +297,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int first = tile.key_begin; first < key_end; first += kWarp) {
       const int key = first + lane;
       float score = -INFINITY;
-      if (key < key_end) {
+      if (key < key_end && (key < hidden.begin || key >= hidden.end)) {
         float sum = 0;
         const float* k = keys + Index{key - tile.page_begin} * a.stride;
         for (int d = 0; d < a.head_dim; ++d) sum = fmaf(q[d], k[d], sum);

@@ -42,7 +42,7 @@ struct CacheArgs {  // rotate_and_cache
   PageTable table;
   const SequenceInfo* sequences;
   const int* row_sequence;   // [rows]
-  const int* positions;      // [rows]
+  const int* places;         // [rows], in the cache
   const float* query_scale;  // [rows], or null
   const float* angles;       // [rows][head_dim / 2] cosine, sine
   const float* q_norm;       // [head_dim], or null
@@ -84,6 +84,7 @@ struct AttentionArgs {
   const QueryTileInfo* tiles;
   const int* row_sequence;  // [rows]
   const int* kv_end;        // [rows]
+  const Interval* unseen;   // [rows], of what is before kv_end; or null
   const float* q;           // [rows, heads * head_dim]
   float* out;               // likewise
   float* partials;          // [splits][rows of this launch][heads][partial_floats]

@@ -128,7 +128,7 @@ void CudaBackend::rotate_and_cache(int layer, const HeadShape& heads, const floa
   args.table = page_table_;
   args.sequences = sequences_;
   args.row_sequence = row_sequence_;
-  args.positions = positions_;
+  args.places = places_;
   args.query_scale = query_scale_;
   args.angles = angle_table_;
   args.q_norm = q_norm;
@@ -171,6 +171,7 @@ void CudaBackend::attention(int layer, const HeadShape& heads, const float* q, f
   args.tiles = tiles_;
   args.row_sequence = row_sequence_;
   args.kv_end = row_kv_end_;
+  args.unseen = unseen_;
   args.q = q;
   args.out = out;
   args.layer = layer;

@@ -64,19 +64,19 @@ __global__ void cache_kernel(const __grid_constant__ CacheArgs a) {
     }
   }
   const float scale = is_query && a.query_scale != nullptr ? a.query_scale[row] : 1.0f;
-  const int sequence = a.row_sequence[row], position = a.positions[row];
+  const int sequence = a.row_sequence[row], place = a.places[row];
   const Index element = a.kv_dtype == DType::f32 ? 4 : 2;
   const Index plane = (Index{a.layer} * 2 + is_value) * a.kv_heads + kv_head;
-  const Index place = plane * a.sequences[sequence].capacity + position % kPagePositions;
-  std::uint8_t* cached = a.table.page(sequence, position) + place * a.stride * element;
-  const auto store = [&](int at, float x) {
+  const Index at = plane * a.sequences[sequence].capacity + place % kPagePositions;
+  std::uint8_t* cached = a.table.page(sequence, place) + at * a.stride * element;
+  const auto store = [&](int i, float x) {
     if (is_query) {
-      query[at] = x * scale;
+      query[i] = x * scale;
     } else if (a.kv_dtype == DType::f32) {
-      reinterpret_cast<float*>(cached)[at] = x;
+      reinterpret_cast<float*>(cached)[i] = x;
     } else {
       const std::uint32_t pair = a.kv_dtype == DType::bf16 ? to_bf16_pair(x, x) : to_halves(x, x);
-      reinterpret_cast<std::uint16_t*>(cached)[at] = static_cast<std::uint16_t>(pair);
+      reinterpret_cast<std::uint16_t*>(cached)[i] = static_cast<std::uint16_t>(pair);
     }
   };
 #pragma unroll

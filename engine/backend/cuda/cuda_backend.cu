@@ -246,6 +246,7 @@ void CudaBackend::begin(const ForwardRows& rows, std::span<const float> inverse_
   tile_infos_.clear();
   tiles_ = nullptr;
 
+  const std::span<const int> places = rows.places.empty() ? rows.positions : rows.places;
   std::vector<SequenceInfo> sequences;
   int max_pages = 0;
   std::vector<int> row_sequence(static_cast<std::size_t>(n_rows_));
@@ -254,7 +255,7 @@ void CudaBackend::begin(const ForwardRows& rows, std::span<const float> inverse_
     int n_positions = 0;
     for (int row = sequence.first_row; row < sequence.first_row + sequence.n_rows; ++row) {
       const auto at = static_cast<std::size_t>(row);
-      n_positions = std::max({n_positions, rows.kv_end[at], rows.positions[at] + 1});
+      n_positions = std::max({n_positions, rows.kv_end[at], places[at] + 1});
     }
     kv.reserve(n_positions);
     max_pages = std::max(max_pages, kv.max_pages());
@@ -274,7 +275,9 @@ void CudaBackend::begin(const ForwardRows& rows, std::span<const float> inverse_
   metadata_.clear(metadata_bytes);
   tokens_ = metadata_.add(rows.tokens);
   positions_ = metadata_.add(rows.positions);
+  places_ = rows.places.empty() ? positions_ : metadata_.add(rows.places);
   row_kv_end_ = metadata_.add(rows.kv_end);
+  unseen_ = rows.unseen.empty() ? nullptr : metadata_.add(rows.unseen);
   row_sequence_ = metadata_.add(std::span<const int>(row_sequence));
   sequences_ = metadata_.add(std::span<const SequenceInfo>(sequences));
   page_table_ = {metadata_.add(std::span<std::uint8_t* const>(pages)), max_pages};
@@ -283,7 +286,7 @@ void CudaBackend::begin(const ForwardRows& rows, std::span<const float> inverse_
   if (!rows.adapted.empty()) {
     std::vector<Mix> adapted(rows.tokens.size());
     for (int row = 0; row < n_rows_; ++row) adapted[static_cast<std::size_t>(row)] = {row, 0, 0, 0};
-    for (const RowRange& range : rows.adapted) {
+    for (const Interval& range : rows.adapted) {
       for (int row = range.begin; row < range.end; ++row) {
         adapted[static_cast<std::size_t>(row)].a = 1;
       }

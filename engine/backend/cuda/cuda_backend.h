@@ -153,8 +153,10 @@ class CudaBackend : public Backend {
   const QueryTileInfo* tiles_ = nullptr;
   const TokenId* tokens_ = nullptr;
   const int* positions_ = nullptr;
+  const int* places_ = nullptr;
   const int* row_sequence_ = nullptr;
   const int* row_kv_end_ = nullptr;
+  const Interval* unseen_ = nullptr;
   const float* query_scale_ = nullptr;
   const float* frequencies_ = nullptr;
   const SequenceInfo* sequences_ = nullptr;
