@@ -132,17 +132,16 @@ DecoderOptions read_decode_defaults(const Metadata& metadata, const ModelConfig&
 
 namespace {
 
-std::vector<float> read_prior(const Metadata& adapter, int block_size) {
-  constexpr std::string_view kKey = "sbd.draft.acceptance";
-  if (!adapter.contains(kKey)) return {};
-  const std::vector<double>& values = adapter.numbers(kKey);
+std::vector<float> read_prior(const Metadata& adapter, std::string_view key, int block_size) {
+  if (!adapter.contains(key)) return {};
+  const std::vector<double>& values = adapter.numbers(key);
   SBD_CHECK(std::ssize(values) <= block_size,
             "{}: key '{}' has {} numbers, expected at most {}, one for each slot of a block",
-            adapter.source(), kKey, values.size(), block_size);
+            adapter.source(), key, values.size(), block_size);
   std::vector<float> prior;
   for (const double value : values) {
     SBD_CHECK(value >= 0 && value <= 1, "{}: key '{}' has {}, expected numbers from 0 to 1",
-              adapter.source(), kKey, value);
+              adapter.source(), key, value);
     prior.push_back(static_cast<float>(value));
   }
   return prior;
@@ -167,7 +166,10 @@ DecoderOptions with_adapter(const Metadata& adapter, bool has_mask, const ModelC
     fail(ErrorKind::value, "{}: no decoder of this model can draft with it: {}", adapter.source(),
          *why);
   }
-  defaults.drafts = std::make_shared<DraftHistory>(read_prior(adapter, *defaults.block.block_size));
+  const int block_size = *defaults.block.block_size;
+  defaults.drafts = std::make_shared<DraftHistory>(
+      DraftHistory::Priors{.known = read_prior(adapter, "sbd.draft.acceptance", block_size),
+                           .fused = read_prior(adapter, "sbd.draft.acceptance_fused", block_size)});
   return defaults;
 }
 

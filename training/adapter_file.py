@@ -25,10 +25,12 @@ def write_adapter(
     alpha: float,
     block_size: int,
     acceptance: list[float],
+    acceptance_fused: list[float],
 ) -> None:
     """Whole, or not at all. `state` has the adapter and, where the model has no mask token, the
     mask's embedding. `acceptance`: by slot of a block, the chance that it is right where those
-    before it are; slot 0 is known."""
+    before it are; slot 0 is known, or, of `acceptance_fused`, decided in the draft's own forward.
+    """
     changes = {
         name: LowRank(b.float().numpy(), a.float().numpy())
         for name, (b, a) in lora_pairs(state).items()
@@ -45,6 +47,7 @@ def write_adapter(
         "adapter.lora.alpha": float(alpha),
         "sbd.block_size": block_size,
         "sbd.draft.acceptance": acceptance,
+        "sbd.draft.acceptance_fused": acceptance_fused,
         "sbd.draft.fingerprint": base.fingerprint,
     }
     write_gguf(path, metadata, tensors)

@@ -148,6 +148,21 @@ def measured_by(answers: Sequence[Answer], most: int) -> list[Answer]:
     return sorted(chosen, key=lambda answer: (-len(answer.tokens), answer.prompt))
 
 
+def write_prompts(file: Path, answers: Sequence[Answer]) -> None:
+    """What they answer, a JSON object a line: family, prompt and its token ids."""
+    lines = [
+        json.dumps(
+            {
+                "family": answer.kind,
+                "prompt": answer.prompt,
+                "prompt_ids": answer.tokens[: answer.prompt_length].tolist(),
+            }
+        )
+        for answer in answers
+    ]
+    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
 class LikeLengths(PackedTexts):
     """Answers one by one, those of like length beside each other. `training.examples.Data`."""
 

@@ -15,7 +15,15 @@ from convert import ConvertError, convert
 from convert.checkpoint import read_json
 from training import options
 from training.adapter_file import write_adapter
-from training.answers import Answer, LikeLengths, held_out, make_answers, measured_by, read_answers
+from training.answers import (
+    Answer,
+    LikeLengths,
+    held_out,
+    make_answers,
+    measured_by,
+    read_answers,
+    write_prompts,
+)
 from training.checkpoint import add_lora, checkpoint_fingerprint
 from training.command import ending, main_of, say, speaks, train
 from training.draft_objective import DraftObjective
@@ -31,6 +39,7 @@ FLAGS |= {"block_sizes": "--block-size", "base": "--model", "data": "the answers
 FLAGS |= {name: f"--{name}" for name in ("rank", "alpha")} | {"slot_decay": "--slot-decay"}
 FLAGS["measured"] = "the held-out answers"
 MEASURED = 128  # held-out answers that drafts are measured by, at most
+HELD_OUT_PROMPTS = "held_out.jsonl"  # theirs, in the run's folder
 TYPES = {"bfloat16": "bf16", "float16": "f16"}  # of a converted checkpoint; others are F32
 
 
@@ -170,8 +179,12 @@ def draft(
             out,
             save_every,
             patience,
-            lambda path, state, prior: write_adapter(path, file, state, alpha, block_size, prior),
+            lambda path, state, *priors: write_adapter(
+                path, file, state, alpha, block_size, *priors
+            ),
         )
+        if speaks():
+            write_prompts(run / HELD_OUT_PROMPTS, measured)
         if not trainer.done:
             seconds, memory = trainer.trial()
             say(
@@ -274,8 +287,9 @@ def _ending(trainer: DraftTrainer, out: Path) -> str:
     slots = "/".join(f"{100 * chance:.0f}" for chance in best["acceptance"][1:])
     return (
         f"{out}: of step {best['step']} of {trainer.step}{early}, {best['tokens']} tokens: drafts "
-        f"on held-out ones agree for {best['prefix']:.2f} tokens behind the known one ({kinds}), "
-        f"by slot, where those before agree: {slots} %"
+        f"on held-out ones agree for {best['prefix']:.2f} tokens behind a known one ({kinds}), "
+        f"by slot, where those before agree: {slots} %, and for {best['prefix_fused']:.2f} behind "
+        "one that their own forward decides"
     )
 
 

@@ -27,7 +27,7 @@ from training.parallel import average_gradients
 from training.trainer import Point, Recipe, Trainer
 
 # Writes a file of a state dict and of what its drafts promise, by slot.
-Writer = Callable[[Path, dict[str, torch.Tensor], list[float]], None]
+Writer = Callable[[Path, dict[str, torch.Tensor], list[float], list[float]], None]
 ADAPTER = "adapter.gguf"  # the best so far, in the run's folder
 
 
@@ -67,8 +67,8 @@ class DraftTrainer(Trainer):
 
     @property
     def best(self) -> Point | None:
-        """The first of the measurements that no later one is better than."""
-        return max(self.held_out, key=lambda point: point["prefix"], default=None)
+        """The first of the measurements that no later one is better than, by both ways to draft."""
+        return max(self.held_out, key=lambda p: p["prefix"] + p["prefix_fused"], default=None)
 
     @property
     def done(self) -> bool:
@@ -168,7 +168,7 @@ class DraftTrainer(Trainer):
     def _write(self, whole: dict[str, torch.Tensor], folder: Path) -> None:
         best = self.best
         if best is not None and best["step"] == self.step:
-            self.write(folder / ADAPTER, whole, best["acceptance"])
+            self.write(folder / ADAPTER, whole, best["acceptance"], best["acceptance_fused"])
 
     def _measure(self) -> Point:
         """Of one-shot drafts on held-out answers: how far they agree."""
@@ -178,24 +178,25 @@ class DraftTrainer(Trainer):
         for first in range(0, len(groups), self.world):  # all processes, as often
             number = first + self.rank
             kind, sequences = groups[number % len(groups)]
-            for fused in 0, 1:
+            for way in 0, 1:
                 generators = [torch.Generator().manual_seed(0) for _ in sequences]
-                masking = Masking(one_shot=True, fused=fused, offsets=False)
+                masking = Masking(one_shot=True, fused=way, offsets=False)
                 batch = self._batch(sequences, generators, masking)
                 with torch.no_grad(), self._precision():
                     agreement = self.objective(batch.to(self.device), judged=True)
                 if number < len(groups):
-                    counts[fused, kind] += torch.stack(agreement).double().cpu()
+                    counts[way, kind] += torch.stack(agreement).double().cpu()
         if self.world > 1:
             counts = counts.to(self.device)
             dist.all_reduce(counts)
             counts = counts.cpu()
-        known, masked = (figures(*each.sum(0)) for each in counts)
+        known, fused = (figures(*each.sum(0)) for each in counts)
         return {
             "step": self.step,
             "tokens": self.tokens,
             **known,
-            "prefix_slot_0_masked": masked["prefix"],
+            "prefix_fused": fused["prefix"],
+            "acceptance_fused": fused["acceptance"],
             "by_kind": {
                 kind or "all": figures(*counts[0, i])["prefix"] for i, kind in enumerate(kinds)
             },

@@ -103,9 +103,11 @@ DraftHistory::Counts& DraftHistory::of(bool known, float temperature) {
   return counts_[static_cast<std::size_t>(warmth + (known ? 5 : 0))];
 }
 
-double DraftHistory::agreement(const DraftCounts& counts, int slot, double before) const {
+double DraftHistory::agreement(bool known, const DraftCounts& counts, int slot,
+                               double before) const {
+  const std::vector<float>& prior = known ? priors_.known : priors_.fused;
   const auto at = static_cast<std::size_t>(slot);
-  if (at < prior_.size()) return counts.agreement(slot, prior_[at], kOfFile);
+  if (at < prior.size()) return counts.agreement(slot, prior[at], kOfFile);
   return counts.agreement(slot, before, kOfNothing);
 }
 
@@ -157,7 +159,7 @@ DraftOption DraftPolicy::best(const RowPrice& price, int most, Hope hope, int bo
   const auto b = static_cast<std::size_t>(boldness);
   double in_all = kExpectedAgreement;
   const auto agreement = [&](int slot) {
-    in_all = history_->agreement(all[b], slot, in_all);
+    in_all = history_->agreement(known_, all[b], slot, in_all);
     const double agrees = counts_[b].agreement(slot, in_all, kOfAllTexts);
     return hope == Hope::drafts_agree ? std::max(agrees, kHoped) : agrees;
   };

@@ -3,9 +3,9 @@
 //
 //   none       [token]                                    1 token
 //   fused      [draft of k][k masks]                      verifies one draft and begins the next
+//   every      [draft of k][k masks] behind each token    that may be the last one to agree
 //   alone      [draft of k], then [token][k masks]        the next draft is never in vain
 //   known      [draft of k], then [token and k - 1 masks] where that is how the model was trained
-//   every      [draft of k][k masks behind each of its tokens]  whichever is the last to agree
 //
 // How many tokens a draft gains is learnt from those before it, by the slots of a block, from each
 // text and, as what its first draft goes by, from all of them. Where drafting does not pay it is
@@ -35,7 +35,8 @@ struct Draft {
   int boldness = 0;  // of kBoldness: how much is decided at once
   Begins begins = Begins::fused;
 
-  // Of a forward that verifies a draft of this size and begins another.
+  // Of a forward that verifies a draft of this size and begins another; for those that begin
+  // alone, two forwards' together.
   int rows() const { return begins == Begins::every ? size + size * size : 2 * size; }
 };
 
@@ -85,11 +86,15 @@ class DraftHistory {
  public:
   using Counts = std::array<DraftCounts, kBoldness.size()>;
 
-  // `prior`: by slot, the agreement that a file says.
-  explicit DraftHistory(std::vector<float> prior = {}) : prior_(std::move(prior)) {}
+  // By slot, the agreement that a file says: of drafts behind a known token, and of others.
+  struct Priors {
+    std::vector<float> known;
+    std::vector<float> fused;
+  };
+  explicit DraftHistory(Priors priors = {}) : priors_(std::move(priors)) {}
   // The agreement in a slot, by what these counts of all texts say and what was expected of it:
   // what the file says, else the agreement in the slot before.
-  double agreement(const DraftCounts& counts, int slot, double before) const;
+  double agreement(bool known, const DraftCounts& counts, int slot, double before) const;
 
   // Of drafts at about this temperature, made one way or the other.
   Counts& of(bool known, float temperature);
@@ -101,7 +106,7 @@ class DraftHistory {
 
  private:
   static constexpr double kMaxCredit = 16;
-  std::vector<float> prior_;
+  Priors priors_;
   std::array<Counts, 10> counts_{};
   double credit_ = kMaxCredit / 2;
 };

@@ -216,12 +216,12 @@ DecoderOptions beside(const GgufBuilder& adapter, bool has_mask, DecoderOptions 
   return with_adapter(GgufFile(file.path()).metadata(), has_mask, small_config(), std::move(model));
 }
 
-GgufBuilder with_prior(const std::vector<float>& prior) {
+GgufBuilder with_prior(const std::vector<float>& prior, const char* way = "") {
   GgufBuilder builder = adapter_file();
   std::string elements;
   for (const float each : prior) elements += bytes_of(each);
   return builder.u32("sbd.block_size", 4)
-      .array("sbd.draft.acceptance", gguf_value::f32, prior.size(), elements);
+      .array(std::string("sbd.draft.acceptance") + way, gguf_value::f32, prior.size(), elements);
 }
 
 TEST(adapter_makes_a_plain_model_draft) {
@@ -246,17 +246,22 @@ TEST(adapter_makes_a_plain_model_draft) {
 }
 
 TEST(adapter_says_how_to_draft) {
-  const DecoderOptions options = beside(with_prior({1.0f, 0.75f, 0.5f, 0.25f}), true);
-  CHECK_EQ(options.block.block_size.value_or(0), 4);
-  // Eight drafts' worth; behind its end, what the slot before has.
-  const DraftCounts none;
-  CHECK_EQ(options.drafts->agreement(none, 1, 0.1), 0.75);
-  CHECK_EQ(options.drafts->agreement(none, 3, 0.1), 0.25);
-  CHECK_EQ(options.drafts->agreement(none, 4, 0.1), 0.1);
-  DraftCounts one;
-  one.record(3, 1, 1, 1.0f);
-  CHECK_EQ(options.drafts->agreement(one, 1, 0.1), (1 + 8 * 0.75) / 9);
-  CHECK_EQ(options.drafts->agreement(one, 2, 0.1), 8 * 0.5 / 9);
+  for (const bool known : {true, false}) {
+    const GgufBuilder file = with_prior({1.0f, 0.75f, 0.5f, 0.25f}, known ? "" : "_fused");
+    const DecoderOptions options = beside(file, true);
+    CHECK_EQ(options.block.block_size.value_or(0), 4);
+    // Eight drafts' worth; behind its end, and of the other way, what the slot before has.
+    const DraftHistory& drafts = *options.drafts;
+    const DraftCounts none;
+    CHECK_EQ(drafts.agreement(known, none, 1, 0.1), 0.75);
+    CHECK_EQ(drafts.agreement(known, none, 3, 0.1), 0.25);
+    CHECK_EQ(drafts.agreement(known, none, 4, 0.1), 0.1);
+    CHECK_EQ(drafts.agreement(!known, none, 1, 0.1), 0.1);
+    DraftCounts one;
+    one.record(3, 1, 1, 1.0f);
+    CHECK_EQ(drafts.agreement(known, one, 1, 0.1), (1 + 8 * 0.75) / 9);
+    CHECK_EQ(drafts.agreement(known, one, 2, 0.1), 8 * 0.5 / 9);
+  }
 
   CHECK_THROWS_WITH(beside(with_prior({1, 1, 1, 1, 1}), true),
                     "key 'sbd.draft.acceptance' has 5 numbers, expected at most 4");

@@ -102,7 +102,7 @@ def test_from_a_checkpoint_to_an_adapter(
     call = ["--model", checkpoint, "--prompts", prompts, "--out", out, *OPTIONS]
     assert train(*call, "--held-out", "new", "--steps", "6", "--alpha", "6") == 0
     printed, said = capfd.readouterr()
-    assert f"{out}: of step " in printed and "tokens behind the known one (" in printed
+    assert f"{out}: of step " in printed and "tokens behind a known one (" in printed
     assert "GiB of memory" in said and "minutes for 6 steps of 4 answers" in said
     folder = tmp_path / "adapter.run"
     (model_file,) = folder.glob("model-*.gguf")
@@ -122,8 +122,12 @@ def test_from_a_checkpoint_to_an_adapter(
     assert metadata["general.architecture"] == "llama"
     assert metadata["adapter.lora.alpha"] == 6.0 and metadata["sbd.block_size"] == 4
     assert metadata["sbd.draft.fingerprint"] == open_model_file(model_file).fingerprint
-    acceptance = metadata["sbd.draft.acceptance"]
-    assert len(acceptance) == 4 and acceptance[0] == 1 and all(0 < a < 1 for a in acceptance[1:])
+    point = max(run["held_out"], key=lambda point: point["prefix"] + point["prefix_fused"])
+    for way in "acceptance", "acceptance_fused":
+        acceptance = metadata[f"sbd.draft.{way}"]
+        assert len(acceptance) == 4 and acceptance[0] == 1
+        assert all(0 < a < 1 for a in acceptance[1:])
+        assert acceptance == pytest.approx(point[way], abs=1e-4)
     vector = tensors.pop("sbd.draft.mask_embedding")
     assert vector.shape == (64,)
     types = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(out).tensors}
@@ -147,7 +151,8 @@ def test_the_file_has_the_matrices_that_were_trained(base: Path, tmp_path: Path)
     for name, weight in loaded.state_dict().items():
         assert torch.equal(frozen[name], weight), name
     state = {n: p.data for n, p in objective.model.named_parameters() if p.requires_grad}
-    write_adapter(tmp_path / "adapter.gguf", file, state, 6.0, 4, [1.0, 0.5, 0.5, 0.5])
+    prior = [1.0, 0.5, 0.5, 0.5]
+    write_adapter(tmp_path / "adapter.gguf", file, state, 6.0, 4, prior, prior)
     _, stored = read_model(base)
     metadata, pairs = read_model(tmp_path / "adapter.gguf")
     for name in list(stored):
