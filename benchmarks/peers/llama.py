@@ -72,13 +72,21 @@ class Context:
         return self._filled
 
 
+def silent_model(path: str, extra_buffers: bool = True) -> Any:
+    """extra_buffers: weights may be laid out anew, for AMX too."""
+    c.llama_log_set(_SILENT, None)
+    c.llama_backend_init()
+    params = c.llama_model_default_params()
+    params.use_extra_bufts = extra_buffers
+    model = c.llama_model_load_from_file(path.encode(), params)
+    if not model:
+        raise RuntimeError(f"llama.cpp does not load {path}")
+    return model
+
+
 class Llama:
     def __init__(self, path: str, threads: int, n_ctx: int) -> None:
-        c.llama_log_set(_SILENT, None)
-        c.llama_backend_init()
-        self._model = c.llama_model_load_from_file(path.encode(), c.llama_model_default_params())
-        if not self._model:
-            raise RuntimeError(f"llama.cpp does not load {path}")
+        self._model = silent_model(path)
         self._contexts = {
             flash: Context(self._model, flash, threads, n_ctx) for flash in (True, False)
         }

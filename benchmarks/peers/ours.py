@@ -42,9 +42,9 @@ class Forwards:
 class Generations:
     """Whole generations, through the interface that everyone uses."""
 
-    def __init__(self, path: str, threads: int, n_ctx: int) -> None:
+    def __init__(self, path: str, threads: int, n_ctx: int, draft: str | None = None) -> None:
         # Prompts come again in every round.
-        self._engine = Engine(path, n_threads=threads, n_ctx=n_ctx, prefix_cache=0)
+        self._engine = Engine(path, n_threads=threads, n_ctx=n_ctx, prefix_cache=0, draft=draft)
         self.about = f"sbd-engine {__version__}, {self._engine.device}"
 
     def generate(self, prompt: Sequence[int], **options: Any) -> dict[str, Any]:
@@ -57,6 +57,16 @@ class Generations:
                 decided.append(len(chunk.revealed))
             tokens = stream.completion.tokens
         return {"seconds": [end - ends[0] for end in ends], "decided": decided, "tokens": tokens}
+
+    def answers(self, prompts: Sequence[Sequence[int]], **options: Any) -> dict[str, Any]:
+        """Of all prompts at once: tokens of each, their forwards (each sequence's own), seconds."""
+        started = time.perf_counter()
+        done = self._engine.generate_batch([list(prompt) for prompt in prompts], **options)
+        return {
+            "tokens": [completion.tokens for completion in done],
+            "forwards": sum(completion.stats.nfe for completion in done),
+            "seconds": time.perf_counter() - started,
+        }
 
 
 def load(options: dict[str, Any]) -> Forwards | Generations:

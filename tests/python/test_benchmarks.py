@@ -21,6 +21,7 @@ sys.path.append(str(BENCHMARKS))  # last, so that an installed package comes fir
 
 import cpu_peers  # noqa: E402
 import dmtd  # noqa: E402
+import drafts  # noqa: E402
 import end_to_end  # noqa: E402
 import lossless  # noqa: E402
 import serving  # noqa: E402
@@ -361,3 +362,57 @@ def test_dmtd_beside_ntp(
     assert len(rows) == 3
     assert rows[0].split()[-2:] == ["1.00", "1.00"]
     assert [row.split()[2] for row in rows[1:]] == ["2", "3"]
+
+
+# Draft adapters
+
+
+@pytest.mark.parametrize(
+    ("tokens", "loops"),
+    [
+        ([*range(20), *[1, 2, 3, 4] * 3], True),
+        ([*range(20), *[1, 2, 3, 4] * 3, 5], False),  # it has come out of it
+        ([*range(20), *[7] * 12], True),
+        ([*range(20), *[7] * 11], False),  # as a row of dots may be
+        ([*range(20), *[1, 2, 3, 4] * 2], False),
+        ([], False),
+    ],
+)
+def test_texts_that_come_to_loop(tokens: list[int], loops: bool) -> None:
+    assert drafts.comes_to_loop(tokens) is loops
+
+
+def test_tables_of_drafts() -> None:
+    def group(family: str, loops: int, seconds: float, forwards: int) -> dict[str, Any]:
+        ways = {
+            name: {"tokens": 100, "forwards": 100, "seconds": 2.0}
+            for name in (drafts.NTP, drafts.GREEDY, drafts.LOOKUP)
+        }
+        ways[drafts.DRAFTS] = {"tokens": 100, "forwards": forwards, "seconds": seconds}
+        return {"family": family, "loops": loops, "ways": ways}
+
+    groups = [group("letter", 0, 1.0, 50), group("facts", 1, 4.0, 100)]
+    part = {"temperature": 0.0, "batch": 1, "groups": groups}
+    sampled = {"temperature": 0.7, "batch": 8, "groups": [group("letter", 0, 1.0, 50)]}
+    del sampled["groups"][0]["ways"][drafts.LOOKUP]  # as in batches
+    point = {"tokens": 641105, "prefix": 1.7, "prefix_fused": 0.81, "acceptance": [1, 0.87]}
+    report = {
+        "threads": 2,
+        "draft": "adapter.gguf",
+        "training": [point],
+        "models": [{"model": "a.gguf", "about": ["x"], "parts": [part, sampled]}],
+    }
+    speed, kinds = drafts.tables(report)
+    assert speed.lines[0][:5] == ["a.gguf", "0", "1", "50", "40"]
+    assert speed.lines[0][5].startswith("0.80 (0.50 to 2.00")
+    assert speed.lines[1][5:7] == ["2.00 (2.00 to 2.00)"] * 2
+    assert speed.lines[1][7:] == ["1.00 (1.00 to 1.00)", "2.00 (2.00 to 2.00)", ""]
+    assert [line[0] for line in kinds.lines] == [
+        "facts",
+        "letter",
+        "texts that loop",
+        "other texts",
+    ]
+    assert kinds.lines[1][2] == "2.00 (2.00 to 2.00)" and kinds.lines[2][3].startswith("0.50")
+    assert drafts.training_table(report).lines == [["0.64 M", "87", "1.70", "0.81"]]
+    assert "| letter | 1 |" in drafts.docs_section(report)
