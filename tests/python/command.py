@@ -128,6 +128,12 @@ class Terminal:
         self._read = at + len(text)
         return come
 
+    def wait_for_length(self, length: int, seconds: float = 20) -> None:
+        """Until so much has come up, whatever it is."""
+        end = time.monotonic() + seconds
+        while len(self.screen) < length:
+            assert self._come(end), f"no {length} characters: {self.screen!r}"
+
     def end(self, seconds: float = 20) -> int:
         """Its exit code, once it has ended."""
         end = time.monotonic() + seconds

@@ -383,8 +383,7 @@ class TestInterrupt:
         chat.wait_for("> ")
         chat.type(f"{HELLO}\n")
         chat.wait_for("\n")
-        while len(chat.screen) < 300:
-            chat.wait_for(chr(ord("e")))
+        chat.wait_for_length(300)
         chat.interrupt()
         chat.wait_for("tok/s")
         chat.type("/set max_tokens=3\n")

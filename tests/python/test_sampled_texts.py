@@ -44,9 +44,9 @@ PINNED: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-def opened() -> Engine:
+def opened(**options: Any) -> Engine:
     try:
-        return Engine(device="cpu")
+        return Engine(device="cpu", **options)
     except SbdValueError as error:
         assert "does not support" in str(error)
         pytest.skip(str(error))
@@ -55,7 +55,9 @@ def opened() -> Engine:
 @pytest.mark.parametrize("isa", ISAS)
 def test_ntp(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SBD_ISA", isa)
-    with opened() as engine:
+    # Where attention over an F16 cache multiplies in bf16, one of these is decided otherwise.
+    kv_dtype = "f32" if isa == "avx512_bf16" else "f16"
+    with opened(kv_dtype=kv_dtype) as engine:
         for prompt, sampling, tokens in PINNED:
             call = {"decoder": "ntp", "max_tokens": 24, "ignore_eos": True, **sampling}
             assert engine.generate(prompt, **call).tokens == [*map(int, tokens.split())], sampling
