@@ -23,13 +23,13 @@ from peers.process import PeerError, Process
 from peers.worker import Missing
 
 from sbd_engine.evaluation import plots
-from sbd_engine.evaluation.intervals import Columns, Estimate, bootstrap
+from sbd_engine.evaluation.intervals import Columns, Estimate, bootstrap, ratio
 
 TEMPERATURE = 0.7  # beside greedy
 NTP, DRAFTS, GREEDY, LOOKUP = "ntp", "drafts", "llama.cpp greedy", "llama.cpp prompt lookup"
 LOOPS = 12  # tokens at an answer's end that say one thing three times: it has come to loop
 
-Prompt = dict[str, Any]  # family, ids
+Prompt = dict[str, Any]  # a line of held_out.jsonl
 Group = dict[str, Any]  # of prompts that were answered together: what each way took
 
 
@@ -90,17 +90,10 @@ def measure(path: Path, args: Any) -> dict[str, Any]:
         for temperature in 0.0, TEMPERATURE:
             for batch in args.batch:
                 print(f"{path.name}, temperature {temperature}, {batch} at once", file=sys.stderr)
-                fit = [name for name in ways if able(name, temperature, batch)]
+                fit = {name: ways[name] for name in ways if able(name, temperature, batch)}
                 groups = [prompts[i : i + batch] for i in range(0, len(prompts), batch)]
-                parts.append(
-                    {
-                        "temperature": temperature,
-                        "batch": batch,
-                        "groups": list(
-                            answered(groups, {name: ways[name] for name in fit}, args, temperature)
-                        ),
-                    }
-                )
+                done = list(answered(groups, fit, args, temperature))
+                parts.append({"temperature": temperature, "batch": batch, "groups": done})
     return {"model": path.name, "about": about, "parts": parts}
 
 
@@ -202,32 +195,27 @@ def comes_to_loop(tokens: list[int]) -> bool:
     return False
 
 
+def taken(groups: Sequence[Group], name: str, what: str) -> list[float]:
+    return [group["ways"][name][what] for group in groups]
+
+
 def rate(groups: Sequence[Group], name: str) -> Estimate:
     """Tokens per second."""
-    mine = [group["ways"][name] for group in groups]
-    columns = [[way["tokens"] for way in mine], [way["seconds"] for way in mine]]
-    return bootstrap(columns, lambda tokens, seconds: tokens / seconds)
+    return ratio(taken(groups, name, "tokens"), taken(groups, name, "seconds"))
+
+
+def per_forward(groups: Sequence[Group], name: str) -> Estimate:
+    return ratio(taken(groups, name, "tokens"), taken(groups, name, "forwards"))
 
 
 def gain(groups: Sequence[Group], name: str, base: str) -> Estimate:
     """Of its tokens per second over those of another way, on the same prompts."""
-    both = [(group["ways"][name], group["ways"][base]) for group in groups]
-    columns = [
-        [float(way[what]) for way in ways]
-        for ways in zip(*both, strict=True)
-        for what in ("tokens", "seconds")
-    ]
+    columns = [taken(groups, way, what) for way in (name, base) for what in ("tokens", "seconds")]
     return bootstrap(columns, _quotient)
 
 
 def _quotient(tokens: Columns, seconds: Columns, others: Columns, theirs: Columns) -> Columns:
     return tokens / seconds / (others / theirs)
-
-
-def per_forward(groups: Sequence[Group], name: str) -> Estimate:
-    mine = [group["ways"][name] for group in groups]
-    columns = [[way["tokens"] for way in mine], [way["forwards"] for way in mine]]
-    return bootstrap(columns, lambda tokens, forwards: tokens / forwards)
 
 
 def tables(report: dict[str, Any]) -> list[Table]:

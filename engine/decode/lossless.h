@@ -8,8 +8,7 @@
 //              pending: the prompt, a decided block to verify, or the one token that is known. Its
 //              last row decides the block's first token, which is so no guess. Where the rows
 //              disagree with the decided block, what the masks behind it decided is dropped.
-//   [pending tokens, causal commit][block of masks, block scratch] ... [block of masks, block
-//   scratch]
+//   [pending tokens, causal commit][block of masks, block scratch][block of masks, ...] ...
 //              a block behind each token of the draft, as it may be the last one that agrees:
 //              whichever is, what stands behind it is drafted by then. Not where the draft would
 //              end the text, nor where there is no room.
