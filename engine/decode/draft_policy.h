@@ -99,16 +99,22 @@ class DraftHistory {
   // Of drafts at about this temperature, made one way or the other.
   Counts& of(bool known, float temperature);
 
-  // In forwards of next-token decoding.
+  // What there is to be spent on drafts that may be in vain, in forwards of next-token decoding: a
+  // share of the time of tokens made, less and less of it where one after the other is.
   double credit() const { return credit_; }
   void spend(double forwards) { credit_ -= forwards; }
-  void earn(double forwards);
+  void made(int tokens) { earn(share_ * tokens); }
+  void tried(double gained);
 
  private:
   static constexpr double kMaxCredit = 16;
+  static constexpr double kMostOfTime = 0.006, kLeastOfTime = kMostOfTime / 4;
+  void earn(double forwards);
+
   Priors priors_;
   std::array<Counts, 10> counts_{};
   double credit_ = kMaxCredit / 2;
+  double share_ = kMostOfTime;
 };
 
 // Of one text.

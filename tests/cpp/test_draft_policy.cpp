@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "check.h"
 #include "core/random.h"
@@ -124,7 +125,8 @@ class Player {
 };
 
 struct Learner {
-  explicit Learner(bool behind_known = false) : known(behind_known), player(1, behind_known) {
+  explicit Learner(bool behind_known = false, std::uint64_t seed = 1)
+      : known(behind_known), player(seed, behind_known) {
     begin_text();
   }
   void begin_text() {
@@ -231,17 +233,31 @@ TEST(draft_policy_follows_changes) {
   const World good{from_memory, always(0.95)}, bad{from_memory, always(0)};
   const World slow{from_cache, always(0.6)};
   const double best = best_of(good).of_all();
-  Learner learner;
-  learner.run(good, 2000);
-  CHECK(learner.run(bad, 300).rate() > 0.78);  // 1 token a millisecond without drafts
-  CHECK(learner.run(bad, 3000).rate() > 0.98);
-  CHECK(learner.run(good, 1500).rate() > 0.7 * best);  // it has found out within these
-  CHECK(learner.run(good, 1500).rate() > 0.93 * best);
-  // Another machine, as it were.
-  CHECK(learner.run(slow, 300).rate() > 0.55);
-  CHECK(learner.run(slow, 3000).rate() > 0.95);
-  CHECK(learner.run(good, 1500).rate() > 0.6 * best);
-  CHECK(learner.run(good, 1500).rate() > 0.93 * best);
+  struct Phase {
+    const World& world;
+    int tokens;
+    double at_least;  // tokens a millisecond, of 1 without drafts
+  };
+  const Phase phases[] = {
+      {good, 2000, 0.85 * best}, {bad, 300, 0.77},         {bad, 3000, 0.98},
+      {good, 1500, 0.75 * best},                     // it has found out within these
+      {good, 1500, 0.95 * best}, {slow, 300, 0.55},  // another machine, as it were
+      {slow, 3000, 0.97},        {good, 1500, 0.6 * best}, {good, 1500, 0.9 * best},
+  };
+  constexpr int kLearners = 8;
+  std::vector<double> rates(std::size(phases));
+  for (std::uint64_t seed = 1; seed <= kLearners; ++seed) {
+    Learner learner(false, seed);
+    for (std::size_t i = 0; i < rates.size(); ++i) {
+      rates[i] += learner.run(phases[i].world, phases[i].tokens).rate() / kLearners;
+    }
+  }
+  std::vector<std::pair<std::size_t, double>> too_slow;
+  for (std::size_t i = 0; i < rates.size(); ++i) {
+    if (rates[i] < phases[i].at_least) too_slow.emplace_back(i, rates[i]);
+  }
+  CHECK(too_slow.empty());
+  for (const auto& [i, rate] : too_slow) std::fprintf(stderr, "phase %zu: %.3f\n", i, rate);
 }
 
 TEST(draft_policy_refines_where_it_pays) {
