@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 from lineup import CLASSES, OURS, PEERS, Entry, entries
 from model_files import TYPES, checkpoint, gguf_file, shapes
-from options import DOCS, Parser, integers, run, some_of
+from options import DOCS, Parser, integers, offer_plain_llama, run, some_of
 from page import write_docs
 from peers.process import PeerError, Process
 from peers.worker import Missing
@@ -65,6 +65,7 @@ def arguments() -> Any:
     parser.add_argument(
         "--peers", type=some_of(PEERS), default=",".join(PEERS), help="beside this engine"
     )
+    offer_plain_llama(parser)
     return parser.parse_args()
 
 
@@ -145,7 +146,9 @@ class Run:
             return []
         n_ctx = max(args.context) + max(*args.rows, len(_PROMPT + _CHECKED))
         folder = checkpoint(args.shape, args.work_dir)
-        return entries(weight_class, files, folder, args.peers, args.threads, n_ctx)
+        return entries(
+            weight_class, files, folder, args.peers, args.threads, n_ctx, args.plain_llama
+        )
 
     def _start(self, entry: Entry) -> None:
         print(f"loading {entry.name}", file=sys.stderr)

@@ -17,7 +17,7 @@ from random import Random
 from statistics import median
 from typing import Any
 
-from options import DOCS, Parser, at_least, integers, run
+from options import DOCS, Parser, at_least, integers, offer_plain_llama, run
 from page import Table, page, print_table, write_docs
 from peers.process import PeerError, Process
 from peers.worker import Missing
@@ -43,11 +43,7 @@ def main() -> None:
     parser.add_argument("--per-kind", type=at_least(1), default=8, help="prompts of each kind")
     parser.add_argument("--max-tokens", type=at_least(2), default=192, help="of an answer")
     parser.add_argument("--batch", type=integers(1), default="1,8", help="answers at once")
-    parser.add_argument(
-        "--plain-llama",
-        action="store_true",
-        help="llama.cpp without layouts of its own, where its AMX code cannot run",
-    )
+    offer_plain_llama(parser)
     args = parser.parse_args()
     training = json.loads((args.run / "training.json").read_text())
     report: dict[str, Any] = {

@@ -43,6 +43,7 @@ def entries(
     engines: list[str],
     threads: int,
     n_ctx: int,
+    plain_llama: bool,
 ) -> list[Entry]:
     """files: the model files of this class by type; folder: the checkpoint they come from."""
     common = {"threads": threads, "n_ctx": n_ctx}
@@ -56,7 +57,7 @@ def entries(
                 dtype,
                 weight_class,
                 "peers.llama",
-                gguf,
+                {**gguf, "plain": plain_llama},
                 [{"flash_attention": True}, {"flash_attention": False}],
             )
         )

@@ -42,6 +42,14 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+def offer_plain_llama(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--plain-llama",
+        action="store_true",
+        help="llama.cpp without layouts of its own, where its AMX code cannot run",
+    )
+
+
 def run(main: Callable[[], None]) -> None:
     """A command's whole life: what goes wrong is one line too."""
     try:

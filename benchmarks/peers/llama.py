@@ -72,12 +72,17 @@ class Context:
         return self._filled
 
 
-def silent_model(path: str, extra_buffers: bool = True) -> Any:
-    """extra_buffers: weights may be laid out anew, for AMX too."""
+def about(plain: bool) -> str:
+    out = f"llama-cpp-python {llama_cpp.__version__}"
+    return out + (", its weights not laid out anew" if plain else "")
+
+
+def silent_model(path: str, plain: bool) -> Any:
+    """plain: weights as the file has them, not laid out anew, for AMX or else."""
     c.llama_log_set(_SILENT, None)
     c.llama_backend_init()
     params = c.llama_model_default_params()
-    params.use_extra_bufts = extra_buffers
+    params.use_extra_bufts = not plain
     model = c.llama_model_load_from_file(path.encode(), params)
     if not model:
         raise RuntimeError(f"llama.cpp does not load {path}")
@@ -85,12 +90,12 @@ def silent_model(path: str, extra_buffers: bool = True) -> Any:
 
 
 class Llama:
-    def __init__(self, path: str, threads: int, n_ctx: int) -> None:
-        self._model = silent_model(path)
+    def __init__(self, path: str, threads: int, n_ctx: int, plain: bool = False) -> None:
+        self._model = silent_model(path, plain)
         self._contexts = {
             flash: Context(self._model, flash, threads, n_ctx) for flash in (True, False)
         }
-        self.about = f"llama-cpp-python {llama_cpp.__version__}"
+        self.about = about(plain)
 
     def time(
         self, rows: int, context: int, repeats: int, setting: dict[str, Any]

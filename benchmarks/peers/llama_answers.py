@@ -7,12 +7,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import llama_cpp
 import numpy as np
 from llama_cpp import llama_cpp as c
 from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
-from .llama import silent_model
+from .llama import about, silent_model
 
 _MAX_ROWS = 512
 _DRAFTED = 4  # tokens of a looked-up draft at most; llama-cpp-python recommends 2 for CPUs, 10 else
@@ -24,7 +23,7 @@ class Answers:
     def __init__(
         self, path: str, threads: int, n_ctx: int, sequences: int, plain: bool = False
     ) -> None:
-        self._model = silent_model(path, extra_buffers=not plain)
+        self._model = silent_model(path, plain)
         params = c.llama_context_default_params()
         params.n_ctx = n_ctx * sequences
         params.n_seq_max = sequences
@@ -38,8 +37,7 @@ class Answers:
         self._vocab = c.llama_model_get_vocab(self._model)
         self._vocab_size = c.llama_vocab_n_tokens(self._vocab)
         self._memory = c.llama_get_memory(self._context)
-        self.about = f"llama-cpp-python {llama_cpp.__version__}"
-        self.about += ", its weights not laid out anew" if plain else ""
+        self.about = about(plain)
 
     def answers(
         self, prompts: Sequence[Sequence[int]], max_tokens: int, lookup: bool = False
