@@ -71,7 +71,7 @@ class CpuDevice : public Device {
 
 inline std::vector<MakeDevice> cpu_devices(int n_threads = 2) {
   std::vector<MakeDevice> devices;
-  for (const cpu::Kernels* kernels : all_kernels()) {
+  for (const cpu::Kernels* kernels : tested_kernels()) {
     devices.push_back([=] { return std::make_unique<CpuDevice>(kernels, n_threads); });
   }
   return devices;

@@ -391,10 +391,25 @@ inline bool same_bits(const float* a, const float* b, std::size_t n) {
   return std::memcmp(a, b, n * sizeof(float)) == 0;
 }
 
+inline const std::string kAskedIsa = [] {
+  const char* name = std::getenv("SBD_ISA");
+  return name != nullptr ? name : "";
+}();
+
+// Of this CPU, the fastest first.
 inline std::vector<const cpu::Kernels*> all_kernels() {
   std::vector<const cpu::Kernels*> tables;
   for (int i = 0; cpu::supported_kernels(i) != nullptr; ++i) {
     tables.push_back(cpu::supported_kernels(i));
+  }
+  return tables;
+}
+
+// All of them, or the one that SBD_ISA named before a test did: another run has the others.
+inline std::vector<const cpu::Kernels*> tested_kernels() {
+  std::vector<const cpu::Kernels*> tables = all_kernels();
+  if (!kAskedIsa.empty()) {
+    std::erase_if(tables, [](const cpu::Kernels* table) { return table->name != kAskedIsa; });
   }
   return tables;
 }

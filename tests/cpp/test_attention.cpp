@@ -70,7 +70,7 @@ TEST(attention_passes_on_what_is_not_finite) {
 }
 
 TEST(attention_of_several_sequences_and_threads) {
-  for (const cpu::Kernels* kernels : all_kernels()) {
+  for (const cpu::Kernels* kernels : tested_kernels()) {
     for (const DType dtype : {DType::f16, DType::q8_0}) {
       std::vector<float> first;
       for (const int n_threads : {1, 2, 3, 5}) {

@@ -14,7 +14,7 @@ constexpr double kRelative = 2e-7 + 44 * kEps;
 
 template <typename Check>
 void on_every_table(Check check) {
-  for (const Kernels* kernels : all_kernels()) {
+  for (const Kernels* kernels : tested_kernels()) {
     CpuDevice device(kernels);
     check(device.backend(), *kernels);
   }
@@ -76,7 +76,7 @@ TEST(head_computes_rules_and_scores) {
 }
 
 TEST(head_statistics_depend_on_no_thread_count_and_no_other_row) {
-  for (const Kernels* kernels : all_kernels()) {
+  for (const Kernels* kernels : tested_kernels()) {
     for (const DType type : kDTypes) {
       std::vector<RowStats> first;
       for (const int n_threads : {1, 2, 3}) {

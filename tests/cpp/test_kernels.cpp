@@ -28,7 +28,7 @@ TEST(the_isa_table_is_complete_and_ends_with_the_scalar_one) {
 }
 
 TEST(kernels_exp) {
-  for (const Kernels* kernels : all_kernels()) {
+  for (const Kernels* kernels : tested_kernels()) {
     const auto exp = [&](float x) { return kernels->exp_sum(&x, 1, 0.0f, 1.0f); };
     CHECK_EQ(exp(0.0f), 1.0f);
     for (const float x : {-87.01f, -100.0f, -1e4f, kMinusInfinity, -INFINITY}) {
@@ -48,7 +48,7 @@ TEST(kernels_exp) {
 }
 
 TEST(kernels_exp_sum) {
-  for (const Kernels* kernels : all_kernels()) {
+  for (const Kernels* kernels : tested_kernels()) {
     for (const int n : kLengths) {
       Random random(static_cast<std::uint64_t>(n));
       const std::vector<float> x = random.floats(static_cast<std::size_t>(n), -30, 5);
@@ -66,7 +66,7 @@ TEST(kernels_exp_sum) {
 }
 
 TEST(kernels_rms_norm) {
-  for (const Kernels* kernels : all_kernels()) {
+  for (const Kernels* kernels : tested_kernels()) {
     for (const int n : kLengths) {
       Random random(static_cast<std::uint64_t>(n));
       const auto size = static_cast<std::size_t>(n);
@@ -96,7 +96,7 @@ TEST(kernels_rms_norm) {
 }
 
 TEST(kernels_swiglu) {
-  for (const Kernels* kernels : all_kernels()) {
+  for (const Kernels* kernels : tested_kernels()) {
     for (const int n : kLengths) {
       Random random(static_cast<std::uint64_t>(n));
       const auto size = static_cast<std::size_t>(n);
@@ -126,7 +126,7 @@ TEST(kernels_swiglu) {
 }
 
 TEST(kernels_rotate) {
-  for (const Kernels* kernels : all_kernels()) {
+  for (const Kernels* kernels : tested_kernels()) {
     for (const bool interleaved : {false, true}) {
       for (const int dim : {2, 8, 16, 24, 64, 80, 128}) {
         Random random(static_cast<std::uint64_t>(dim));
@@ -151,7 +151,7 @@ TEST(kernels_rotate) {
 }
 
 TEST(kernels_quantize) {
-  for (const Kernels* kernels : all_kernels()) {
+  for (const Kernels* kernels : tested_kernels()) {
     constexpr int groups = 9;
     Random random(5);
     std::vector<float> x = random.floats(groups * 32, -2, 2);
@@ -196,7 +196,7 @@ TEST(kernels_quantize) {
 }
 
 TEST(kernels_quantize_keeps_what_is_not_finite) {
-  for (const Kernels* kernels : all_kernels()) {
+  for (const Kernels* kernels : tested_kernels()) {
     for (const float bad : {NAN, INFINITY, -INFINITY}) {
       for (int at = 0; at < 32; ++at) {  // in whichever lane it stands
         std::vector<float> x(32, 1.0f);
@@ -210,7 +210,7 @@ TEST(kernels_quantize_keeps_what_is_not_finite) {
 }
 
 TEST(kernels_to_half_gives_back_every_half) {
-  for (const Kernels* kernels : all_kernels()) {
+  for (const Kernels* kernels : tested_kernels()) {
     std::vector<float> x;
     for (std::uint32_t bits = 0; bits < 65536; ++bits) {
       x.push_back(static_cast<float>(half_value(static_cast<std::uint16_t>(bits))));
@@ -253,7 +253,7 @@ TEST(kernels_round_to_the_nearest_half_and_bf16) {
   };
   const Format formats[] = {{&Kernels::to_half, half_value, rounded_to_half, 0x7c00},
                             {&Kernels::to_bf16, bf16_value, rounded_to_bf16, 0x7f80}};
-  for (const Kernels* kernels : all_kernels()) {
+  for (const Kernels* kernels : tested_kernels()) {
     for (const Format& format : formats) {
       const std::vector<float> x = tricky_values(format.value, format.infinity);
       std::vector<std::uint16_t> out(x.size() + 1, 0x1234);
@@ -277,7 +277,7 @@ TEST(kernels_round_to_the_nearest_half_and_bf16) {
 }
 
 TEST(kernels_run_stats) {
-  for (const Kernels* kernels : all_kernels()) {
+  for (const Kernels* kernels : tested_kernels()) {
     for (const int n : {16, 32, 48, 512}) {
       for (const double spread : {0.0, 0.5, 5.0, 80.0}) {
         Random random(static_cast<std::uint64_t>(n));
@@ -321,7 +321,7 @@ TEST(kernels_run_stats) {
 
 // The two highest in one lane of 16, whichever comes first.
 TEST(kernels_run_stats_finds_the_second_wherever_it_is) {
-  for (const Kernels* kernels : all_kernels()) {
+  for (const Kernels* kernels : tested_kernels()) {
     for (int first = 0; first < 64; ++first) {
       for (int second = 0; second < 64; ++second) {
         if (first == second) continue;
@@ -337,7 +337,7 @@ TEST(kernels_run_stats_finds_the_second_wherever_it_is) {
 }
 
 TEST(kernels_read_all_bytes) {
-  for (const Kernels* kernels : all_kernels()) {
+  for (const Kernels* kernels : tested_kernels()) {
     std::vector<std::uint8_t> bytes(4096, 0);
     const std::uint64_t nothing = kernels->peak_read(bytes.data(), 4096);
     for (const std::size_t at : {0, 1024, 4092}) {  // the first byte of a lane counts

@@ -197,7 +197,7 @@ TEST(linear_of_every_type_and_shape) {
         const auto x = random.floats(static_cast<std::size_t>(kRows * cols), -2, 3);
         const Expected expected = expected_linear(weight, x);
         const PackedWeight packed(weight.view(), arena, pool);
-        for (const Kernels* kernels : all_kernels()) {
+        for (const Kernels* kernels : tested_kernels()) {
           check_linear({kernels, &weight}, packed, x, expected);
         }
       }
@@ -236,7 +236,7 @@ TEST(linear_of_extreme_groups) {
         }
         const Expected expected = expected_linear(weight, x);
         const PackedWeight packed(weight.view(), arena, pool);
-        for (const Kernels* kernels : all_kernels()) {
+        for (const Kernels* kernels : tested_kernels()) {
           check_linear({kernels, &weight}, packed, x, expected);
         }
       }
@@ -252,7 +252,7 @@ TEST(linear_passes_on_what_is_not_finite) {
     const int cols = short_row(type);
     const auto weight = random_matrix("w", type, 5, cols, 0.1, random);
     const PackedWeight packed(weight.view(), arena, pool);
-    for (const Kernels* kernels : all_kernels()) {
+    for (const Kernels* kernels : tested_kernels()) {
       for (const float bad : {NAN, INFINITY}) {
         auto values = random.floats(static_cast<std::size_t>(3 * cols), -1, 1);
         values[static_cast<std::size_t>(cols + 37)] = bad;
@@ -270,7 +270,7 @@ TEST(linear_passes_on_what_is_not_finite) {
 // Several weights of different types on one input, split over threads: as one kernel call each.
 TEST(backend_linear_equals_the_kernels_for_any_thread_count) {
   constexpr int cols = 256;
-  for (const Kernels* kernels : all_kernels()) {
+  for (const Kernels* kernels : tested_kernels()) {
     const ForcedIsa forced(kernels->name);
     Random random(6);
     const auto values = random.floats(kRows * cols, -2, 2);

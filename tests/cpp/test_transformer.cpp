@@ -74,7 +74,7 @@ TEST(transformer_adapters_change_the_rows_that_ask) {
 TEST(transformer_rows_are_the_same_bits_however_they_are_computed) {
   const char* architectures[] = {"llama", "qwen2", "qwen3"};
   int round = 0;
-  for (const cpu::Kernels* kernels : all_kernels()) {
+  for (const cpu::Kernels* kernels : tested_kernels()) {
     for (const DType dtype : kDTypes) {
       constexpr DType kKvTypes[] = {DType::f16, DType::f32, DType::bf16};
       const bool groups = tiny_config("llama", dtype).head_dim % kGroupSize == 0 && round % 2 == 0;
