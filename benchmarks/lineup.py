@@ -12,7 +12,7 @@ CLASSES = {
     "8 bits": ("q8_0",),
     "6 bits": ("q6_k",),
     "5 bits": ("q5_0", "q5_1", "q5_k"),
-    "4 bits": ("q4_0", "q4_k", "iq4_nl", "iq4_xs"),
+    "4 bits": ("q4_0", "q4_1", "q4_k", "iq4_nl", "iq4_xs"),
     "3 bits": ("q3_k",),
     "2 bits": ("q2_k",),
 }

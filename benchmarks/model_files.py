@@ -29,6 +29,7 @@ QUANTISED = {
     "q5_k": LlamaFileType.MOSTLY_Q5_K_M,
     "q5_0": LlamaFileType.MOSTLY_Q5_0,
     "q5_1": LlamaFileType.MOSTLY_Q5_1,
+    "q4_1": LlamaFileType.MOSTLY_Q4_1,
     "q4_k": LlamaFileType.MOSTLY_Q4_K_M,
     "iq4_nl": LlamaFileType.MOSTLY_IQ4_NL,
     "iq4_xs": LlamaFileType.MOSTLY_IQ4_XS,
