@@ -42,7 +42,7 @@ constexpr int kRefreshing = 2;
 constexpr int kMaxNever = 10;
 // What rows cost once, which is known, is more than a look at them takes if they are worth one: it
 // may be so many times what there is to be spent.
-constexpr double kOverpriced = 3;
+constexpr double kOverpriced = 6;
 // Rounds between two looks at what else might be better.
 constexpr int kExplore = 16;
 

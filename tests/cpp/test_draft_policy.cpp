@@ -260,10 +260,15 @@ TEST(draft_policy_follows_changes) {
     double at_least;  // tokens a millisecond, of 1 without drafts
   };
   const Phase phases[] = {
-      {good, 2000, 0.85 * best}, {bad, 300, 0.77},         {bad, 3000, 0.98},
-      {good, 1500, 0.75 * best},                     // it has found out within these
-      {good, 1500, 0.95 * best}, {slow, 300, 0.55},  // another machine, as it were
-      {slow, 3000, 0.97},        {good, 1500, 0.6 * best}, {good, 1500, 0.9 * best},
+      {good, 2000, 0.85 * best},  //
+      {bad, 300, 0.78},           //
+      {bad, 3000, 0.98},          //
+      {good, 1500, 0.75 * best},  // it has found out within these
+      {good, 1500, 0.95 * best},  //
+      {slow, 300, 0.55},          // another machine, as it were
+      {slow, 3000, 0.97},         //
+      {good, 1500, 0.6 * best},   //
+      {good, 1500, 0.93 * best},  //
   };
   constexpr int kLearners = 8;
   std::vector<double> rates(std::size(phases));
@@ -273,12 +278,10 @@ TEST(draft_policy_follows_changes) {
       rates[i] += learner.run(phases[i].world, phases[i].tokens).rate() / kLearners;
     }
   }
-  std::vector<std::pair<std::size_t, double>> too_slow;
   for (std::size_t i = 0; i < rates.size(); ++i) {
-    if (rates[i] < phases[i].at_least) too_slow.emplace_back(i, rates[i]);
+    CHECK_IN("phase " + std::to_string(i) + ", " + std::to_string(rates[i]),
+             rates[i] > phases[i].at_least);
   }
-  CHECK(too_slow.empty());
-  for (const auto& [i, rate] : too_slow) std::fprintf(stderr, "phase %zu: %.3f\n", i, rate);
 }
 
 TEST(draft_policy_refines_where_it_pays) {
