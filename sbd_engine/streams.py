@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import weakref
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
@@ -43,11 +45,10 @@ class Prepared(NamedTuple):
         )
 
 
-class _Generation:
-    """One sequence of an inbox and what has come of it. It belongs to the process that made it."""
+class _Generation(ABC):
+    """One sequence and what has come of it. It belongs to the process that made it."""
 
-    def __init__(self, inbox: _core.Inbox, prepared: Prepared, called: float) -> None:
-        self._inbox = inbox
+    def __init__(self, prepared: Prepared, called: float) -> None:
         self._sequence = 0  # none yet
         self._process = os.getpid()
         self._session = prepared.session(called)
@@ -71,7 +72,10 @@ class _Generation:
 
     def _end(self) -> None:
         self._ended = True
-        self._inbox.cancel(self._sequence)
+        self._cancel()
+
+    @abstractmethod
+    def _cancel(self) -> None: ...
 
     def _inherited(self) -> bool:
         return self._process != os.getpid()
@@ -97,7 +101,8 @@ class Stream(_Generation, Iterator[Chunk]):
     def __init__(
         self, core: _core.Engine, prepared: Prepared, called: float, gather: bool = False
     ) -> None:
-        super().__init__(_core.Inbox(core), prepared, called)
+        super().__init__(prepared, called)
+        self._inbox = _core.Inbox(core)
         self._gather = gather
         self._sequence = self._inbox.add(prepared.request)
         self._reading = threading.RLock()  # a signal handler may close what its thread reads
@@ -121,7 +126,7 @@ class Stream(_Generation, Iterator[Chunk]):
         """Ends the generation where it is; `completion` has all that was committed."""
         if self._inherited():
             return
-        self._inbox.cancel(self._sequence)
+        self._cancel()
         with self._reading:
             while not (self._ended or self._absorbing):
                 event = self._inbox.next(wait=False)
@@ -136,6 +141,9 @@ class Stream(_Generation, Iterator[Chunk]):
             return super()._absorb(event)
         finally:
             self._absorbing = False
+
+    def _cancel(self) -> None:
+        self._inbox.cancel(self._sequence)
 
     def __enter__(self) -> Stream:
         return self
@@ -155,7 +163,10 @@ class _Posted(_Generation):
         called: float,
         take: Callable[[_core.Event], None],
     ) -> None:
-        super().__init__(mailbox.inbox, prepared, called)
+        # The event loop holds it for as long as there is something to cancel. An ended text, which
+        # may live until garbage is collected, would keep its bell, two files, open.
+        self._mailbox = weakref.ref(mailbox)
+        super().__init__(prepared, called)
         self._absorbed: _core.Event | None = None
         self._sequence = mailbox.add(prepared.request, take)
 
@@ -165,8 +176,12 @@ class _Posted(_Generation):
         self._absorbed = event
         return super()._absorb(event)
 
+    def _cancel(self) -> None:
+        if mailbox := self._mailbox():
+            mailbox.inbox.cancel(self._sequence)
+
     def __del__(self) -> None:
-        self._inbox.cancel(self._sequence)
+        self._cancel()
 
 
 class Delivered(_Posted):
@@ -184,7 +199,7 @@ class Delivered(_Posted):
 
     def cancel(self) -> None:
         """Ends it: unless it has ended, its last chunk is still to come."""
-        self._inbox.cancel(self._sequence)
+        self._cancel()
 
     def _give(self, event: _core.Event) -> None:
         chunk: Chunk | Exception | None
@@ -227,7 +242,7 @@ class AsyncStream(_Posted, AsyncIterator[Chunk]):
         """Ends the generation where it is; `completion` has all that was committed."""
         if self._inherited():
             return
-        self._inbox.cancel(self._sequence)
+        self._cancel()
         while not self._ended:
             if self._waiting:  # what is left is a reader's, the end among it
                 self._taken.clear()

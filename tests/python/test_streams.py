@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import importlib
+import os
 import pickle
 import random
 import signal
@@ -459,6 +460,26 @@ class TestAsync:
         last = told[3][-1]
         assert isinstance(last, Chunk) and last.finish_reason == "cancelled"
         assert failed == ["its taker's own"]
+
+    def test_an_ended_text_keeps_no_file_open(self, engine: Engine) -> None:
+        """Each began when none was on its way, and is still there."""
+
+        async def main() -> None:
+            opened = len(os.listdir("/proc/self/fd"))
+            kept = []
+            for _ in range(5):
+                stream = engine.astream(PROMPT, max_tokens=2)
+                over = asyncio.Event()
+                text = engine.deliver(lambda _, over=over: over.set(), PROMPT, max_tokens=1)
+                await over.wait()
+                await stream.aclose()
+                kept.append((stream, text))
+                while engine._mailboxes:
+                    await asyncio.sleep(0.001)
+            assert len(os.listdir("/proc/self/fd")) == opened
+            del kept
+
+        asyncio.run(asyncio.wait_for(main(), 20))
 
     def test_an_engine_leaves_its_event_loop_other_turns(self, engine: Engine) -> None:
         taken: list[object] = []
