@@ -13,6 +13,9 @@ _PROMPT_TOKENS = _CONTEXT_TOKENS + 2 * _CHARACTER_BYTES
 
 
 class Decodes(Protocol):
+    @property
+    def joins_bytes(self) -> bool: ...
+
     def decode(self, ids: Sequence[int]) -> str: ...
 
 
@@ -22,7 +25,8 @@ class Detokenizer:
     A piece is what decoding adds to the text that is out, in a window of a few tokens: those whose
     text is out, for context, and those that wait for the rest of a character. So a decoder that
     strips the first space, or needs several tokens for one character, gives the text that it gives
-    to the whole. The window begins in the prompt: the text continues it.
+    to the whole. The window begins in the prompt: the text continues it. Where decoding only joins
+    the tokens' bytes, what waits is all that there is in a window.
 
     A token that is one byte has its own trap: decoders take those in a row as text in whole or not
     at all, so that one missing byte takes back what was whole before it.
@@ -30,11 +34,17 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Decodes, prompt: Sequence[int] = ()) -> None:
         self._decode = tokenizer.decode
-        self._context, self._pending = self._end_of(list(prompt[-_PROMPT_TOKENS:]))
-        self._shown = self._decode(self._context)  # what of the window's text is out
-        whole = self._decode(self._context + self._pending).rstrip(_REPLACEMENT)
-        if whole.startswith(self._shown):
-            self._shown = whole
+        self._keeps_context = not tokenizer.joins_bytes
+        self._context: list[int] = []
+        self._pending: list[int] = []
+        self._shown = ""  # what of the window's text is out
+        context, pending = self._end_of(list(prompt[-_PROMPT_TOKENS:]))
+        self._go_on_from(context)
+        if pending:
+            self._pending = pending
+            whole = self._decode(self._context + pending).rstrip(_REPLACEMENT)
+            if whole.startswith(self._shown):
+                self._shown = whole
 
     def feed(self, *tokens: int) -> str:
         """The text that the tokens complete; "" while a character is incomplete."""
@@ -90,8 +100,8 @@ class Detokenizer:
 
     def _go_on_from(self, tokens: list[int]) -> None:
         """All text is out, and `tokens` are the context of what follows."""
-        self._context, self._pending = tokens, []
-        self._shown = self._decode(tokens)
+        self._context, self._pending = tokens if self._keeps_context else [], []
+        self._shown = self._decode(self._context) if self._context else ""
 
     def _rest(self, pending: list[int]) -> str:
         text = self._decode(self._context + pending)

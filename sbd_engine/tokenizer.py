@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache, partial
 from typing import Any
 
+from tokenizers import decoders
+
 from .chat import ChatTemplates, Message, named_tokens
 from .convert.guarded import GuardedTokenizer
 from .errors import SbdLengthError, SbdValueError, brief
@@ -86,6 +88,12 @@ class Tokenizer:
         """Whether decoding puts a space between words that have none of their own."""
         word = self.encode("a", add_bos=False)
         return len(self.decode(word * 2)) > 2 * len(self.decode(word))
+
+    @cached_property
+    def joins_bytes(self) -> bool:
+        """Whether decoding is joining the bytes of tokens, and no more: any two texts that are
+        whole, put together, are that of their tokens."""
+        return isinstance(self.backend.decoder, decoders.ByteLevel)
 
     @property
     def chat_templates(self) -> dict[str, str]:

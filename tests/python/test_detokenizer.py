@@ -27,6 +27,8 @@ A, SPACE_B, NOTHING = 256, 257, 300  # ids behind the bytes; the last is none
 class ByteFallback:
     """Tokens 0 to 255 are bytes, as in Llama 2; the longest input it was given is kept."""
 
+    joins_bytes = False
+
     def __init__(self) -> None:
         vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)}
         model = models.BPE(vocabulary | {"a": A, "▁b": SPACE_B}, [], byte_fallback=True)
@@ -49,8 +51,9 @@ class ByteFallback:
 class Chunks:
     """Tokens of any bytes, decoded as byte-level BPE is: in one piece."""
 
-    def __init__(self, chunks: Sequence[bytes]) -> None:
+    def __init__(self, chunks: Sequence[bytes], joins_bytes: bool) -> None:
         self._chunks = chunks
+        self.joins_bytes = joins_bytes
         self.longest = 0
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -85,8 +88,9 @@ class TestBytes:
     def test_only_what_is_cut_is_marked(self, data: bytes, text: str) -> None:
         assert streamed(ByteFallback(), list(data), [A]) == text
         assert streamed(ByteFallback(), [*data, SPACE_B], [A]) == f"{text} b"
-        chunks = Chunks([bytes([byte]) for byte in range(256)])
-        assert streamed(chunks, list(data), [65]) == data.decode(errors="replace")
+        for joins in True, False:
+            chunks = Chunks([bytes([byte]) for byte in range(256)], joins)
+            assert streamed(chunks, list(data), [65]) == data.decode(errors="replace")
 
     @pytest.mark.parametrize("prompt", ["😀😀", "a😀😀", "éé中中", "中" * 9])
     def test_a_prompt_that_ends_in_bytes(self, prompt: str) -> None:
@@ -112,21 +116,23 @@ class TestBytes:
             text = streamed(ByteFallback(), ids, [A])
             assert one_mark(text) == one_mark(expected.decode(errors="replace"))
 
-    def test_tokens_that_end_within_a_character(self) -> None:
+    @pytest.mark.parametrize("joins", [True, False])
+    def test_tokens_that_end_within_a_character(self, joins: bool) -> None:
         rng = random.Random(4)
         text = "".join(rng.choice("aé中😀\n") for _ in range(2000)).encode()
         cuts = sorted({0, len(text), *rng.choices(range(len(text)), k=900)})
-        chunks = Chunks([text[a:b] for a, b in pairwise(cuts)])
+        chunks = Chunks([text[a:b] for a, b in pairwise(cuts)], joins)
         ids = range(len(cuts) - 1)
         assert streamed(chunks, ids) == text.decode()
         assert chunks.longest < 20
 
+    @pytest.mark.parametrize("joins", [True, False])
     @pytest.mark.parametrize(
         "chunk", [b"", b"\xff", b"\xf0", b"\xad\xe4\xb8", b"\xff\xff\xff", "�".encode()]
     )
-    def test_the_window_stays_short(self, chunk: bytes) -> None:
+    def test_the_window_stays_short(self, chunk: bytes, joins: bool) -> None:
         """Whatever never becomes a character: each token costs the same."""
-        chunks = Chunks([b"\xe4\xb8", chunk, b"\xad."])
+        chunks = Chunks([b"\xe4\xb8", chunk, b"\xad."], joins)
         ids = [0, *[1] * 1000, 2]
         whole = b"".join([b"\xe4\xb8", chunk * 1000, b"\xad."]).decode(errors="replace")
         assert streamed(chunks, ids) == whole or not chunk  # for so long no character waits
