@@ -212,8 +212,8 @@ Draft DraftPolicy::decide(const RowPrice& price, int most) const {
   return best.draft;
 }
 
-// A draft where none is worth it, as long as one would be if it agreed: a small one, which tells
-// about as much in less time.
+// A draft where none is worth it, as long as one would be if it agreed, or if its rows did not cost
+// what they did when they were last looked at: a small one, which tells about as much in less time.
 Draft DraftPolicy::try_again(const RowPrice& price, int most, const DraftOption& none,
                              double worth) const {
   if (history_->credit() < 1) return none.draft;
@@ -222,21 +222,27 @@ Draft DraftPolicy::try_again(const RowPrice& price, int most, const DraftOption&
     return hoped.ms > 0 && hoped.rate() >= kWorthwhile * none.rate() &&
            hoped.draft.size + 1 > 2 * to_be_worth;  // for the two forwards, if all of it agrees
   };
-  DraftOption hoped;
-  for (int size = kTried; !pays(hoped) && size < 2 * std::min(most, kMaxDraft); size *= 2) {
-    hoped = best(price, std::min(most, size), Hope::drafts_agree, start_.boldness);
+  const auto doubtful = [&](int rows) { return price.costs->doubtful(price.others + rows); };
+  for (const Hope hope : {Hope::drafts_agree, Hope::costs_less}) {
+    const bool costs = hope == Hope::costs_less;
+    for (int doubled = kTried; doubled < 2 * std::min(most, kMaxDraft); doubled *= 2) {
+      const int limit = std::min(most, doubled);
+      const DraftOption hoped = best(price, limit, hope, start_.boldness);
+      if (!pays(hoped) || (costs && !doubtful(limit))) continue;
+      const int size = costs ? limit : hoped.draft.size;
+      const int begins = known_ ? size : size + 1;
+      const double ms = price.ms(size) + price.ms(begins);
+      const double in_vain = ms / none.ms - (known_ ? 1 : 2);
+      if (in_vain > (costs ? kOverpriced : 1) * history_->credit()) return none.draft;
+      history_->spend(std::min(in_vain, history_->credit()));
+      until_ = rounds_ + 2;  // it begins in this round and is verified in the next
+      return {.size = size,
+              .boldness = hoped.draft.boldness,
+              .begins = Begins::alone,
+              .tried = costs ? 0 : to_be_worth};
+    }
   }
-  if (!pays(hoped)) return none.draft;
-  const int size = hoped.draft.size;
-  const double ms = price.ms(size) + (known_ ? price.ms(size) : price.ms(size + 1));
-  const double in_vain = ms / none.ms - (known_ ? 1 : 2);
-  if (in_vain > history_->credit()) return none.draft;
-  history_->spend(in_vain);
-  until_ = rounds_ + 2;  // it begins in this round and is verified in the next
-  return {.size = size,
-          .boldness = hoped.draft.boldness,
-          .begins = Begins::alone,
-          .tried = to_be_worth};
+  return none.draft;
 }
 
 // Another boldness, or rows whose time nobody knows.

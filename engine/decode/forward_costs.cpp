@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace sbd {
 
@@ -15,6 +16,8 @@ std::size_t ForwardCosts::place(int rows) {
 namespace {
 
 constexpr int kOld = 256;  // what was so many forwards ago counts no more
+constexpr int kLongAgo = 1 << 13;
+constexpr int kFew = 2;
 
 }  // namespace
 
@@ -25,7 +28,9 @@ void ForwardCosts::record(int rows, double ms) {
   if (age(rows) > kOld) place.times = 0;
   place.last = ++recorded_;
   place.times = std::min(place.times + 1, kSteady);
-  // One that was interrupted says little: it counts as twice the usual at most.
+  // One that was interrupted says little: it counts as twice the usual at most, and where others
+  // take less than half of it, not at all.
+  if (place.times > 1 && place.ms > 2 * ms) place.times = 1;
   if (place.times > 1) {
     ms = std::min(ms, 2 * place.ms);
     constexpr double kNewest = 1.0 / 32;
@@ -44,8 +49,10 @@ double ForwardCosts::ms(int rows) const {
   const Measured* below = nullptr;
   const Measured* lower = nullptr;  // the one below that
   const Measured* above = nullptr;
+  double most = std::numeric_limits<double>::infinity();
   for (const Measured& place : measured_) {
     if (place.times == 0) continue;
+    if (below == nullptr) most = place.ms * rows / place.rows;
     if (place.rows > rows) {
       above = &place;
       break;
@@ -57,16 +64,22 @@ double ForwardCosts::ms(int rows) const {
   if (above == nullptr) {
     if (lower == nullptr) return below->ms;
     const double slope = std::max(0.0, (below->ms - lower->ms) / (below->rows - lower->rows));
-    return below->ms + slope * (rows - below->rows);
+    return std::min(most, below->ms + slope * (rows - below->rows));
   }
   const double share = (rows - below->rows) / (above->rows - below->rows);
-  return below->ms + share * (above->ms - below->ms);
+  return std::min(most, below->ms + share * (above->ms - below->ms));
+}
+
+bool ForwardCosts::doubtful(int rows) const {
+  const Measured& measured = measured_[place(rows)];
+  const int since = age(rows);
+  return since != kNever && (since > kLongAgo || (since <= kOld && measured.times <= kFew));
 }
 
 double ForwardCosts::least_ms(int rows) const {
   double least = 0;
   for (const Measured& place : measured_) {
-    const bool known = place.times > 0 && recorded_ - place.last <= kOld;
+    const bool known = place.times > kFew && recorded_ - place.last <= kOld;
     if (known && place.rows <= rows) least = place.ms;
   }
   return least == 0 ? ms(rows) : least;

@@ -14,7 +14,7 @@ class ForwardCosts {
   // Of the largest one.
   int max_rows() const { return max_rows_; }
   // Estimated milliseconds: between measured row counts by a straight line, beyond them by the last
-  // one's. 0 where nothing has been measured.
+  // one's; no more than for one row after the other. 0 where nothing has been measured.
   double ms(int rows) const;
   // What is known for sure of a forward of no fewer rows.
   double least_ms(int rows) const;
@@ -23,6 +23,9 @@ class ForwardCosts {
   // Forwards recorded since one of about so many rows was; kNever where none was.
   static constexpr int kNever = std::numeric_limits<int>::max();
   int age(int rows) const;
+  // Whether what was measured of about so many rows is worth a second look, however dear it was: it
+  // was once or twice, and those may have been interrupted, or it was long ago.
+  bool doubtful(int rows) const;
 
  private:
   // Row counts that are kept apart; what lies between two counts for the nearer one.

@@ -24,6 +24,7 @@ struct World {
   Agreement agreement;
   double refinement[kBoldness.size()] = {0, 0, 0, 0};  // forwards beyond the first, per guess
   double noise = 0.05;                                 // of a forward's time
+  int interrupted = 0;  // the first forwards of several rows: each takes ten times as long
 };
 
 double curve(int rows, std::initializer_list<std::pair<int, double>> points) {
@@ -111,13 +112,15 @@ class Player {
  private:
   double chance() { return uniform(seed_, ++drawn_); }
   void spend(const World& world, int rows, ForwardCosts& costs, Played& run) {
-    const double ms = world.ms(rows) * (1 + world.noise * (2 * chance() - 1));
+    double ms = world.ms(rows) * (1 + world.noise * (2 * chance() - 1));
+    if (rows > 1 && of_several_++ < world.interrupted) ms *= 10;
     costs.record(rows, ms);
     run.ms += ms;
   }
 
   std::uint64_t seed_;
   std::uint64_t drawn_ = 0;
+  int of_several_ = 0;  // forwards of so many rows
   bool known_;
   int pending_ = 1;
   Draft drafted_ = {};
@@ -282,6 +285,29 @@ TEST(draft_policy_follows_changes) {
     CHECK_IN("phase " + std::to_string(i) + ", " + std::to_string(rates[i]),
              rates[i] > phases[i].at_least);
   }
+}
+
+// What drafts seemed to cost when something else had the machine.
+TEST(draft_policy_gets_over_interruptions) {
+  const World world{from_memory, always(0.97)};
+  const double best = best_of(world).of_all();
+  const auto rate = [&](int interrupted, int after) {
+    World interrupts = world;
+    interrupts.interrupted = interrupted;
+    constexpr int kLearners = 8;
+    double mean = 0;
+    for (std::uint64_t seed = 1; seed <= kLearners; ++seed) {
+      Learner learner(false, seed);
+      learner.run(interrupts, after, 20);
+      mean += learner.run(interrupts, 2000, 20).rate() / kLearners;
+    }
+    return mean;
+  };
+  for (const int interrupted : {1, 2, 3}) {
+    CHECK_IN(std::to_string(interrupted), rate(interrupted, 500) > 0.93 * best);
+  }
+  CHECK(rate(4, 500) < 0.3 * best);  // so often they are taken for the truth, but not for ever
+  CHECK(rate(4, 10'000) > 0.93 * best);
 }
 
 TEST(draft_policy_refines_where_it_pays) {
