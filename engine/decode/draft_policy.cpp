@@ -116,6 +116,17 @@ double DraftHistory::agreement(bool known, const DraftCounts& counts, int slot,
   return counts.agreement(slot, before, kOfNothing);
 }
 
+void DraftHistory::made(int tokens) {
+  ++rounds_;
+  earn(share_ * tokens);
+}
+
+int DraftHistory::turn_to_explore() {
+  if (rounds_ - explored_ < kExplore) return 0;
+  explored_ = rounds_;
+  return ++turn_;
+}
+
 void DraftHistory::tried(double gained) {
   earn(gained);
   share_ = gained > 0 ? std::min(2 * share_, kMostShare) : std::max(share_ / 2, kLeastShare);
@@ -208,7 +219,7 @@ Draft DraftPolicy::decide(const RowPrice& price, int most) const {
   }
   until_ = rounds_ + (best.draft.size == 1 ? kRoundsOfNone : kRoundsOfDrafts);
   if (best.draft.size == 1) return try_again(price, most, none, worthwhile);
-  if (rounds_ - explored_ >= kExplore) return explore(price, most, best);
+  if (const int turn = history_->turn_to_explore()) return explore(price, most, best, turn);
   return best.draft;
 }
 
@@ -246,11 +257,10 @@ Draft DraftPolicy::try_again(const RowPrice& price, int most, const DraftOption&
 }
 
 // Another boldness, or rows whose time nobody knows.
-Draft DraftPolicy::explore(const RowPrice& price, int most, const DraftOption& best) const {
-  explored_ = rounds_;
-  ++turn_;
-  const bool costs = turn_ % 2 == 0;
-  const int boldness = costs ? best.draft.boldness : turn_ / 2 % static_cast<int>(kBoldness.size());
+Draft DraftPolicy::explore(const RowPrice& price, int most, const DraftOption& best,
+                           int turn) const {
+  const bool costs = turn % 2 == 0;
+  const int boldness = costs ? best.draft.boldness : turn / 2 % static_cast<int>(kBoldness.size());
   if (rule_kept_ && boldness != start_.boldness) return best.draft;
   if (!costs && boldness == best.draft.boldness) return best.draft;
   // Step by step, in drafts and in rows.

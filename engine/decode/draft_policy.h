@@ -106,8 +106,12 @@ class DraftHistory {
   // share of the time of tokens made, less and less of it where one after the other is in vain.
   double credit() const { return credit_; }
   void spend(double forwards) { credit_ -= forwards; }
-  void made(int tokens) { earn(share_ * tokens); }
+  void made(int tokens);
   void tried(double gained);
+
+  // Which look at something else it is time for, at the first, the second, ...; 0: none. Of all
+  // texts together, since one alone may be too short for any.
+  int turn_to_explore();
 
  private:
   static constexpr double kMaxCredit = 16;
@@ -118,6 +122,9 @@ class DraftHistory {
   std::array<Counts, 10> counts_{};
   double credit_ = kMaxCredit / 2;
   double share_ = kMostShare;
+  int rounds_ = 0;    // of all texts
+  int explored_ = 0;  // the one of the last look
+  int turn_ = 0;      // at something else
 };
 
 // Of one text.
@@ -150,7 +157,7 @@ class DraftPolicy {
                    int most_rows = kAnyRows) const;
   Draft decide(const RowPrice& price, int most) const;
   Draft try_again(const RowPrice& price, int most, const DraftOption& none, double worth) const;
-  Draft explore(const RowPrice& price, int most, const DraftOption& best) const;
+  Draft explore(const RowPrice& price, int most, const DraftOption& best, int turn) const;
 
   bool fixed_;
   Draft start_;
@@ -165,8 +172,6 @@ class DraftPolicy {
   mutable int until_ = 0;
   mutable int refreshed_ = 0;  // the round in which the cost of no draft was last looked at
   mutable int never_ = 0;      // times that it was not known at all
-  mutable int explored_ = 0;   // the round of the last look at something else
-  mutable int turn_ = 0;       // at which
 };
 
 }  // namespace sbd

@@ -287,6 +287,21 @@ TEST(draft_policy_follows_changes) {
   }
 }
 
+// None of which is long enough to look at what else might be better.
+TEST(draft_policy_finds_out_in_short_texts) {
+  const World dear{from_cache, always(0.98)}, cheap{from_memory, always(0.98)};
+  const double best = best_of(cheap).of_all();
+  constexpr int kLearners = 8;
+  double rate = 0;
+  for (std::uint64_t seed = 1; seed <= kLearners; ++seed) {
+    Learner learner(false, seed);
+    learner.run(dear, 1000, 12);
+    learner.run(cheap, 1500, 12);
+    rate += learner.run(cheap, 3000, 12).rate() / kLearners;
+  }
+  CHECK_IN(std::to_string(rate / best), rate > 0.9 * best);
+}
+
 // What drafts seemed to cost when something else had the machine.
 TEST(draft_policy_gets_over_interruptions) {
   const World world{from_memory, always(0.97)};
