@@ -21,8 +21,8 @@ class Mailbox:
     """
 
     def __init__(self, core: _core.Engine) -> None:
+        self._takers: dict[int, Take] = {}  # first of all, for __del__
         self.inbox = _core.Inbox(core, driven=True)
-        self._takers: dict[int, Take] = {}
         self._in_hand: _core.Event | None = None
 
     def add(self, request: _core.Request, take: Take) -> int:

@@ -116,15 +116,22 @@ double DraftHistory::agreement(bool known, const DraftCounts& counts, int slot,
   return counts.agreement(slot, before, kOfNothing);
 }
 
+bool DraftHistory::afford(double forwards, bool costs_are_doubted) {
+  if (forwards > (costs_are_doubted ? kOverpriced : 1) * credit_) return false;
+  credit_ -= std::clamp(forwards, 0.0, credit_);
+  return true;
+}
+
 void DraftHistory::made(int tokens) {
-  ++rounds_;
+  since_look_ = std::min(since_look_ + 1, kExplore);
   earn(share_ * tokens);
 }
 
 int DraftHistory::turn_to_explore() {
-  if (rounds_ - explored_ < kExplore) return 0;
-  explored_ = rounds_;
-  return ++turn_;
+  if (since_look_ < kExplore) return 0;
+  since_look_ = 0;
+  turn_ = turn_ % (2 * static_cast<int>(kBoldness.size())) + 1;
+  return turn_;
 }
 
 void DraftHistory::tried(double gained) {
@@ -185,7 +192,9 @@ DraftOption DraftPolicy::best(const RowPrice& price, int most, Hope hope, int bo
     return hope == Hope::drafts_agree ? std::max(agrees, kHoped) : agrees;
   };
   const auto ms = [&](int rows) {
-    return hope == Hope::costs_less ? price.least_ms(rows) : price.ms(rows);
+    if (hope == Hope::costs_less) return price.least_ms(rows, ForwardCosts::Known::of_late);
+    if (hope == Hope::costs_were_less) return price.least_ms(rows, ForwardCosts::Known::for_sure);
+    return price.ms(rows);
   };
   // Step by step: how far a forward grows beyond what has run nobody knows.
   const int max_rows = std::min(most_rows, std::max(2 * price.costs->max_rows() - price.others, 2));
@@ -229,24 +238,22 @@ Draft DraftPolicy::try_again(const RowPrice& price, int most, const DraftOption&
                              double worth) const {
   if (history_->credit() < 1) return none.draft;
   const double to_be_worth = worth / kWorthwhile;
-  const auto pays = [&](const DraftOption& hoped) {
-    return hoped.ms > 0 && hoped.rate() >= kWorthwhile * none.rate() &&
-           hoped.draft.size + 1 > 2 * to_be_worth;  // for the two forwards, if all of it agrees
-  };
-  const auto doubtful = [&](int rows) { return price.costs->doubtful(price.others + rows); };
-  for (const Hope hope : {Hope::drafts_agree, Hope::costs_less}) {
-    const bool costs = hope == Hope::costs_less;
+  for (const Hope hope : {Hope::drafts_agree, Hope::costs_were_less}) {
+    const bool costs = hope == Hope::costs_were_less;
     for (int doubled = kTried; doubled < 2 * std::min(most, kMaxDraft); doubled *= 2) {
       const int limit = std::min(most, doubled);
+      if (costs && !price.costs->doubtful(price.others + limit)) continue;
       const DraftOption hoped = best(price, limit, hope, start_.boldness);
-      if (!pays(hoped) || (costs && !doubtful(limit))) continue;
+      if (hoped.ms == 0 || hoped.rate() < (costs ? worth : kWorthwhile) * none.rate()) continue;
+      // For the two forwards, if all of it agrees.
+      if (hoped.draft.size + 1 <= 2 * to_be_worth) continue;
       const int size = costs ? limit : hoped.draft.size;
       const int begins = known_ ? size : size + 1;
-      const double ms = price.ms(size) + price.ms(begins);
-      const double in_vain = ms / none.ms - (known_ ? 1 : 2);
-      if (in_vain > (costs ? kOverpriced : 1) * history_->credit()) return none.draft;
-      history_->spend(std::min(in_vain, history_->credit()));
-      until_ = rounds_ + 2;  // it begins in this round and is verified in the next
+      double forwards = (price.ms(size) + price.ms(begins)) / none.ms;
+      if (costs) forwards = std::min(forwards, double(size + begins));  // a row after the other
+      if (!history_->afford(forwards - (known_ ? 1 : 2), costs)) return none.draft;
+      // It begins in this round and is verified in the next, or, behind a known token, in this.
+      until_ = rounds_ + (known_ ? 1 : 2);
       return {.size = size,
               .boldness = hoped.draft.boldness,
               .begins = Begins::alone,
@@ -259,9 +266,8 @@ Draft DraftPolicy::try_again(const RowPrice& price, int most, const DraftOption&
 // Another boldness, or rows whose time nobody knows.
 Draft DraftPolicy::explore(const RowPrice& price, int most, const DraftOption& best,
                            int turn) const {
-  const bool costs = turn % 2 == 0;
+  const bool costs = rule_kept_ || turn % 2 == 0;
   const int boldness = costs ? best.draft.boldness : turn / 2 % static_cast<int>(kBoldness.size());
-  if (rule_kept_ && boldness != start_.boldness) return best.draft;
   if (!costs && boldness == best.draft.boldness) return best.draft;
   // Step by step, in drafts and in rows.
   if (costs) most = std::min(most, 2 * best.draft.size);
@@ -272,8 +278,7 @@ Draft DraftPolicy::explore(const RowPrice& price, int most, const DraftOption& b
   // What it takes with nothing gained; or, of what is known to agree, with what was measured once.
   const double ms = price.ms(hoped.draft.rows());
   const double in_vain = std::max(0.0, ms * best.rate() - (costs ? hoped.tokens : 1));
-  if (in_vain > (costs ? kOverpriced : 1) * history_->credit()) return best.draft;
-  history_->spend(std::min(in_vain, history_->credit()));
+  if (!history_->afford(in_vain, costs)) return best.draft;
   hoped.draft.tried = costs ? 0 : 1;
   until_ = rounds_ + 1;
   return hoped.draft;

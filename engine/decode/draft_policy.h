@@ -105,12 +105,15 @@ class DraftHistory {
   // What there is to be spent on drafts that may be in vain, in forwards of next-token decoding: a
   // share of the time of tokens made, less and less of it where one after the other is in vain.
   double credit() const { return credit_; }
-  void spend(double forwards) { credit_ -= forwards; }
+  // Spends what a draft may take in vain, if there is so much. Of what rows cost once, which a look
+  // at them may show to be too much, it takes a part.
+  bool afford(double forwards, bool costs_are_doubted);
+  // A round of a text has made so many tokens.
   void made(int tokens);
   void tried(double gained);
 
-  // Which look at something else it is time for, at the first, the second, ...; 0: none. Of all
-  // texts together, since one alone may be too short for any.
+  // Which look at something else it is time for, the first to the last of a round of them; 0: none.
+  // Of all texts together, since one alone may be too short for any.
   int turn_to_explore();
 
  private:
@@ -122,9 +125,8 @@ class DraftHistory {
   std::array<Counts, 10> counts_{};
   double credit_ = kMaxCredit / 2;
   double share_ = kMostShare;
-  int rounds_ = 0;    // of all texts
-  int explored_ = 0;  // the one of the last look
-  int turn_ = 0;      // at something else
+  int since_look_ = 0;  // rounds of all texts
+  int turn_ = 0;
 };
 
 // Of one text.
@@ -149,7 +151,12 @@ class DraftPolicy {
 
  private:
   // What is hoped for, of what is not known for sure.
-  enum class Hope { none, drafts_agree, costs_less };
+  enum class Hope {
+    none,
+    drafts_agree,
+    costs_less,       // where nothing ran of late
+    costs_were_less,  // where nothing is sure
+  };
 
   static constexpr int kAnyRows = std::numeric_limits<int>::max();
   // Of drafts of so many positions, whose forwards have so many rows, at most.

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 namespace sbd {
 
@@ -17,7 +16,7 @@ namespace {
 
 constexpr int kOld = 256;  // what was so many forwards ago counts no more
 constexpr int kLongAgo = 1 << 13;
-constexpr int kFew = 2;
+constexpr int kFew = 2;  // may all have been interrupted
 
 }  // namespace
 
@@ -42,17 +41,16 @@ void ForwardCosts::record(int rows, double ms) {
 
 int ForwardCosts::age(int rows) const {
   const Measured& measured = measured_[place(rows)];
-  return measured.times == 0 ? kNever : recorded_ - measured.last;
+  const std::int64_t since = recorded_ - measured.last;
+  return measured.times == 0 ? kNever : static_cast<int>(std::min<std::int64_t>(since, kNever - 1));
 }
 
 double ForwardCosts::ms(int rows) const {
   const Measured* below = nullptr;
   const Measured* lower = nullptr;  // the one below that
   const Measured* above = nullptr;
-  double most = std::numeric_limits<double>::infinity();
   for (const Measured& place : measured_) {
     if (place.times == 0) continue;
-    if (below == nullptr) most = place.ms * rows / place.rows;
     if (place.rows > rows) {
       above = &place;
       break;
@@ -64,10 +62,10 @@ double ForwardCosts::ms(int rows) const {
   if (above == nullptr) {
     if (lower == nullptr) return below->ms;
     const double slope = std::max(0.0, (below->ms - lower->ms) / (below->rows - lower->rows));
-    return std::min(most, below->ms + slope * (rows - below->rows));
+    return below->ms + slope * (rows - below->rows);
   }
   const double share = (rows - below->rows) / (above->rows - below->rows);
-  return std::min(most, below->ms + share * (above->ms - below->ms));
+  return below->ms + share * (above->ms - below->ms);
 }
 
 bool ForwardCosts::doubtful(int rows) const {
@@ -76,18 +74,22 @@ bool ForwardCosts::doubtful(int rows) const {
   return since != kNever && (since > kLongAgo || (since <= kOld && measured.times <= kFew));
 }
 
-double ForwardCosts::least_ms(int rows) const {
+double ForwardCosts::least_ms(int rows, Known known) const {
+  const bool sure = known == Known::for_sure;
   double least = 0;
   for (const Measured& place : measured_) {
-    const bool known = place.times > kFew && recorded_ - place.last <= kOld;
-    if (known && place.rows <= rows) least = place.ms;
+    if (place.times <= (sure ? kFew : 0)) continue;
+    if (recorded_ - place.last > (sure ? kLongAgo : kOld)) continue;
+    if (place.rows <= rows) least = place.ms;
   }
   return least == 0 ? ms(rows) : least;
 }
 
 double RowPrice::ms(int rows) const { return part(costs->ms(others + rows)); }
 
-double RowPrice::least_ms(int rows) const { return part(costs->least_ms(others + rows)); }
+double RowPrice::least_ms(int rows, ForwardCosts::Known known) const {
+  return part(costs->least_ms(others + rows, known));
+}
 
 double RowPrice::part(double forward_ms) const {
   return costs->ms(sequences) / sequences + std::max(0.0, forward_ms - costs->ms(others + 1));

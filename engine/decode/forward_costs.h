@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstddef>
+#include <cstdint>
 #include <limits>
 
 namespace sbd {
@@ -14,10 +15,11 @@ class ForwardCosts {
   // Of the largest one.
   int max_rows() const { return max_rows_; }
   // Estimated milliseconds: between measured row counts by a straight line, beyond them by the last
-  // one's; no more than for one row after the other. 0 where nothing has been measured.
+  // one's. 0 where nothing has been measured.
   double ms(int rows) const;
-  // What is known for sure of a forward of no fewer rows.
-  double least_ms(int rows) const;
+  // What is known of a forward of no fewer rows: by any that ran of late, or for sure.
+  enum class Known { of_late, for_sure };
+  double least_ms(int rows, Known known) const;
   // By what share the times of like forwards differ from each other.
   double noise() const { return noise_; }
   // Forwards recorded since one of about so many rows was; kNever where none was.
@@ -34,14 +36,14 @@ class ForwardCosts {
   struct Measured {
     double rows = 0;
     double ms = 0;
-    int times = 0;  // 0: never
-    int last = 0;   // which one of all forwards
+    int times = 0;          // 0: never
+    std::int64_t last = 0;  // which one of all forwards
   };
   static std::size_t place(int rows);
 
   std::array<Measured, kRows.size()> measured_{};
   int max_rows_ = 0;
-  int recorded_ = 0;
+  std::int64_t recorded_ = 0;
   double noise_ = 0.05;  // until it is known
 };
 
@@ -53,8 +55,8 @@ struct RowPrice {
   int others = 0;                       // rows of the others
 
   double ms(int rows) const;
-  // As little as it can be, by what has been measured.
-  double least_ms(int rows) const;
+  // As little as it can be, by what is known.
+  double least_ms(int rows, ForwardCosts::Known known) const;
 
  private:
   // Of a forward that takes so long with all its rows.

@@ -251,6 +251,10 @@ class TestSentencePiece:
 
 
 class TestDetokenizer:
+    def test_who_needs_no_context(self, tokenizer: Tokenizer) -> None:
+        assert huggingface().joins_bytes
+        assert not tokenizer.joins_bytes  # SentencePiece's, which take off a space
+
     @pytest.mark.parametrize("text", TEXTS)
     def test_whole_characters_only(self, text: str) -> None:
         tokenizer = huggingface()
