@@ -345,6 +345,24 @@ std::uint64_t shuffle_bits(std::uint64_t mine, int from) {
   return values[from];
 }
 
+#if defined(__x86_64__)
+__attribute__((target_clones("avx2", "default")))
+#endif
+void add_products(const double (&a)[16][16], const double (&b)[16][8], double (&sums)[16][8]) {
+  using Four = double __attribute__((vector_size(4 * sizeof(double)), aligned(sizeof(double))));
+  const auto* rows = reinterpret_cast<const Four(*)[2]>(b);
+  for (int row = 0; row < 16; ++row) {
+    auto* out = reinterpret_cast<Four*>(sums[row]);
+    Four low = out[0], high = out[1];
+    for (int k = 0; k < 16; ++k) {
+      low += a[row][k] * rows[k][0];
+      high += a[row][k] * rows[k][1];
+    }
+    out[0] = low;
+    out[1] = high;
+  }
+}
+
 void prefetch(const void* global) {
   static_cast<void>(*static_cast<const volatile std::uint8_t*>(global));
   ++prefetches;

@@ -51,6 +51,9 @@ void meet_warp(const char* kind, void* mine, WarpWork work);
 // They meet, too: returns what lane `from` brings.
 std::uint64_t shuffle_bits(std::uint64_t mine, int from);
 
+// A tensor core's: sums += a b.
+void add_products(const double (&a)[16][16], const double (&b)[16][8], double (&sums)[16][8]);
+
 void prefetch(const void* global);  // must be there to be read
 void copy_async(void* shared, const void* global, unsigned bytes, bool real);
 void commit_copies();

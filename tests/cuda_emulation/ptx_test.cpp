@@ -120,5 +120,24 @@ TEST(cuda_emulated_fragments_are_the_ptx_isas) {
   }
 }
 
+TEST(cuda_emulated_halves_are_the_nearest) {
+  for (std::uint32_t bits = 0; bits < 0x7c00; ++bits) {
+    const float value = half_to_float(static_cast<std::uint16_t>(bits));
+    const float next =
+        bits + 1 < 0x7c00 ? half_to_float(static_cast<std::uint16_t>(bits + 1)) : 65536;
+    const float middle = (value + next) / 2;
+    for (const std::uint32_t sign : {0u, 0x8000u}) {
+      const auto nearest = [&](float x) { return to_half_bits(sign == 0 ? x : -x) - sign; };
+      CHECK_EQ(nearest(value), bits);
+      CHECK_EQ(nearest(std::nextafter(middle, 0.0f)), bits);
+      CHECK_EQ(nearest(middle), bits + bits % 2);
+      CHECK_EQ(nearest(std::nextafter(middle, INFINITY)), bits + 1);
+    }
+  }
+  CHECK_EQ(to_half_bits(INFINITY), 0x7c00);
+  CHECK_EQ(to_half_bits(-1e30f), 0xfc00);
+  CHECK(std::isnan(half_to_float(to_half_bits(NAN))));
+}
+
 }  // namespace
 }  // namespace sbd::cuda

@@ -15,6 +15,18 @@ __device__ inline std::uint8_t* shared_memory() {
   return memory;
 }
 
+inline constexpr unsigned kAllLanes = 0xffffffffu;
+inline constexpr int kWarp = 32;
+
+// The same value in all lanes: theirs, combined in pairs, pairs of pairs, ...
+template <typename T, typename Combine>
+__device__ T warp_reduce(T x, Combine combine) {
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    x = combine(x, __shfl_xor_sync(kAllLanes, x, step));
+  }
+  return x;
+}
+
 // Sixteen bytes from global to shared memory, past L1, without a register; zeros where not `real`.
 // They are there after wait_copies, for other threads after a barrier as well.
 __device__ inline void copy_async(void* shared, const void* global, bool real) {

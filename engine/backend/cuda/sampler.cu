@@ -89,10 +89,7 @@ __device__ Rank min_p_cut(const Row& row, Rank lowest, float min_p, Shared& shar
   row.for_each(lowest, [&](int id, float logit) {
     if (expf(row.scaled(logit)) >= min_p) mine = lower(mine, Row::rank(id, logit));
   });
-  for (int step = kWarp / 2; step > 0; step /= 2) {
-    mine = lower(mine, __shfl_xor_sync(kAllLanes, mine, step));
-  }
-  return block_reduce(mine, shared.sums, ~Mass{0}, lower);
+  return block_reduce(warp_reduce(mine, lower), shared.sums, ~Mass{0}, lower);
 }
 
 __device__ Mass sum_of(const unsigned (&bin)[kParts]) {

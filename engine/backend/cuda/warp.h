@@ -5,18 +5,13 @@
 
 namespace sbd::cuda {
 
-inline constexpr unsigned kAllLanes = 0xffffffffu;
-inline constexpr int kWarp = 32;
-
 template <typename T>
 __device__ T warp_sum(T x) {
-  for (int step = kWarp / 2; step > 0; step /= 2) x += __shfl_xor_sync(kAllLanes, x, step);
-  return x;
+  return warp_reduce(x, [](T a, T b) { return a + b; });
 }
 
 __device__ inline float warp_max(float x) {
-  for (int step = kWarp / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, step));
-  return x;
+  return warp_reduce(x, [](float a, float b) { return fmaxf(a, b); });
 }
 
 // `scratch`: one value for each warp, free for the next use after this returns.

@@ -14,6 +14,39 @@ inline void copy_async(void* shared, const void* global, bool real) {
 inline void copy_eight_async(void* shared, const void* global, bool real) {
   emulation::copy_async(shared, global, 8, real);
 }
+inline constexpr unsigned kAllLanes = 0xffffffffu;
+inline constexpr int kWarp = 32;
+
+namespace emulated {
+
+template <typename T, typename Combine>
+struct Combined {
+  T value;
+  Combine* combine;
+};
+
+template <typename T, typename Combine>
+void combine(void* const* lanes) {
+  T values[kWarp], before[kWarp];
+  const auto of = [&](int i) { return static_cast<Combined<T, Combine>*>(lanes[i]); };
+  for (int i = 0; i < kWarp; ++i) values[i] = of(i)->value;
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    std::copy_n(values, kWarp, before);
+    for (int i = 0; i < kWarp; ++i) values[i] = (*of(i)->combine)(before[i], before[i ^ step]);
+  }
+  for (int i = 0; i < kWarp; ++i) of(i)->value = values[i];
+}
+
+}  // namespace emulated
+
+// All steps where the lanes meet: a meeting for each would be most of what the emulation does.
+template <typename T, typename Combine>
+T warp_reduce(T x, Combine combine) {
+  emulated::Combined<T, Combine> mine{x, &combine};
+  emulation::meet_warp("reduce", &mine, &emulated::combine<T, Combine>);
+  return mine.value;
+}
+
 enum class CachePolicy { normal, evict_first };
 inline CachePolicy cache_policy(bool evict_first) {
   return evict_first ? CachePolicy::evict_first : CachePolicy::normal;
@@ -30,20 +63,20 @@ inline void prefetch_line(const void* global) { emulation::prefetch(global); }
 inline void wait_for_previous_kernel() { emulation::wait_for_previous_kernel(); }
 inline void let_next_kernel_start() {}
 
-// The nearest half, ties to even, by its definition.
+// The nearest half, ties to even: what is added to a float of the half's last place times 2^23
+// is rounded there.
 inline std::uint16_t to_half_bits(float x) {
   const std::uint32_t bits = std::bit_cast<std::uint32_t>(x);
   const auto sign = static_cast<std::uint16_t>(bits >> 16 & 0x8000u);
-  if (std::isnan(x)) return static_cast<std::uint16_t>(sign | 0x7e00u);
-  const double size = std::abs(static_cast<double>(x));
-  if (size >= 65520) return static_cast<std::uint16_t>(sign | 0x7c00u);
-  const int exponent = size < 0x1p-14 ? -14 : std::ilogb(size);
-  const double units = std::nearbyint(std::ldexp(size, 10 - exponent));  // of the last place
-  const auto mantissa = static_cast<std::uint32_t>(units);  // 2048 carries into the exponent
-  const std::uint32_t normal = exponent == -14 && mantissa < 1024
-                                   ? mantissa
-                                   : (static_cast<std::uint32_t>(exponent + 14) << 10) + mantissa;
-  return static_cast<std::uint16_t>(sign | normal);
+  const std::uint32_t size = bits & 0x7fffffffu;
+  if (size > 0x7f800000u) return static_cast<std::uint16_t>(sign | 0x7e00u);
+  if (size >= 0x477ff000u) return static_cast<std::uint16_t>(sign | 0x7c00u);  // 65520
+  // The last place is a unit of 2^(exponent - 10), and no smaller than 2^-24.
+  const std::uint32_t exponent = std::max(size >> 23, 113u);  // as a float's: 2^-14 and up
+  const float anchor = std::bit_cast<float>((exponent + 13) << 23);
+  const float rounded = std::bit_cast<float>(size) + anchor;
+  const std::uint32_t units = std::bit_cast<std::uint32_t>(rounded) & 0x7fffffu;
+  return static_cast<std::uint16_t>(sign | (((exponent - 113) << 10) + units));
 }
 inline std::uint16_t to_bf16_bits(float x) {
   const std::uint32_t bits = std::bit_cast<std::uint32_t>(x);
@@ -107,12 +140,9 @@ struct Operands {
   std::uint32_t b[2];
 };
 
-using Columns = double __attribute__((vector_size(8 * sizeof(double))));
-
 template <float (*kValue)(std::uint16_t)>
 void multiply(void* const* lanes) {
-  double a[16][16];
-  Columns b[16], sums[16];
+  double a[16][16], b[16][8], sums[16][8];
   for (int lane = 0; lane < 32; ++lane) {
     const auto& mine = *static_cast<const Operands*>(lanes[lane]);
     const int g = lane / 4, t = lane % 4;
@@ -126,9 +156,7 @@ void multiply(void* const* lanes) {
       sums[g + i / 2 * 8][2 * t + i % 2] = mine.d[i];
     }
   }
-  for (int row = 0; row < 16; ++row) {
-    for (int k = 0; k < 16; ++k) sums[row] += a[row][k] * b[k];
-  }
+  emulation::add_products(a, b, sums);
   for (int lane = 0; lane < 32; ++lane) {
     float* d = static_cast<const Operands*>(lanes[lane])->d;
     for (int i = 0; i < 4; ++i) {
