@@ -20,6 +20,7 @@ namespace sbd::test {
 struct Test {
   const char* name;
   void (*body)();
+  bool on_every_isa;  // does it try every instruction set by itself?
 };
 
 inline std::vector<Test>& tests() {
@@ -28,10 +29,13 @@ inline std::vector<Test>& tests() {
 }
 
 struct Registrar {
-  Registrar(const char* name, void (*body)()) { tests().push_back({name, body}); }
+  Registrar(const char* name, void (*body)(), bool on_every_isa) {
+    tests().push_back({name, body, on_every_isa});
+  }
 };
 
 inline int failed_checks = 0;
+inline bool asked_for_every_isa = false;  // by the test that runs
 
 inline void report(const char* file, int line, const std::string& what) {
   ++failed_checks;
@@ -117,10 +121,13 @@ void check_throws(const char* file, int line, const char* text, Call call,
 
 }  // namespace sbd::test
 
-#define TEST(name)                                                        \
-  static void test_##name();                                              \
-  static const sbd::test::Registrar registrar_##name(#name, test_##name); \
+#define SBD_TEST(name, on_every_isa)                                                    \
+  static void test_##name();                                                            \
+  static const sbd::test::Registrar registrar_##name(#name, test_##name, on_every_isa); \
   static void test_##name()
+
+#define TEST(name) SBD_TEST(name, false)
+#define TEST_ON_EVERY_ISA(name) SBD_TEST(name, true)
 
 #define CHECK(...)                                                      \
   do {                                                                  \

@@ -1,8 +1,10 @@
 // sbd_tests [NAME] [K/N]: runs the tests whose name contains NAME; of these the Kth of N parts.
-// Exit code 1 on a failure or where nothing matches, 2 where the CPU lacks what SBD_ISA names. What
-// takes longer than a second is told.
+// With SBD_LEAVE_KERNELS set, without those that try every instruction set by themselves. Exit code
+// 1 on a failure or where nothing matches, 2 where the CPU lacks what SBD_ISA names. What takes
+// longer than a second is told.
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <string_view>
 
@@ -29,6 +31,7 @@ int main(int argc, char** argv) {
     --argc;
   }
   const std::string_view filter = argc > 1 ? argv[1] : "";
+  const bool leaves_kernels = std::getenv("SBD_LEAVE_KERNELS") != nullptr;
   int matching = 0;
   int run = 0;
   int failed = 0;
@@ -36,14 +39,19 @@ int main(int argc, char** argv) {
     if (std::string_view(test.name).find(filter) == std::string_view::npos) {
       continue;
     }
+    if (leaves_kernels && test.on_every_isa) continue;
     if (parts < 1 || matching++ % parts != part % parts) continue;
     ++run;
     const int before = sbd::test::failed_checks;
+    sbd::test::asked_for_every_isa = false;
     const auto start = std::chrono::steady_clock::now();
     try {
       test.body();
     } catch (const std::exception& error) {
       sbd::test::report(test.name, 0, std::string("unexpected exception: ") + error.what());
+    }
+    if (sbd::test::asked_for_every_isa != test.on_every_isa) {
+      sbd::test::report(test.name, 0, "TEST_ON_EVERY_ISA is what asks for tested_kernels()");
     }
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
     if (took.count() > 1) {

@@ -407,6 +407,7 @@ inline std::vector<const cpu::Kernels*> all_kernels() {
 
 // All of them, or the one that SBD_ISA named before a test did: another run has the others.
 inline std::vector<const cpu::Kernels*> tested_kernels() {
+  asked_for_every_isa = true;
   std::vector<const cpu::Kernels*> tables = all_kernels();
   if (!kAskedIsa.empty()) {
     std::erase_if(tables, [](const cpu::Kernels* table) { return table->name != kAskedIsa; });

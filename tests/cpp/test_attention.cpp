@@ -10,7 +10,7 @@ namespace {
 
 using namespace test;
 
-TEST(attention_of_every_head_shape) {
+TEST_ON_EVERY_ISA(attention_of_every_head_shape) {
   for (const int dim : {2, 8, 10, 16, 24, 32, 64, 80, 96, 128}) {
     for (const int group : {1, 2, 3, 5, 40}) {
       const int kv_heads = group == 40 ? 1 : 2;
@@ -20,7 +20,7 @@ TEST(attention_of_every_head_shape) {
   }
 }
 
-TEST(attention_over_long_contexts) {
+TEST_ON_EVERY_ISA(attention_over_long_contexts) {
   const std::vector<int> kv_end = {1023, 1, 1024, 1025, 500, 2047, 2048, 2049, 2100, 64};
   check_attention(cpu_devices(), {4, 2, 64}, kv_end);
   check_attention(cpu_devices(), {40, 1, 8}, kv_end);
@@ -30,7 +30,7 @@ TEST(attention_over_long_contexts) {
 }
 
 // Every number of rows around the tiles' sizes, and more queries than a task holds.
-TEST(attention_of_many_rows) {
+TEST_ON_EVERY_ISA(attention_of_many_rows) {
   for (const int n_rows : {2, 3, 4, 5, 7, 8, 9, 16, 17, 33, 67}) {
     std::vector<int> kv_end;
     for (int row = 0; row < n_rows; ++row) kv_end.push_back(60 + row * 29 % 83);
@@ -41,35 +41,35 @@ TEST(attention_of_many_rows) {
   }
 }
 
-TEST(attention_of_causal_and_block_rows_in_one_forward) {
+TEST_ON_EVERY_ISA(attention_of_causal_and_block_rows_in_one_forward) {
   std::vector<int> kv_end(16);
   std::iota(kv_end.begin(), kv_end.end(), 1018);  // a decided block, causal, over the split
   kv_end.insert(kv_end.end(), 16, 1049);          // and a block of masks behind it
   check_attention(cpu_devices(), {6, 2, 16}, kv_end);
 }
 
-TEST(attention_leaves_out_what_is_unseen) {
+TEST_ON_EVERY_ISA(attention_leaves_out_what_is_unseen) {
   check_unseen(cpu_devices(), {4, 2, 32});
   check_unseen(cpu_devices(), {3, 1, 64});
 }
 
-TEST(attention_sees_the_last_key_and_not_the_next) {
+TEST_ON_EVERY_ISA(attention_sees_the_last_key_and_not_the_next) {
   for (const MakeDevice& make : cpu_devices(1)) {
     check_last_key(*make(), {0, 15, 16, 63, 64, 1022, 1023, 1024, 1100});
   }
 }
 
-TEST(attention_ignores_what_lies_behind_kv_end) {
+TEST_ON_EVERY_ISA(attention_ignores_what_lies_behind_kv_end) {
   for (const MakeDevice& make : cpu_devices()) {
     check_behind_kv_end(*make(), {1, 15, 17, 64, 1000, 1024, 1030});
   }
 }
 
-TEST(attention_passes_on_what_is_not_finite) {
+TEST_ON_EVERY_ISA(attention_passes_on_what_is_not_finite) {
   for (const MakeDevice& make : cpu_devices(1)) check_not_finite(*make(), {NAN});
 }
 
-TEST(attention_of_several_sequences_and_threads) {
+TEST_ON_EVERY_ISA(attention_of_several_sequences_and_threads) {
   for (const cpu::Kernels* kernels : tested_kernels()) {
     for (const DType dtype : {DType::f16, DType::q8_0}) {
       std::vector<float> first;
@@ -102,7 +102,7 @@ double attention_error(Device& device, DType dtype, const std::vector<int>& kv_e
 // What rounding to bf16 costs where scores are about as large as a trained model's: no more than
 // the roundings of value and probability, 2^-9 / sqrt(3) each in root mean square, and that of the
 // scores, which is their size times as much.
-TEST(attention_in_bf16_is_near_float64) {
+TEST_ON_EVERY_ISA(attention_in_bf16_is_near_float64) {
   for (const MakeDevice& make : cpu_devices()) {
     const auto device = make();
     const double error =
@@ -115,7 +115,7 @@ TEST(attention_in_bf16_is_near_float64) {
 
 // What 8 bits cost: values of 2 / sqrt(3) in root mean square are rounded to multiples of 2 / 127,
 // and scores of queries of 1.5 / sqrt(3) are off by about as much, of many keys independently.
-TEST(attention_in_q8_0_is_near_float64) {
+TEST_ON_EVERY_ISA(attention_in_q8_0_is_near_float64) {
   for (const MakeDevice& make : cpu_devices()) {
     const auto device = make();
     const double of_values = 2.0 / 127 / std::sqrt(12.0) / (2 / std::sqrt(3.0));
@@ -127,15 +127,15 @@ TEST(attention_in_q8_0_is_near_float64) {
 }
 
 TEST(a_cache_in_q8_0_takes_17_bytes_where_f16_takes_32) {
-  const auto device = cpu_devices(1)[0]();
+  CpuDevice device(all_kernels().front(), 1);
   const auto bytes = [&](DType dtype) {
-    return device->backend().kv_bytes(3, {2, 1, 128}, 8192, dtype, 4096);
+    return device.backend().kv_bytes(3, {2, 1, 128}, 8192, dtype, 4096);
   };
   CHECK_EQ(bytes(DType::f16), std::size_t{3 * 2 * 4096 * 128 * 2});
   CHECK_EQ(bytes(DType::q8_0), std::size_t{3 * 2 * 4096 * 128 / 32 * 34});
 }
 
-TEST(rotate_and_cache_norms_turns_and_stores) {
+TEST_ON_EVERY_ISA(rotate_and_cache_norms_turns_and_stores) {
   for (const MakeDevice& make : cpu_devices()) {
     const auto device = make();
     for (const DType dtype : device->cache_types(32)) {
@@ -149,7 +149,7 @@ TEST(rotate_and_cache_norms_turns_and_stores) {
 }
 
 // A layer's keys are not another's.
-TEST(rotate_and_cache_leaves_other_layers) {
+TEST_ON_EVERY_ISA(rotate_and_cache_leaves_other_layers) {
   for (const MakeDevice& make : cpu_devices()) {
     const auto device = make();
     for (const DType dtype : device->cache_types(32)) {

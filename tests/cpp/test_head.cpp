@@ -20,7 +20,7 @@ void on_every_table(Check check) {
   }
 }
 
-TEST(head_statistics_of_every_vocabulary_and_mask) {
+TEST_ON_EVERY_ISA(head_statistics_of_every_vocabulary_and_mask) {
   on_every_table([](Backend& backend, const Kernels&) {
     check_statistics_of_every_vocabulary_and_mask(backend, {1, 2, 15, 16, 17, 511, 512, 513, 2000},
                                                   kRelative);
@@ -67,7 +67,7 @@ TEST(head_scores_check_finds_wrong_ones) {
   CHECK(!wrong_scores(right, {}, logits).empty());
 }
 
-TEST(head_computes_rules_and_scores) {
+TEST_ON_EVERY_ISA(head_computes_rules_and_scores) {
   on_every_table([](Backend& backend, const Kernels&) {
     for (const DType type : kDTypes) check_rules_and_scores(backend, type, kRelative);
     check_scores_of_equals(backend);
@@ -75,7 +75,7 @@ TEST(head_computes_rules_and_scores) {
   });
 }
 
-TEST(head_statistics_depend_on_no_thread_count_and_no_other_row) {
+TEST_ON_EVERY_ISA(head_statistics_depend_on_no_thread_count_and_no_other_row) {
   for (const Kernels* kernels : tested_kernels()) {
     for (const DType type : kDTypes) {
       std::vector<RowStats> first;
@@ -89,14 +89,14 @@ TEST(head_statistics_depend_on_no_thread_count_and_no_other_row) {
   }
 }
 
-TEST(head_draws_are_the_samplers) {
+TEST_ON_EVERY_ISA(head_draws_are_the_samplers) {
   on_every_table([](Backend& backend, const Kernels& kernels) {
     const Draws draws = check_draws_beside(kernels, backend, 0);
     CHECK_EQ(draws.same, draws.all);
   });
 }
 
-TEST(head_refuses_logits_that_are_not_finite) {
+TEST_ON_EVERY_ISA(head_refuses_logits_that_are_not_finite) {
   on_every_table(
       [](Backend& backend, const Kernels&) { check_refusal_of_logits_not_finite(backend); });
 }

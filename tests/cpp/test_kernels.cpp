@@ -27,7 +27,7 @@ TEST(the_isa_table_is_complete_and_ends_with_the_scalar_one) {
   CHECK_THROWS_WITH(select_kernels(), "SBD_ISA=sse9: unknown instruction set, expected one of");
 }
 
-TEST(kernels_exp) {
+TEST_ON_EVERY_ISA(kernels_exp) {
   for (const Kernels* kernels : tested_kernels()) {
     const auto exp = [&](float x) { return kernels->exp_sum(&x, 1, 0.0f, 1.0f); };
     CHECK_EQ(exp(0.0f), 1.0f);
@@ -47,7 +47,7 @@ TEST(kernels_exp) {
   }
 }
 
-TEST(kernels_exp_sum) {
+TEST_ON_EVERY_ISA(kernels_exp_sum) {
   for (const Kernels* kernels : tested_kernels()) {
     for (const int n : kLengths) {
       Random random(static_cast<std::uint64_t>(n));
@@ -65,7 +65,7 @@ TEST(kernels_exp_sum) {
   }
 }
 
-TEST(kernels_rms_norm) {
+TEST_ON_EVERY_ISA(kernels_rms_norm) {
   for (const Kernels* kernels : tested_kernels()) {
     for (const int n : kLengths) {
       Random random(static_cast<std::uint64_t>(n));
@@ -95,7 +95,7 @@ TEST(kernels_rms_norm) {
   }
 }
 
-TEST(kernels_swiglu) {
+TEST_ON_EVERY_ISA(kernels_swiglu) {
   for (const Kernels* kernels : tested_kernels()) {
     for (const int n : kLengths) {
       Random random(static_cast<std::uint64_t>(n));
@@ -125,7 +125,7 @@ TEST(kernels_swiglu) {
   }
 }
 
-TEST(kernels_rotate) {
+TEST_ON_EVERY_ISA(kernels_rotate) {
   for (const Kernels* kernels : tested_kernels()) {
     for (const bool interleaved : {false, true}) {
       for (const int dim : {2, 8, 16, 24, 64, 80, 128}) {
@@ -150,7 +150,7 @@ TEST(kernels_rotate) {
   }
 }
 
-TEST(kernels_quantize) {
+TEST_ON_EVERY_ISA(kernels_quantize) {
   for (const Kernels* kernels : tested_kernels()) {
     constexpr int groups = 9;
     Random random(5);
@@ -195,7 +195,7 @@ TEST(kernels_quantize) {
   }
 }
 
-TEST(kernels_quantize_keeps_what_is_not_finite) {
+TEST_ON_EVERY_ISA(kernels_quantize_keeps_what_is_not_finite) {
   for (const Kernels* kernels : tested_kernels()) {
     for (const float bad : {NAN, INFINITY, -INFINITY}) {
       for (int at = 0; at < 32; ++at) {  // in whichever lane it stands
@@ -209,7 +209,7 @@ TEST(kernels_quantize_keeps_what_is_not_finite) {
   }
 }
 
-TEST(kernels_to_half_gives_back_every_half) {
+TEST_ON_EVERY_ISA(kernels_to_half_gives_back_every_half) {
   for (const Kernels* kernels : tested_kernels()) {
     std::vector<float> x;
     for (std::uint32_t bits = 0; bits < 65536; ++bits) {
@@ -244,7 +244,7 @@ std::vector<float> tricky_values(double (*value)(std::uint16_t), std::uint16_t i
   return x;
 }
 
-TEST(kernels_round_to_the_nearest_half_and_bf16) {
+TEST_ON_EVERY_ISA(kernels_round_to_the_nearest_half_and_bf16) {
   struct Format {
     void (*const Kernels::*convert)(const float*, int, std::uint16_t*);
     double (*value)(std::uint16_t);
@@ -276,7 +276,7 @@ TEST(kernels_round_to_the_nearest_half_and_bf16) {
   }
 }
 
-TEST(kernels_run_stats) {
+TEST_ON_EVERY_ISA(kernels_run_stats) {
   for (const Kernels* kernels : tested_kernels()) {
     for (const int n : {16, 32, 48, 512}) {
       for (const double spread : {0.0, 0.5, 5.0, 80.0}) {
@@ -320,7 +320,7 @@ TEST(kernels_run_stats) {
 }
 
 // The two highest in one lane of 16, whichever comes first.
-TEST(kernels_run_stats_finds_the_second_wherever_it_is) {
+TEST_ON_EVERY_ISA(kernels_run_stats_finds_the_second_wherever_it_is) {
   for (const Kernels* kernels : tested_kernels()) {
     for (int first = 0; first < 64; ++first) {
       for (int second = 0; second < 64; ++second) {
@@ -336,7 +336,7 @@ TEST(kernels_run_stats_finds_the_second_wherever_it_is) {
   }
 }
 
-TEST(kernels_read_all_bytes) {
+TEST_ON_EVERY_ISA(kernels_read_all_bytes) {
   for (const Kernels* kernels : tested_kernels()) {
     std::vector<std::uint8_t> bytes(4096, 0);
     const std::uint64_t nothing = kernels->peak_read(bytes.data(), 4096);

@@ -184,7 +184,7 @@ void check_linear(const Case& where, const PackedWeight& weight, const std::vect
   }
 }
 
-TEST(linear_of_every_type_and_shape) {
+TEST_ON_EVERY_ISA(linear_of_every_type_and_shape) {
   ThreadPool pool(1);
   Arena arena;
   for (const DType type : kDTypes) {
@@ -206,7 +206,7 @@ TEST(linear_of_every_type_and_shape) {
 }
 
 // Blocks and activations at the ends of their ranges.
-TEST(linear_of_extreme_groups) {
+TEST_ON_EVERY_ISA(linear_of_extreme_groups) {
   ThreadPool pool(1);
   Arena arena;
   constexpr int features = 17;
@@ -244,7 +244,7 @@ TEST(linear_of_extreme_groups) {
   }
 }
 
-TEST(linear_passes_on_what_is_not_finite) {
+TEST_ON_EVERY_ISA(linear_passes_on_what_is_not_finite) {
   ThreadPool pool(1);
   Arena arena;
   for (const DType type : kDTypes) {
@@ -268,7 +268,7 @@ TEST(linear_passes_on_what_is_not_finite) {
 }
 
 // Several weights of different types on one input, split over threads: as one kernel call each.
-TEST(backend_linear_equals_the_kernels_for_any_thread_count) {
+TEST_ON_EVERY_ISA(backend_linear_equals_the_kernels_for_any_thread_count) {
   constexpr int cols = 256;
   for (const Kernels* kernels : tested_kernels()) {
     const ForcedIsa forced(kernels->name);

@@ -156,7 +156,7 @@ TEST(sampler_ties_at_the_cut_keep_the_lower_id) {
 }
 
 // On a real vocabulary's size, and the same token from every kernel table.
-TEST(sampler_on_a_large_vocabulary) {
+TEST_ON_EVERY_ISA(sampler_on_a_large_vocabulary) {
   Random random(21);
   std::vector<float> logits = random.floats(50000, -4, 4);
   for (int i = 0; i < 20; ++i) logits[random.below(50000)] = 12.0f + static_cast<float>(i) * 0.1f;

@@ -13,7 +13,7 @@ namespace {
 
 using namespace test;
 
-TEST(transformer_rows_go_on_from_within_others) { check_branches(cpu_devices()); }
+TEST_ON_EVERY_ISA(transformer_rows_go_on_from_within_others) { check_branches(cpu_devices()); }
 
 struct Decoded {
   Tokens text;
@@ -64,14 +64,16 @@ TEST(transformer_lossless_text_of_drafts_behind_every_outcome) {
   CHECK(partly > 20);
 }
 
-TEST(transformer_agrees_with_float64) { check_agrees_with_float64(cpu_devices(), kDTypes); }
+TEST_ON_EVERY_ISA(transformer_agrees_with_float64) {
+  check_agrees_with_float64(cpu_devices(), kDTypes);
+}
 
-TEST(transformer_adapters_change_the_rows_that_ask) {
+TEST_ON_EVERY_ISA(transformer_adapters_change_the_rows_that_ask) {
   check_adapters(cpu_devices());
   check_masks_of_adapters(cpu_devices());
 }
 
-TEST(transformer_rows_are_the_same_bits_however_they_are_computed) {
+TEST_ON_EVERY_ISA(transformer_rows_are_the_same_bits_however_they_are_computed) {
   const char* architectures[] = {"llama", "qwen2", "qwen3"};
   int round = 0;
   for (const cpu::Kernels* kernels : tested_kernels()) {
@@ -169,7 +171,7 @@ TEST(transformer_weights_that_are_not_finite_are_named) {
   }
 }
 
-TEST(transformer_overflow_of_the_cache_is_an_error) {
+TEST_ON_EVERY_ISA(transformer_overflow_of_the_cache_is_an_error) {
   check_overflow_of_the_cache(cpu_devices(1), kDTypes);
 }
 
