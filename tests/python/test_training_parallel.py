@@ -4,11 +4,13 @@ frozen model's."""
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -16,25 +18,41 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch  # noqa: E402
+
 from training import draft, finetune  # noqa: E402
 
 from .checkpoints import convert_quietly, read_model, write_checkpoint  # noqa: E402
+
+pytestmark = pytest.mark.xdist_group("torchrun")  # one server that its processes are forks of
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = "--length 48 --batch-size 4 --warmup-steps 50 --learning-rate 1e-2 --save-every 4"
 
 
-def with_torchrun(arguments: list[str], module: str = "training.finetune") -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*torchrun, "--nproc-per-node", "2", "-m", module, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
+def with_torchrun(arguments: list[str], module: ModuleType = finetune) -> None:
+    """What `torchrun --standalone --nproc-per-node 2 -m module` does, but that its processes have
+    imported torch when they start, which takes longer than what they do."""
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id="test",
+        max_restarts=0,
+        start_method="forkserver",
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    preloaded = [draft.__name__, finetune.__name__, "transformers.models.qwen3.modeling_qwen3"]
+    multiprocessing.set_forkserver_preload(preloaded)
+    with patch.dict(os.environ, PYTHONPATH=str(ROOT)):  # what starts the server decides
+        elastic_launch(config, run_main)(module.__name__, arguments)
+
+
+def run_main(module: str, arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        sys.modules[module].main(arguments)
+    assert not exit.value.code
 
 
 @pytest.mark.parametrize("kind", ["", "--lora-rank 4 --checkpointing"])
@@ -51,9 +69,7 @@ def test_two_processes_are_one(kind: str, tmp_path: Path) -> None:
         options = [*OPTIONS.split(), *kind.split(), "--no-bfloat16", "--steps", str(steps)]
         return [*paths, *options]
 
-    with pytest.raises(SystemExit) as exit:
-        finetune.main(arguments(one, 8))
-    assert not exit.value.code
+    run_main(finetune.__name__, arguments(one, 8))
     if not kind:
         with_torchrun(arguments(two, 4))
     with_torchrun(arguments(two, 8))
@@ -88,10 +104,8 @@ def test_two_processes_draft_as_one(tmp_path: Path) -> None:
         options += f" --no-bfloat16 --micro-batch-size {side_by_side} --steps 6"
         return [*map(str, paths), *options.split()]
 
-    with pytest.raises(SystemExit) as exit:
-        draft.main(arguments("one.gguf", 2))
-    assert not exit.value.code
-    with_torchrun(arguments("two.gguf", 1), "training.draft")
+    run_main(draft.__name__, arguments("one.gguf", 2))
+    with_torchrun(arguments("two.gguf", 1), draft)
     one, two = (
         json.loads((tmp_path / f"{name}.run" / "training.json").read_text())
         for name in ("one", "two")
