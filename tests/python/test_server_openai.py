@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from python.serving import MESSAGES, Served, serve, together
+from python.serving import MESSAGES, Served, serve
 
 from sbd_engine import Engine
 
@@ -365,9 +365,14 @@ class TestStreams:
             expected[number] = {"prompt": prompt, **options}
             texts[number] = text
 
+        async def everyone() -> None:
+            # Left open, it would be closed as garbage, in whichever event loop runs then.
+            async with client:
+                await asyncio.gather(*map(one, range(200)))
+
         expected: dict[int, Any] = {}
         texts: dict[int, str] = {}
-        together(*map(one, range(200)))
+        asyncio.run(everyone())
         numbers = sorted(texts)
         assert len(numbers) == 175
         done = tiny.engine.generate_batch([expected[number] for number in numbers])
