@@ -120,6 +120,37 @@ TEST(cuda_emulated_fragments_are_the_ptx_isas) {
   }
 }
 
+struct ReduceArgs {
+  const float* x;  // [lanes]
+  float* sums;     // [lanes][2]: at once, and by the shuffles that ptx.h has
+};
+
+void reduce_kernel(ReduceArgs a) {
+  wait_for_previous_kernel();
+  const unsigned lane = threadIdx.x;
+  float sum = a.x[lane];
+  a.sums[2 * lane] = warp_reduce(sum, [](float x, float y) { return x + y; });
+  for (int step = kWarp / 2; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
+  a.sums[2 * lane + 1] = sum;
+}
+
+TEST(cuda_emulated_reductions_are_those_of_shuffles) {
+  Random random(3);
+  const DeviceMemory x(kLanes * 4, "a test"), sums(kLanes * 2 * 4, "a test");
+  for (int i = 0; i < kLanes; ++i) x.as<float>()[i] = static_cast<float>(random.uniform(-1, 1));
+  cudaStream_t stream = nullptr;
+  cudaStreamCreateWithFlags(&stream, 0);
+  launch(reduce_kernel, {.threads = kLanes}, ReduceArgs{x.as<float>(), sums.as<float>()}, stream,
+         true);
+  cudaStreamDestroy(stream);
+  const float* all = sums.as<float>();
+  for (int i = 0; i < 2 * kLanes; ++i) CHECK_EQ(all[i], all[0]);
+  float in_order = 0;
+  for (int i = 0; i < kLanes; ++i) in_order += x.as<float>()[i];
+  CHECK(all[0] != in_order);  // so that another order would be seen
+  CHECK_NEAR(all[0], in_order, 1e-5);
+}
+
 TEST(cuda_emulated_halves_are_the_nearest) {
   for (std::uint32_t bits = 0; bits < 0x7c00; ++bits) {
     const float value = half_to_float(static_cast<std::uint16_t>(bits));
