@@ -13,8 +13,7 @@ _PROMPT_TOKENS = _CONTEXT_TOKENS + 2 * _CHARACTER_BYTES
 
 
 class Decodes(Protocol):
-    @property
-    def joins_bytes(self) -> bool: ...
+    """With a `joins_bytes` that is true, where decoding only joins the tokens' bytes."""
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
@@ -34,7 +33,7 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Decodes, prompt: Sequence[int] = ()) -> None:
         self._decode = tokenizer.decode
-        self._keeps_context = not tokenizer.joins_bytes
+        self._keeps_context = not getattr(tokenizer, "joins_bytes", False)
         self._context: list[int] = []
         self._pending: list[int] = []
         self._shown = ""  # what of the window's text is out

@@ -27,8 +27,6 @@ A, SPACE_B, NOTHING = 256, 257, 300  # ids behind the bytes; the last is none
 class ByteFallback:
     """Tokens 0 to 255 are bytes, as in Llama 2; the longest input it was given is kept."""
 
-    joins_bytes = False
-
     def __init__(self) -> None:
         vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)}
         model = models.BPE(vocabulary | {"a": A, "▁b": SPACE_B}, [], byte_fallback=True)
