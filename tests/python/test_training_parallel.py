@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -45,8 +46,17 @@ def with_torchrun(arguments: list[str], module: ModuleType = finetune) -> None:
     )
     preloaded = [draft.__name__, finetune.__name__, "transformers.models.qwen3.modeling_qwen3"]
     multiprocessing.set_forkserver_preload(preloaded)
-    with patch.dict(os.environ, PYTHONPATH=str(ROOT)):  # what starts the server decides
-        elastic_launch(config, run_main)(module.__name__, arguments)
+    signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(300)
+    try:  # the server has the environment of its start
+        with patch.dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1"):
+            elastic_launch(config, run_main)(module.__name__, arguments)
+    finally:
+        signal.alarm(0)
+
+
+def too_long(*_: object) -> None:
+    raise TimeoutError("the processes wait for each other")
 
 
 def run_main(module: str, arguments: list[str]) -> None:
