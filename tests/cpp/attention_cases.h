@@ -116,8 +116,9 @@ inline Expected expected_attention(const FilledCache& cache, const std::vector<i
       double score_error = 0;
       for (int key = 0; key < kv_end[row]; ++key) {
         double score = 0, magnitudes = 0;
+        const double* its = keys.data() + at(key);
         for (int d = 0; d < dim; ++d) {
-          const double product = query[d] * keys[at(key) + static_cast<std::size_t>(d)];
+          const double product = query[d] * its[d];
           score += product;
           magnitudes += std::abs(product);
         }
@@ -132,15 +133,19 @@ inline Expected expected_attention(const FilledCache& cache, const std::vector<i
                               1.01 * rounding(multiplied);
       // A probability below a half's normal numbers is off by half of its smallest unit.
       const double absolute = multiplied == DType::f16 ? kv_end[row] * 0x1p-25 * 2 : 0;
-      for (int d = 0; d < dim; ++d) {
-        double value = 0, magnitudes = 0;
-        for (int key = 0; key < kv_end[row]; ++key) {
-          const double v = values[at(key) + static_cast<std::size_t>(d)];
-          value += p[static_cast<std::size_t>(key)] / sum * v;
-          magnitudes += p[static_cast<std::size_t>(key)] / sum * std::abs(v);
+      std::vector<double> value(static_cast<std::size_t>(dim)), magnitudes = value;
+      for (int key = 0; key < kv_end[row]; ++key) {
+        const double* its = values.data() + at(key);
+        const double share = p[static_cast<std::size_t>(key)] / sum;
+        double *to = value.data(), *size = magnitudes.data();
+        for (int d = 0; d < dim; ++d) {
+          to[d] += share * its[d];
+          size[d] += share * std::abs(its[d]);
         }
-        expected.values.push_back(value);
-        expected.tolerance.push_back(magnitudes * relative + absolute);
+      }
+      for (std::size_t d = 0; d < value.size(); ++d) {
+        expected.values.push_back(value[d]);
+        expected.tolerance.push_back(magnitudes[d] * relative + absolute);
       }
     }
   }

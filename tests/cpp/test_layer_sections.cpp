@@ -5,6 +5,7 @@
 #include "backend/cpu/cpu_backend.h"
 #include "check.h"
 #include "decode/dmtd.h"
+#include "float64_model.h"
 #include "model/transformer.h"
 #include "reference.h"
 #include "tiny_transformer.h"

@@ -71,22 +71,24 @@ Expected expected_linear(const StoredTensor& weight, const std::vector<float>& x
   for (std::size_t row = 0; row < x.size() / cols; ++row) {
     const float* in = x.data() + row * cols;
     std::vector<double> input_error(cols, 0.0);
+    double top = 0;  // of the group
     for (std::size_t k = 0; k < cols; ++k) {
       if (weight.dtype == DType::bf16) input_error[k] = std::abs(in[k]) * 0x1p-8;
       if (values_per_block(weight.dtype) > 1) {
-        const float* group = in + k / kGroupSize * kGroupSize;
-        const double top = std::abs(*std::max_element(
-            group, group + kGroupSize, [](float a, float b) { return std::abs(a) < std::abs(b); }));
+        if (k % kGroupSize == 0) {
+          top = 0;
+          for (int i = 0; i < kGroupSize; ++i) top = std::max(top, double{std::abs(in[k + i])});
+        }
         input_error[k] = top / 127 * (0.5 + 400 * kEps) + 1e-36;
       }
     }
     for (std::size_t feature = 0; feature < rows; ++feature) {
       double sum = 0, magnitudes = 0, error = 0;
+      const double *its = w.data() + feature * cols, *off = input_error.data();
       for (std::size_t k = 0; k < cols; ++k) {
-        const double v = w[feature * cols + k];
-        sum += v * in[k];
-        magnitudes += std::abs(v) * (std::abs(in[k]) + input_error[k]);
-        error += std::abs(v) * input_error[k];
+        sum += its[k] * in[k];
+        magnitudes += std::abs(its[k]) * (std::abs(in[k]) + off[k]);
+        error += std::abs(its[k]) * off[k];
       }
       expected.values.push_back(sum);
       expected.tolerance.push_back(error + magnitudes * (static_cast<double>(cols) + 4) * kEps +

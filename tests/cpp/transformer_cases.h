@@ -11,6 +11,7 @@
 #include "check.h"
 #include "core/batch.h"
 #include "device.h"
+#include "float64_model.h"
 #include "model/transformer.h"
 #include "random_adapter.h"
 #include "tiny_transformer.h"

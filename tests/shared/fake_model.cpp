@@ -1,20 +1,13 @@
-// A fake model behind a KV cache, whose statistics depend on every token a row sees: a wrong token,
-// row, order or count in any plan gives another text.
-#pragma once
+#include "fake_model.h"
 
-#include <algorithm>
+#include <cmath>
 #include <map>
-#include <span>
-#include <vector>
 
 #include "core/random.h"
-#include "scripted.h"
 
 namespace sbd::test {
 
-// Stands for a model: statistics that are a pure function of all tokens a row sees and of its
-// position. Entropies are spread so that every rule has something to choose.
-inline RowStats fake_row(std::span<const TokenId> visible, int position, const Sampling& sampling) {
+RowStats fake_row(std::span<const TokenId> visible, int position, const Sampling& sampling) {
   std::uint64_t key = combine(17, static_cast<std::uint64_t>(position));
   for (const TokenId token : visible) {
     key = combine(key, static_cast<std::uint64_t>(token));
@@ -31,23 +24,7 @@ inline RowStats fake_row(std::span<const TokenId> visible, int position, const S
   return stats;
 }
 
-struct Outcome {
-  Tokens tokens;
-  int nfe = 0;
-  FinishReason finished = FinishReason::length;
-  int most_accepted = 0;  // tokens by one verifying forward
-  int branches = 0;       // segments that go on from within others
-};
-
-inline bool contains(const Tokens& tokens, TokenId token) {
-  return std::ranges::find(tokens, token) != tokens.end();
-}
-
-// As fake_row, but most tokens are a function of the place they stand at, which a causal row
-// (predicting the next one) and a mask agree on: drafts that can be right.
-// Above temperature 0 the noise of that place has its say too.
-inline RowStats agreeing_row(std::span<const TokenId> visible, int position,
-                             const Segment& segment) {
+RowStats agreeing_row(std::span<const TokenId> visible, int position, const Segment& segment) {
   RowStats stats = fake_row(visible, position, {});
   const int place = position + segment.decides;
   const std::uint64_t key = combine(23, static_cast<std::uint64_t>(place));
@@ -62,8 +39,7 @@ inline RowStats agreeing_row(std::span<const TokenId> visible, int position,
   return stats;
 }
 
-// The next token, in a circle, that the row's rules allow.
-inline void follow_rules(const RowAsk& ask, RowStats& stats) {
+void follow_rules(const RowAsk& ask, RowStats& stats) {
   if (!ask.rules || ask.rules->allowed.empty()) return;
   const auto next = [&](TokenId token) {
     int steps = 0;
@@ -75,10 +51,8 @@ inline void follow_rules(const RowAsk& ask, RowStats& stats) {
   stats.sampled = next(stats.sampled);
 }
 
-// Runs a decoder whose rows all go through all layers, and holds it to what a plan promises. With
-// costs it is told what rows cost: anything, and something else all the time.
-inline Outcome run(Decoder& decoder, const DecodeTask& task, bool agreeing = false,
-                   int max_rows = 512, ForwardCosts* costs = nullptr) {
+Outcome run(Decoder& decoder, const DecodeTask& task, bool agreeing, int max_rows,
+            ForwardCosts* costs) {
   Outcome outcome;
   Tokens cache;
   std::map<int, TokenId> revealed;  // the newest at each position
@@ -161,7 +135,7 @@ inline Outcome run(Decoder& decoder, const DecodeTask& task, bool agreeing = fal
   return outcome;
 }
 
-inline void check_same(const Outcome& actual, const Outcome& expected) {
+void check_same(const Outcome& actual, const Outcome& expected) {
   CHECK_EQ(actual.tokens, expected.tokens);
   CHECK_EQ(actual.nfe, expected.nfe);
   CHECK_EQ(actual.finished, expected.finished);

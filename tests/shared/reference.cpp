@@ -1,50 +1,15 @@
-// What the kernels' tests share: number formats worked out from their definitions in float64,
-// random tensors in every type, a comparison that NaN fails, and the list of the kernel tables to
-// test.
-#pragma once
-
-#include <algorithm>
-#include <cmath>
-#include <cstdlib>
-#include <cstring>
-#include <numeric>
-#include <random>
-#include <span>
-#include <string>
-#include <vector>
-
-#include "backend/cpu/kernels.h"
-#include "check.h"
-#include "core/batch.h"
-#include "core/dtype.h"
-#include "core/tensor.h"
+#include "reference.h"
 
 namespace sbd::test {
 
-inline constexpr double kEps = 0x1p-24;  // half a unit in the last place of a float32 in [1, 2)
-
-// The shortest row of at least 64 values.
-constexpr int short_row(DType dtype) { return std::max(64, values_per_block(dtype)); }
-
-// A number of `mantissa_bits` stored bits with exponents from `lowest` to `highest`: the nearest to
-// x, ties to even, subnormals below 2^lowest, infinity from halfway beyond the highest on.
-inline double rounded(double x, int mantissa_bits, int lowest, int highest) {
+double rounded(double x, int mantissa_bits, int lowest, int highest) {
   if (x == 0 || !std::isfinite(x)) return x;
   const double unit = std::ldexp(1.0, std::max(std::ilogb(x), lowest) - mantissa_bits);
   const double result = std::nearbyint(x / unit) * unit;
   return std::abs(result) < std::ldexp(1.0, highest + 1) ? result : std::copysign(INFINITY, x);
 }
-inline double rounded_to_half(double x) { return rounded(x, 10, -14, 15); }
-inline double rounded_to_bf16(double x) { return rounded(x, 7, -126, 127); }
 
-inline constexpr DType kCacheTypes[] = {DType::f32, DType::f16, DType::bf16};
-
-// To a type of caches; a float stays what it is.
-inline double rounded_to(DType dtype, double x) {
-  return dtype == DType::f16 ? rounded_to_half(x) : dtype == DType::bf16 ? rounded_to_bf16(x) : x;
-}
-// Q8_0's, of 32 neighbours: quants by the scale as float32 has it, of which a half is kept.
-inline std::vector<double> rounded_to(DType dtype, const std::vector<float>& x) {
+std::vector<double> rounded_to(DType dtype, const std::vector<float>& x) {
   std::vector<double> result(x.size());
   for (std::size_t i = 0; i < x.size(); ++i) {
     if (dtype != DType::q8_0) {
@@ -58,16 +23,8 @@ inline std::vector<double> rounded_to(DType dtype, const std::vector<float>& x) 
   }
   return result;
 }
-// What that is off by at most, as a share of it; in Q8_0 of the largest of its group.
-inline double rounding(DType dtype) {
-  return dtype == DType::q8_0   ? 0.5 / 127 + 0x1p-11
-         : dtype == DType::f16  ? 0x1p-11
-         : dtype == DType::bf16 ? 0x1p-8
-                                : 0;
-}
 
-// The value of stored bits: sign, exponent, mantissa.
-inline double bits_value(std::uint32_t bits, int mantissa_bits, int exponent_bits) {
+double bits_value(std::uint32_t bits, int mantissa_bits, int exponent_bits) {
   const int bias = (1 << (exponent_bits - 1)) - 1;
   const std::uint32_t mantissa = bits & ((1u << mantissa_bits) - 1);
   const int exponent = static_cast<int>(bits >> mantissa_bits & ((1u << exponent_bits) - 1));
@@ -76,57 +33,35 @@ inline double bits_value(std::uint32_t bits, int mantissa_bits, int exponent_bit
   if (exponent == 0) return sign * std::ldexp(mantissa, 1 - bias - mantissa_bits);
   return sign * std::ldexp((1u << mantissa_bits) + mantissa, exponent - bias - mantissa_bits);
 }
-inline double half_value(std::uint16_t bits) { return bits_value(bits, 10, 5); }
-inline double bf16_value(std::uint16_t bits) { return bits_value(bits, 7, 8); }
 
-// Stands behind an output, and must still stand there after.
-inline constexpr float kGuard = 12345.0f;
+std::uint64_t Random::bits() { return bits_(); }
 
-class Random {
- public:
-  explicit Random(std::uint64_t seed) : bits_(seed) {}
-  std::uint64_t bits() { return bits_(); }
-  int below(int n) { return static_cast<int>(bits_() % static_cast<std::uint64_t>(n)); }
-  double uniform(double low, double high) {
-    return low + (high - low) * std::ldexp(static_cast<double>(bits_() >> 11), -53);
-  }
-  std::vector<float> floats(std::size_t n, double low, double high) {
-    std::vector<float> result(n);
-    for (float& x : result) x = static_cast<float>(uniform(low, high));
-    return result;
-  }
-
- private:
-  std::mt19937_64 bits_;
-};
-
-// A tensor with its bytes, as it stands in a file.
-struct StoredTensor {
-  std::string name;
-  DType dtype;
-  std::vector<std::int64_t> shape;
-  std::vector<std::byte> bytes;
-
-  Tensor view() const { return {name, dtype, shape, bytes}; }
-};
-
-template <typename T>
-void append(std::vector<std::byte>& bytes, T value) {
-  const auto* p = reinterpret_cast<const std::byte*>(&value);
-  bytes.insert(bytes.end(), p, p + sizeof value);
+double Random::uniform(double low, double high) {
+  return low + (high - low) * std::ldexp(static_cast<double>(bits_() >> 11), -53);
 }
 
-inline StoredTensor f32_tensor(std::string name, std::vector<std::int64_t> shape,
-                               std::span<const float> values) {
-  StoredTensor tensor{std::move(name), DType::f32, std::move(shape), {}};
-  for (const float value : values) append(tensor.bytes, value);
-  return tensor;
+std::vector<float> Random::floats(std::size_t n, double low, double high) {
+  std::vector<float> result(n);
+  for (float& x : result) x = static_cast<float>(uniform(low, high));
+  return result;
 }
 
-// Values of about `size`: random signs and mantissas, quants over their whole range.
-inline StoredTensor random_matrix(std::string name, DType dtype, int rows, int cols, double size,
-                                  Random& random) {
+StoredTensor f32_tensor(std::string name, std::vector<std::int64_t> shape,
+                        std::span<const float> values) {
+  const auto bytes = std::as_bytes(values);
+  return {std::move(name), DType::f32, std::move(shape), {bytes.begin(), bytes.end()}};
+}
+
+StoredTensor random_matrix(std::string name, DType dtype, int rows, int cols, double size,
+                           Random& random) {
+  const int blocks = rows * cols / values_per_block(dtype);
   StoredTensor tensor{std::move(name), dtype, {rows, cols}, {}};
+  tensor.bytes.resize(static_cast<std::size_t>(blocks) * bytes_per_block(dtype));
+  std::byte* next = tensor.bytes.data();
+  const auto append = [&](auto value) {
+    std::memcpy(next, &value, sizeof value);
+    next += sizeof value;
+  };
   const int exponent = std::ilogb(size);
   const auto float_bits = [&](int mantissa_bits, int bias) {
     const int e = std::max(0, exponent + bias - random.below(3));  // at 0: subnormal
@@ -136,25 +71,24 @@ inline StoredTensor random_matrix(std::string name, DType dtype, int rows, int c
   const auto half = [&](int range) {  // of what is multiplied by up to 2^range
     const std::uint64_t sign = random.bits() & 1u;
     const auto stored = static_cast<std::uint16_t>(sign << 15 | float_bits(10, 15 - range));
-    append(tensor.bytes, stored);
+    append(stored);
     return stored;
   };
   const auto bytes = [&](int n) {
-    for (; n > 0; --n) append(tensor.bytes, static_cast<std::uint8_t>(random.bits()));
+    for (; n > 0; --n) *next++ = static_cast<std::byte>(random.bits());
   };
-  const int blocks = rows * cols / values_per_block(dtype);
   // A min is 2^powers as large as the scale, so that values lie around 0.
   const auto scale_and_min = [&](int range, int powers, bool opposite) {
     const int scale = half(range) ^ (opposite ? 0x8000 : 0);
-    append(tensor.bytes, static_cast<std::uint16_t>(scale + (powers << 10)));
+    append(static_cast<std::uint16_t>(scale + (powers << 10)));
   };
   for (int i = 0; i < blocks; ++i) {
     switch (dtype) {
-      case DType::f32: append(tensor.bytes, static_cast<float>(random.uniform(-size, size))); break;
+      case DType::f32: append(static_cast<float>(random.uniform(-size, size))); break;
       case DType::f16: half(0); break;
       case DType::bf16: {
         const std::uint64_t sign = random.bits() & 1u;
-        append(tensor.bytes, static_cast<std::uint16_t>(sign << 15 | float_bits(7, 127)));
+        append(static_cast<std::uint16_t>(sign << 15 | float_bits(7, 127)));
         break;
       }
       case DType::q8_0: half(7), bytes(32); break;
@@ -174,8 +108,7 @@ inline StoredTensor random_matrix(std::string name, DType dtype, int rows, int c
   return tensor;
 }
 
-// Where a quantised type's block has numbers in half precision.
-inline std::vector<std::size_t> halves_of(DType dtype) {
+std::vector<std::size_t> halves_of(DType dtype) {
   switch (dtype) {
     case DType::q2_k: return {80, 82};
     case DType::q3_k: return {108};
@@ -187,6 +120,16 @@ inline std::vector<std::size_t> halves_of(DType dtype) {
     default: return {0};
   }
 }
+
+namespace {
+
+double iq4_level(int nibble) {
+  constexpr int kLevels[] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                             1,    13,   25,  38,  53,  69,  89,  113};
+  return kLevels[nibble];
+}
+
+}  // namespace
 
 // GGUF's blocks: Q8_0 is a half scale and 32 int8; Q4_0 a half scale and 16 bytes whose low nibbles
 // are weights 0-15 and high nibbles 16-31, each minus 8; Q4_1 has a half m behind the scale, which
@@ -203,21 +146,18 @@ inline std::vector<std::size_t> halves_of(DType dtype) {
 // d (s - 32) level. Q6_K: 128 bytes of low nibbles, 64 bytes of two high bits, an int8 scale s for
 // each 16 weights, a half d: d s (q - 32). Each half block has 64 bytes of nibbles (low ones first)
 // and 32 bytes of high bits (lowest first).
-inline double iq4_level(int nibble) {
-  constexpr int kLevels[] = {-127, -104, -83, -65, -49, -35, -22, -10,
-                             1,    13,   25,  38,  53,  69,  89,  113};
-  return kLevels[nibble];
-}
-
-inline std::vector<double> values_of(const StoredTensor& tensor) {
+std::vector<double> values_of(const StoredTensor& tensor) {
   std::vector<double> values;
+  values.reserve(tensor.bytes.size() / bytes_per_block(tensor.dtype) *
+                 static_cast<std::size_t>(values_per_block(tensor.dtype)));
   const std::byte* p = tensor.bytes.data();
+  const std::byte* const end = p + tensor.bytes.size();
   const auto take = [&](auto value) {
     std::memcpy(&value, p, sizeof value);
     p += sizeof value;
     return value;
   };
-  while (p < tensor.bytes.data() + tensor.bytes.size()) {
+  while (p < end) {
     switch (tensor.dtype) {
       case DType::f32: values.push_back(take(float{})); break;
       case DType::f16: values.push_back(half_value(take(std::uint16_t{}))); break;
@@ -347,10 +287,8 @@ inline std::vector<double> values_of(const StoredTensor& tensor) {
   return values;
 }
 
-// The first place where |actual - expected| <= tolerance does not hold, in words; "" where there is
-// none. A NaN anywhere is such a place.
-inline std::string mismatch(std::span<const float> actual, std::span<const double> expected,
-                            std::span<const double> tolerance) {
+std::string mismatch(std::span<const float> actual, std::span<const double> expected,
+                     std::span<const double> tolerance) {
   if (actual.size() != expected.size() || actual.size() != tolerance.size()) return "sizes differ";
   for (std::size_t i = 0; i < actual.size(); ++i) {
     if (!(std::abs(actual[i] - expected[i]) <= tolerance[i])) {
@@ -361,43 +299,7 @@ inline std::string mismatch(std::span<const float> actual, std::span<const doubl
   return "";
 }
 
-// Probabilities after temperature, top-k, top-p and min-p, by sorting and cutting.
-template <typename T>
-std::vector<double> filtered(const std::vector<T>& logits, const Sampling& sampling) {
-  const std::size_t n = logits.size();
-  std::vector<std::size_t> order(n);
-  std::iota(order.begin(), order.end(), std::size_t{0});
-  std::stable_sort(order.begin(), order.end(),
-                   [&](std::size_t a, std::size_t b) { return logits[a] > logits[b]; });
-  std::vector<double> p(n);
-  for (std::size_t i = 0; i < n; ++i) {
-    p[i] = std::exp((static_cast<double>(logits[i]) - logits[order[0]]) / sampling.temperature);
-  }
-  const auto keep = [&](std::size_t count) {
-    for (std::size_t i = count; i < n; ++i) p[order[i]] = 0;
-    const double sum = std::accumulate(p.begin(), p.end(), 0.0);
-    for (double& x : p) x /= sum;
-  };
-  keep(sampling.top_k > 0 ? std::min(n, static_cast<std::size_t>(sampling.top_k)) : n);
-  double mass = 0;
-  std::size_t count = 0;
-  while (count < n && (count == 0 || mass < sampling.top_p)) mass += p[order[count++]];
-  while (count > 1 && p[order[count - 1]] < sampling.min_p * p[order[0]]) --count;
-  keep(count);
-  return p;
-}
-
-inline bool same_bits(const float* a, const float* b, std::size_t n) {
-  return std::memcmp(a, b, n * sizeof(float)) == 0;
-}
-
-inline const std::string kAskedIsa = [] {
-  const char* name = std::getenv("SBD_ISA");
-  return name != nullptr ? name : "";
-}();
-
-// Of this CPU, the fastest first.
-inline std::vector<const cpu::Kernels*> all_kernels() {
+std::vector<const cpu::Kernels*> all_kernels() {
   std::vector<const cpu::Kernels*> tables;
   for (int i = 0; cpu::supported_kernels(i) != nullptr; ++i) {
     tables.push_back(cpu::supported_kernels(i));
@@ -405,8 +307,16 @@ inline std::vector<const cpu::Kernels*> all_kernels() {
   return tables;
 }
 
-// All of them, or the one that SBD_ISA named before a test did: another run has the others.
-inline std::vector<const cpu::Kernels*> tested_kernels() {
+namespace {
+
+const std::string kAskedIsa = [] {
+  const char* name = std::getenv("SBD_ISA");
+  return name != nullptr ? name : "";
+}();
+
+}  // namespace
+
+std::vector<const cpu::Kernels*> tested_kernels() {
   asked_for_every_isa = true;
   std::vector<const cpu::Kernels*> tables = all_kernels();
   if (!kAskedIsa.empty()) {
@@ -415,36 +325,4 @@ inline std::vector<const cpu::Kernels*> tested_kernels() {
   return tables;
 }
 
-// While it lives, backends that are made take this kernel table.
-class ForcedIsa {
- public:
-  explicit ForcedIsa(const char* name) {
-    const char* before = std::getenv("SBD_ISA");
-    if (before != nullptr) before_ = before;
-    setenv("SBD_ISA", name, 1);
-  }
-  ~ForcedIsa() { before_.empty() ? unsetenv("SBD_ISA") : setenv("SBD_ISA", before_.c_str(), 1); }
-  ForcedIsa(const ForcedIsa&) = delete;
-  ForcedIsa& operator=(const ForcedIsa&) = delete;
-
- private:
-  std::string before_;
-};
-
 }  // namespace sbd::test
-
-// `where` says which case it was; it is evaluated only on failure.
-#define CHECK_IN(where, ...)                                                          \
-  do {                                                                                \
-    if (!(__VA_ARGS__)) {                                                             \
-      sbd::test::report(__FILE__, __LINE__, "CHECK(" #__VA_ARGS__ ") in " + (where)); \
-    }                                                                                 \
-  } while (false)
-
-#define CHECK_CLOSE(where, actual, expected, tolerance)                                    \
-  do {                                                                                     \
-    const std::string difference = sbd::test::mismatch((actual), (expected), (tolerance)); \
-    if (!difference.empty()) {                                                             \
-      sbd::test::report(__FILE__, __LINE__, #actual + difference + " in " + (where));      \
-    }                                                                                      \
-  } while (false)
