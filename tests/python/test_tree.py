@@ -124,10 +124,10 @@ def test_the_doors_shut() -> None:
 
 
 def unit_flags() -> dict[str, list[str]]:
-    """Compiler flags of each instruction set's unit, as CMakeLists.txt sets them."""
+    """Compiler flags of each instruction set's unit, as engine/CMakeLists.txt sets them."""
     flags: dict[str, str] = {}
     for name, value in re.findall(
-        r"set\(((?:AVX|NEON)\w*_FLAGS) (.+)\)", (ROOT / "CMakeLists.txt").read_text()
+        r"set\(((?:AVX|NEON)\w*_FLAGS) (.+)\)", (ENGINE / "CMakeLists.txt").read_text()
     ):
         flags[name] = re.sub(r"\$\{(\w+)\}", lambda match: flags[match[1]], value)
     units = ENGINE.glob("backend/cpu/kernels_*.cpp")
