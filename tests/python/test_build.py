@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -50,6 +51,15 @@ def test_auto(gpus: str | None, expected: str, folder: Path) -> None:
     done = configure(folder, "AUTO", gpus)
     assert done.returncode == 0, done.stderr
     assert f"CUDA backend: {expected}" in done.stdout
+
+
+@pytest.mark.skipif(not HAS_NVCC, reason="no nvcc")
+def test_each_file_of_kernels_is_compiled_alone(folder: Path) -> None:
+    """Whichever CMake: from 3.31 on it would join them, as it joins C++ files."""
+    assert configure(folder, "ON", None).returncode == 0
+    kernels = {str(path) for path in (ROOT / "engine/backend/cuda").glob("*.cu")}
+    compiled = json.loads((folder / "build/compile_commands.json").read_text())
+    assert kernels == {one["file"] for one in compiled if one["file"].endswith(".cu")}
 
 
 def test_on_is_for_all_and_off_for_none(folder: Path) -> None:
