@@ -1,33 +1,10 @@
-// What is asked of an LM head's rows beyond their statistics (core/batch.h), in device memory; and
-// what a warp does for it with a run of consecutive logits.
+// What a warp does with a run of consecutive logits for what is asked of its row (AskedRow).
 #pragma once
 
 #include "backend/cuda/run_stats.h"
 #include "backend/cuda/units.h"
-#include "core/batch.h"
 
 namespace sbd::cuda {
-
-// Of the given token, else of the one that the row decides: its logit, from the last kernel on its
-// log-probability.
-struct RowScore {
-  TokenScore token;
-  int rank;  // of a given token
-};
-
-struct AskedRow {
-  const Adjustment* adjustments = nullptr;  // ascending by token
-  const std::uint32_t* allowed = nullptr;   // a bit per token; null: all
-  RowScore* score = nullptr;                // null: no scores are asked for
-  float* unadjusted = nullptr;              // of a scored row: the adjusted tokens' own logits
-  RunStats* runs = nullptr;                 // [runs] of the model's own distribution
-  TokenScore* run_best = nullptr;           // [runs][n_run_best], by logit
-  TokenScore* best = nullptr;               // [n_best]
-  int n_adjustments = 0;
-  int n_run_best = 0;
-  int n_best = 0;
-  TokenId given = -1;
-};
 
 // Of the adjustments of a row, the first of a token that is not below this one.
 __device__ inline int first_adjustment(const AskedRow& ask, TokenId token) {

@@ -9,9 +9,41 @@
 
 namespace sbd::cuda {
 
-struct AskedRow;  // asked_rows.h
-struct RowScore;  // asked_rows.h
-struct RunStats;  // run_stats.h
+struct Top {
+  float max;
+  float second;  // the next highest logit, equal to max where two share it
+  int argmax;    // lowest id
+};
+
+// Softmax statistics of a run of consecutive logits (run_stats.h).
+struct RunStats {
+  Top top;
+  float sum;           // of exp(l - max)
+  float weighted_sum;  // of (l - max) exp(l - max)
+  int not_finite;      // is any logit?
+};
+
+// Of the given token, else of the one that the row decides: its logit, from the last kernel on its
+// log-probability.
+struct RowScore {
+  TokenScore token;
+  int rank;  // of a given token
+};
+
+// What is asked of a row beyond its statistics (core/batch.h), in device memory (asked_rows.h).
+struct AskedRow {
+  const Adjustment* adjustments = nullptr;  // ascending by token
+  const std::uint32_t* allowed = nullptr;   // a bit per token; null: all
+  RowScore* score = nullptr;                // null: no scores are asked for
+  float* unadjusted = nullptr;              // of a scored row: the adjusted tokens' own logits
+  RunStats* runs = nullptr;                 // [runs] of the model's own distribution
+  TokenScore* run_best = nullptr;           // [runs][n_run_best], by logit
+  TokenScore* best = nullptr;               // [n_best]
+  int n_adjustments = 0;
+  int n_run_best = 0;
+  int n_best = 0;
+  TokenId given = -1;
+};
 
 struct HeadRow {
   int position;

@@ -7,8 +7,8 @@
 
 namespace sbd::cuda {
 
-struct AskedRow;  // asked_rows.h
-struct RunStats;  // run_stats.h
+struct AskedRow;  // head.h
+struct RunStats;  // head.h
 
 inline constexpr int kMaxParts = 3;  // weights on one input that share a launch
 

@@ -168,6 +168,12 @@ double packed_bytes(DType dtype, double rows, double cols) {
   return blocks * bytes;
 }
 
+bool has_mins(DType dtype) {
+  bool has = false;
+  with_format(dtype, [&](auto format) { has = decltype(format)::kHasMins; });
+  return has;
+}
+
 PackedWeight::PackedWeight(const Tensor& tensor, cudaStream_t stream)
     : Weight(stored_type(tensor.dtype), static_cast<int>(tensor.shape[0]),
              static_cast<int>(tensor.shape[1])) {

@@ -10,6 +10,9 @@ namespace sbd::cuda {
 // What a weight of a file's type takes: nearly what it takes there, or as f16.
 double packed_bytes(DType dtype, double rows, double cols);
 
+// Whether a product of such a weight also takes the sums of its inputs.
+bool has_mins(DType dtype);
+
 // In stages [feature blocks][chunks], where formats.h has the type; f32 row-major; the other types
 // become f16.
 class PackedWeight : public Weight {

@@ -1,24 +1,12 @@
 // Softmax statistics of a run of consecutive logits.
 #pragma once
 
+#include "backend/cuda/head.h"
 #include "backend/cuda/warp.h"
 
 namespace sbd::cuda {
 
 inline constexpr float kExcluded = -1e30f;  // the logit of a token that cannot be: finite
-
-struct Top {
-  float max;
-  float second;  // the next highest logit, equal to max where two share it
-  int argmax;    // lowest id
-};
-
-struct RunStats {
-  Top top;
-  float sum;           // of exp(l - max)
-  float weighted_sum;  // of (l - max) exp(l - max)
-  int not_finite;      // is any logit?
-};
 
 inline constexpr Top kNoTop{kExcluded, kExcluded, 0x7fffffff};
 

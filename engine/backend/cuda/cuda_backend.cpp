@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "backend/cuda/cuda.h"
-#include "backend/cuda/formats.h"
+#include "backend/cuda/device.h"
 #include "backend/cuda/kv.h"
 #include "core/error.h"
 
@@ -16,75 +16,11 @@ namespace {
 constexpr int kMaxGraphRows = 128;
 constexpr std::size_t kRowMetadataBytes = 512;  // with room to spare
 
-__global__ void code_probe() {}
-
-bool has_mins(DType dtype) {
-  bool has = false;
-  with_format(dtype, [&](auto format) { has = decltype(format)::kHasMins; });
-  return has;
-}
-
-std::string why_unusable(int device) {
-  cudaDeviceProp properties;
-  const cudaError_t status = cudaGetDeviceProperties(&properties, device);
-  if (status != cudaSuccess) {
-    return format("device cuda:{}: {}; use device cpu", device, cudaGetErrorString(status));
-  }
-  if (properties.major >= 8) return "";
-  return format(
-      "device cuda:{}: {} has compute capability {}.{}, expected 8.0 or higher; use device cpu",
-      device, properties.name, properties.major, properties.minor);
-}
-
-// The device, made current: before anything is made on it.
-int chosen(int device) {
-  refuse_after_failure();
-  int n = 0;
-  const cudaError_t status = cudaGetDeviceCount(&n);
-  SBD_CHECK(status == cudaSuccess && n > 0, "{}", why_unavailable());
-  SBD_CHECK(device >= 0 && device < n, "device cuda:{}: expected an index below the {} GPUs here",
-            device, n);
-  const std::string why = why_unusable(device);
-  SBD_CHECK(why.empty(), "{}", why);
-  const cudaError_t made_current = cudaSetDevice(device);
-  SBD_CHECK(made_current == cudaSuccess, "device cuda:{}: {}; use device cpu", device,
-            cudaGetErrorString(made_current));
-  return device;
-}
-
-// A kernel may start before the last one's end where its code waits for it (ptx.h): what it was
-// compiled for decides, not the device, which also runs code of 8.0. Graphs know of it from CUDA
-// 12.3 on.
-bool may_overlap(const cudaDeviceProp& properties) {
-  cudaFuncAttributes code;
-  const cudaError_t status = cudaFuncGetAttributes(&code, code_probe);
-  cudaGetLastError();
-  SBD_CHECK(status == cudaSuccess,
-            "this build has no code for {} (compute capability {}.{}): {}; build with "
-            "CMAKE_CUDA_ARCHITECTURES={}{}, or use device cpu",
-            properties.name, properties.major, properties.minor, cudaGetErrorString(status),
-            properties.major, properties.minor);
-  int driver = 0;
-  check(cudaDriverGetVersion(&driver), "asking for the driver's version");
-  return code.ptxVersion >= 90 && driver >= 12030;
-}
-
 }  // namespace
-
-std::string why_unavailable() {
-  const std::string lost = failure();
-  if (!lost.empty()) return lost;
-  int n = 0;
-  const cudaError_t status = cudaGetDeviceCount(&n);
-  cudaGetLastError();
-  if (status == cudaSuccess && n > 0) return why_unusable(0);
-  return format("device cuda: no usable NVIDIA GPU: {}; use device cpu",
-                status == cudaSuccess ? "none found" : cudaGetErrorString(status));
-}
 
 std::unique_ptr<Backend> make_backend(int device) { return std::make_unique<CudaBackend>(device); }
 
-CudaBackend::CudaBackend(int device) : device_(chosen(device)), knobs_(read_knobs()) {
+CudaBackend::CudaBackend(int device) : device_(choose_device(device)), knobs_(read_knobs()) {
   cudaDeviceProp properties;
   check(cudaGetDeviceProperties(&properties, device), "asking for its properties");
   name_ = properties.name;

@@ -6,7 +6,6 @@
 #include <bit>
 #include <map>
 
-#include "backend/cuda/asked_rows.h"
 #include "backend/cuda/cuda_backend.h"
 
 namespace sbd::cuda {
