@@ -445,7 +445,6 @@ TEST(defaults_tell_what_the_model_has) {
 }
 
 TEST(layers_are_cut_for_direct_multi_token_decoding) {
-  using Integers = std::vector<std::int64_t>;
   CHECK_EQ(read().layer_sections, (std::array<int, 3>{0, 0, 2}));
   CHECK_EQ(read({{"sbd.dmtd.layers", Integers{0, 1, 1}}}).layer_sections,
            (std::array<int, 3>{0, 1, 1}));

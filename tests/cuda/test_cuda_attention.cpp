@@ -45,9 +45,9 @@ TEST(cuda_attention_over_a_cache_that_has_grown) {
     const std::size_t position = 2 * 10;  // floats
     cache.kv = device.backend().allocate_kv(2, heads, 5000, dtype);
     for (const auto& [first, end] : {std::pair{0, 700}, {700, 2049}, {2049, 2100}, {2100, 5000}}) {
-      const auto part = [&, first = first, end = end](const std::vector<float>& all) {
-        return std::vector<float>(all.begin() + first * static_cast<std::ptrdiff_t>(position),
-                                  all.begin() + end * static_cast<std::ptrdiff_t>(position));
+      const auto part = [&, from = first, to = end](const std::vector<float>& all) {
+        return std::vector<float>(all.begin() + from * static_cast<std::ptrdiff_t>(position),
+                                  all.begin() + to * static_cast<std::ptrdiff_t>(position));
       };
       cache.write(device, first, part(cache.keys), part(cache.values));
     }

@@ -26,11 +26,11 @@ double best_rate(Work work) {
 }  // namespace
 
 Peaks CpuBackend::measure_peaks() {
-  constexpr Index kChunk = 1 << 20;
-  constexpr int kChunks = 256;  // together more than the caches of most machines
-  const Pages pages(std::size_t{kChunk} * kChunks, /*huge=*/true);
-  pool_.run(kChunks,
-            [&](int chunk, int) { std::memset(pages.data() + chunk * kChunk, 1, kChunk); });
+  constexpr Index kPiece = 1 << 20;
+  constexpr int kPieces = 256;  // together more than the caches of most machines
+  const Pages pages(std::size_t{kPiece} * kPieces, /*huge=*/true);
+  pool_.run(kPieces,
+            [&](int piece, int) { std::memset(pages.data() + piece * kPiece, 1, kPiece); });
   std::atomic<std::uint64_t> sink{0};  // used, so that nothing is optimised away
   const auto operations = [&](DType dtype) {
     constexpr int kTasks = 64;
@@ -47,8 +47,8 @@ Peaks CpuBackend::measure_peaks() {
   };
   Peaks peaks;
   peaks.read = best_rate([&] {
-    pool_.run(kChunks, [&](int chunk, int) {
-      sink += kernels_.peak_read(pages.data() + chunk * kChunk, kChunk);
+    pool_.run(kPieces, [&](int piece, int) {
+      sink += kernels_.peak_read(pages.data() + piece * kPiece, kPiece);
     });
     return static_cast<double>(pages.size());
   });
