@@ -349,18 +349,19 @@ std::uint64_t shuffle_bits(std::uint64_t mine, int from) {
 __attribute__((target_clones("avx2", "default")))
 #endif
 void add_products(const double (&a)[16][16], const double (&b)[16][8], double (&sums)[16][8]) {
-  // A typedef: clang takes no alignment of a `using`.
-  typedef double Four __attribute__((vector_size(4 * sizeof(double)), aligned(sizeof(double))));
-  const auto* rows = reinterpret_cast<const Four(*)[2]>(b);
+  using Four = double __attribute__((vector_size(4 * sizeof(double))));
+  Four low, high, b_low, b_high;  // copied, as the arrays are not aligned for it
   for (int row = 0; row < 16; ++row) {
-    auto* out = reinterpret_cast<Four*>(sums[row]);
-    Four low = out[0], high = out[1];
+    std::memcpy(&low, sums[row], sizeof low);
+    std::memcpy(&high, sums[row] + 4, sizeof high);
     for (int k = 0; k < 16; ++k) {
-      low += a[row][k] * rows[k][0];
-      high += a[row][k] * rows[k][1];
+      std::memcpy(&b_low, b[k], sizeof b_low);
+      std::memcpy(&b_high, b[k] + 4, sizeof b_high);
+      low += a[row][k] * b_low;
+      high += a[row][k] * b_high;
     }
-    out[0] = low;
-    out[1] = high;
+    std::memcpy(sums[row], &low, sizeof low);
+    std::memcpy(sums[row] + 4, &high, sizeof high);
   }
 }
 
