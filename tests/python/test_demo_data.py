@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -176,6 +177,7 @@ def test_tokenizer_keeps_text_and_digits_apart(data: DemoData) -> None:
         assert len(tokenizer.encode(f" {word}").ids) == len(tokenizer.encode(word).ids) == 1
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="3.10 unparses targets in parentheses")
 def test_generated_python_has_the_layout_of_the_real_text() -> None:
     rng = Random(0)
     for _ in range(300):
