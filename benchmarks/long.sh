@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Full counts of what .ci/run samples: some hours on two cores. After the README's commands.
-#   bash benchmarks/long.sh [files] [texts] [threads] [server] [grammars] [lossless] [llama] [ray]     all without an argument
+#   bash benchmarks/long.sh [files] [texts] [threads] [server] [grammars] [lossless] [llama] [ray] [compilers]
+#   all without an argument
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH=$PWD/.venv/bin:$PATH
@@ -52,14 +53,25 @@ ray() {  # replicas that are killed and replaced under load, and batches, on a c
   python benchmarks/ray_replicas.py
 }
 
+compilers() {  # all C++ tests as clang builds them, and as gcc does for AArch64, in an emulator
+  CXX=clang++-19 build clang OFF all
+  build/clang/sbd_tests
+  build/clang/tests/cuda_emulation/sbd_cuda_emulated_tests
+  cmake -S . -B build/aarch64 -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+    -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DCMAKE_EXE_LINKER_FLAGS=-static \
+    -DSBD_PYTHON=OFF -DSBD_TESTS=ON >/dev/null
+  cmake --build build/aarch64 -j "$(nproc)" --target sbd_tests
+  qemu-aarch64 -cpu max build/aarch64/sbd_tests
+}
+
 if [[ $# -eq 0 ]]; then
-  set -- files texts threads server grammars lossless llama ray
+  set -- files texts threads server grammars lossless llama ray compilers
 fi
 for part in "$@"; do
   case $part in
-    files | texts | threads | server | grammars | lossless | llama | ray) ;;
+    files | texts | threads | server | grammars | lossless | llama | ray | compilers) ;;
     *)
-      echo "unknown part $part: expected files, texts, threads, server, grammars, lossless, llama or ray" >&2
+      echo "unknown part $part: expected files, texts, threads, server, grammars, lossless, llama, ray or compilers" >&2
       exit 2
       ;;
   esac

@@ -1,6 +1,7 @@
 // What a warp does with a run of consecutive logits for what is asked of its row (AskedRow).
 #pragma once
 
+#include "backend/cuda/head.h"
 #include "backend/cuda/run_stats.h"
 #include "backend/cuda/units.h"
 

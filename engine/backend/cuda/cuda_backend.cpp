@@ -1,7 +1,6 @@
 #include "backend/cuda/cuda_backend.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "backend/cuda/cuda.h"
 #include "backend/cuda/device.h"

@@ -1,5 +1,5 @@
-// Behind the LM head: the statistics of runs of logits, which its matmul leaves (linear_tile.h), to
-// those of rows; and tokens drawn.
+// The LM head's rows: what its matmul is asked of them and leaves (linear_tile.h), statistics of
+// runs of logits; and what is behind it: those of rows, and tokens drawn.
 #pragma once
 
 #include <cstdint>

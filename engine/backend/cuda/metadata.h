@@ -32,7 +32,7 @@ class Metadata {
     const std::size_t end = round_up(at + values.size_bytes(), 16);
     SBD_CHECK(end <= host_.size(), "a forward's rows need {} bytes, expected at most {}", end,
               host_.size());
-    std::memcpy(host_.data() + at, values.data(), values.size_bytes());
+    if (!values.empty()) std::memcpy(host_.data() + at, values.data(), values.size_bytes());
     used_ = end;
     return reinterpret_cast<const T*>(device_.as<std::byte>() + at);
   }
